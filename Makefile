@@ -1,0 +1,42 @@
+# Each target works alone on a fresh machine with Python >= 3.11 and make:
+#   make demo                  the main result on real images in two minutes; options: make demo ARGS="--seed 1 --out folder"
+#   make test                  every test but the slow ones; make test SLOW=1 runs those too
+#   make lint                  formatting, lint rules, types
+# Another Python: make test PYTHON=python3.13 (asked once, when .venv is created).
+
+PYTHON ?= python3
+ARGS ?=
+SLOW ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := pyproject.toml constraints.txt Makefile
+
+.PHONY: demo test lint
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/monoloss demo $(ARGS)
+
+# The first call checks shapes and types of every argument; the second, without that, what our own checks answer.
+test: export HF_HUB_OFFLINE := 1
+test: export SLOW := $(SLOW)
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not door" --jaxtyping-packages=monoloss,beartype.beartype tests
+	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m door --doctest-modules tests src
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# uv is several times faster than pip; where it cannot be had, pip installs the same.
+$(VENV)/.installed-demo: EXTRAS := demo
+$(VENV)/.installed-dev: EXTRAS := all,dev
+$(VENV)/.installed-demo $(VENV)/.installed-dev: $(SETUP)
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"monoloss needs Python 3.11 or newer, this is %s; choose another with PYTHON=..." % sys.version.split()[0])'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv \
+		|| echo "uv cannot be installed here: going on with pip, which is slower"
+	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+		else set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'; fi
+	@touch $@

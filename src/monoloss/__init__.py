@@ -1,0 +1,85 @@
+"""Exact one-pass MonoScore, MonoLoss and sparse autoencoders whose latents mean one thing each."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from monoloss.errors import InputError, MissingExtraError, missing_extra
+from monoloss.functional.loss import mono_loss
+from monoloss.functional.moments import MonoMoments
+from monoloss.functional.purity import class_purity
+from monoloss.functional.reconstruction import reconstruction_quality
+from monoloss.functional.score import mono_score
+from monoloss.losses import MonoLoss
+from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConfig
+from monoloss.sae.model import SparseAutoencoder
+from monoloss.sparse import SparseActivations
+
+if TYPE_CHECKING:
+    from monoloss.data.importers import import_npy, import_npz
+    from monoloss.data.store import FeatureStore
+    from monoloss.evaluation.result import Evaluation
+    from monoloss.evaluation.run import evaluate
+    from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
+    from monoloss.training.config import SaeTraining, TrainingConfig
+    from monoloss.training.sae import train_saes
+
+__all__ = [
+    "AuxLoss",
+    "BatchTopKConfig",
+    "ClassPurity",
+    "Evaluation",
+    "FeatureStore",
+    "InputError",
+    "InputScaling",
+    "MissingExtraError",
+    "MonoLoss",
+    "MonoMoments",
+    "MonoScore",
+    "Reconstruction",
+    "SaeTraining",
+    "SparseActivations",
+    "SparseAutoencoder",
+    "TopKConfig",
+    "TrainingConfig",
+    "class_purity",
+    "evaluate",
+    "import_npy",
+    "import_npz",
+    "mono_loss",
+    "mono_score",
+    "reconstruction_quality",
+    "train_saes",
+]
+
+# names whose modules import more than torch and safetensors: found on first use
+_ON_FIRST_USE = {
+    "ClassPurity": "monoloss.metrics",
+    "Evaluation": "monoloss.evaluation.result",
+    "FeatureStore": "monoloss.data.store",
+    "MonoScore": "monoloss.metrics",
+    "Reconstruction": "monoloss.metrics",
+    "SaeTraining": "monoloss.training.config",
+    "TrainingConfig": "monoloss.training.config",
+    "evaluate": "monoloss.evaluation.run",
+    "import_npy": "monoloss.data.importers",
+    "import_npz": "monoloss.data.importers",
+    "train_saes": "monoloss.training.sae",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'monoloss' has no attribute {name!r}")
+    try:
+        module = import_module(_ON_FIRST_USE[name])
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

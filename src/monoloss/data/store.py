@@ -1,0 +1,291 @@
+"""FeatureStore: a folder of embeddings with labels and ids in row order, read memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from monoloss.checks import check_number
+from monoloss.data.store_format import (
+    DTYPES,
+    MANIFEST,
+    UNIT_NORM_TOLERANCE,
+    Manifest,
+    ShardLines,
+    SkippedFile,
+    decode,
+    shard_names,
+)
+from monoloss.data.store_reader import MappedShards
+from monoloss.data.store_rows import check_array, check_ids, check_same_rows
+from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions
+from monoloss.errors import InputError
+from monoloss.files import atomic_folder, check_new_folder, sha256
+
+
+class StoredBatch(NamedTuple):
+    """Consecutive rows of a store.
+
+    Args:
+        start: number of the first row.
+        embeddings: `(n, d)` float32, as stored.
+        labels: `(n,)` int64, `(n, n_classes)` bool, or None.
+    """
+
+    start: int
+    embeddings: Float[Tensor, "n d"]
+    labels: Int64[Tensor, " n"] | Bool[Tensor, "n c"] | None
+
+
+class FeatureStore:
+    """Embeddings, labels and ids of a data set, in a folder; rows keep the order in which they were given.
+
+    Files are memory-mapped: opening reads only what describes the store, rows are read when they are asked for. They
+    come back as they are stored (not normalised), as float32.
+
+    Args:
+        folder: a finished store, written by `FeatureStore.create`, `FeatureStoreWriter` or an importer.
+
+    Attributes:
+        folder: where it is.
+        manifest: all that is known about it.
+        n_rows, width: n and d.
+        n_classes: 0 without labels.
+        class_names: of the classes 0, 1, ..., or None.
+        multi_label: labels are `(n, n_classes)` bool, not `(n,)` integers.
+        has_labels, has_thumbnails: whether there are any.
+        normalised: every stored row has norm 1, within 0.005.
+        mean: `(d,)` float64, the mean of the UNIT rows `e_i / |e_i|`: what `center` takes.
+        fingerprint: a hash of all contents, to recognise the data by.
+        shard_offsets: number of the first row of each shard, then `n_rows`.
+
+    Raises:
+        InputError: the store is unfinished, of another version, or a file of it is missing or has another size or
+            header; the error names the file. Contents are compared by `verify` only.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     store = FeatureStore.create(parent + "/store", torch.eye(3), torch.tensor([0, 1, 1]), ["a", "b", "c"])
+        ...     print(len(store), store.n_classes, store.ids, store.rows(torch.tensor([2, 0])).tolist())
+        3 2 ['a', 'b', 'c'] [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if self.folder.is_dir() and not (self.folder / MANIFEST).exists():
+            raise InputError(str(self.folder), f"a folder without {MANIFEST}", "a store that has been finished")
+        self.manifest = manifest = Manifest.read(self.folder)
+        self._shards = MappedShards(self.folder, manifest)
+        self.n_rows, self.width, self.n_classes = manifest.n_rows, manifest.width, manifest.n_classes
+        self.class_names, self.multi_label = manifest.class_names, manifest.labels == "multi"
+        self.has_labels, self.has_thumbnails = manifest.labels is not None, manifest.thumbnails is not None
+        self.normalised = all(abs(norm - 1) <= UNIT_NORM_TOLERANCE for norm in manifest.norms)
+        self.mean = torch.tensor(manifest.mean, dtype=torch.float64)
+        hashes = [shard.sha256[name] for shard in manifest.shards for name in sorted(shard.sha256)]
+        self.fingerprint = hashlib.sha256("\n".join(hashes).encode("ascii")).hexdigest()
+        self.shard_offsets = self._shards.offsets
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> FeatureStore:
+        """Open a finished store: the same as `FeatureStore(folder)`."""
+        return cls(folder)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        embeddings: Shaped[Tensor, "n d"] | Shaped[ndarray, "n d"],
+        labels: Shaped[Tensor, "n *c"] | Shaped[ndarray, "n *c"] | None = None,
+        ids: Sequence[str] | None = None,
+        *,
+        paths: Sequence[str | None] | None = None,
+        thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"] | None = None,
+        **options: Unpack[StoreOptions],
+    ) -> FeatureStore:
+        """Write arrays as a store: the folder appears whole or not at all.
+
+        Arrays are read a shard at a time, so a memory-mapped one may be larger than the memory.
+
+        Args:
+            folder: the store; it does not exist yet or is empty.
+            embeddings: `(n, d)` with n >= 1, floating point, or bytes for dtype "uint8".
+            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for several labels a row (or none).
+            ids: of the n rows, each its own; by default the row numbers.
+            paths: of the n rows, relative to the image root.
+            thumbnails: `(n, h, w, c)` bytes, c = 1 or 3.
+            **options: see `StoreOptions`; `dtype` is by default the embeddings' own, float32 for float64.
+
+        Returns:
+            The store, open.
+
+        Raises:
+            InputError: as `FeatureStoreWriter` and its `write_shard` do, with the number of the row.
+        """
+        check_new_folder(folder)
+        check_array("embeddings", embeddings)
+        if embeddings.ndim != 2 or 0 in embeddings.shape:
+            raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", "(rows, width), each at least 1")
+        n_rows = len(embeddings)
+        ids = [str(row) for row in range(n_rows)] if ids is None else ids
+        check_same_rows(n_rows, labels=labels, ids=ids, paths=paths, thumbnails=thumbnails)
+        check_ids(ids, 0)
+        own = embeddings.dtype.name if isinstance(embeddings, ndarray) else str(embeddings.dtype).removeprefix("torch.")
+        options.setdefault("dtype", own if own in {"float16", "bfloat16", "uint8"} else "float32")
+        with atomic_folder(folder) as temporary:
+            writer = FeatureStoreWriter(temporary, **options)
+            for index, start in enumerate(range(0, n_rows, writer.rows_per_shard)):
+                part = slice(start, start + writer.rows_per_shard)
+                writer.write_shard(
+                    index,
+                    embeddings[part],
+                    ids[part],
+                    None if labels is None else labels[part],
+                    paths=None if paths is None else paths[part],
+                    thumbnails=None if thumbnails is None else thumbnails[part],
+                )
+            writer.finish()
+        return cls(folder)
+
+    def embeddings(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "n d"]:
+        """Rows `start` to `stop` (exclusive; None: to the end) in stored order, float32, on `device`. A copy."""
+        return decode(self._shards.range("embeddings", start, stop), self.manifest.scale)
+
+    def labels(self, start: int = 0, stop: int | None = None) -> Int64[Tensor, " n"] | Bool[Tensor, "n c"]:
+        """Labels of rows `start` to `stop`: `(n,)` int64, or `(n, n_classes)` bool for a multi-label store.
+
+        Raises:
+            InputError: the store has no labels, or the range is not within the store.
+        """
+        if not self.has_labels:
+            raise InputError("labels", f"{self.folder}, a store without labels", "a store that was written with labels")
+        if not self.multi_label:
+            return self._shards.range("labels", start, stop).to(self.device, copy=True)
+        parts = []
+        for shard, first, last in self._shards.parts(start, stop):
+            offsets = shard["label_offsets"][first : last + 1]
+            part = torch.zeros(last - first, self.n_classes, dtype=torch.bool)
+            rows = torch.arange(last - first).repeat_interleave(offsets.diff())
+            part[rows, shard["label_values"][offsets[0] : offsets[-1]]] = True
+            parts.append(part)
+        return torch.cat(parts).to(self.device)
+
+    def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Rows by number, in the order of `indices` (repeats allowed), float32, on `device`.
+
+        Raises:
+            InputError: an index is outside 0 to `n_rows - 1`.
+        """
+        return decode(self._shards.gather("embeddings", indices), self.manifest.scale)
+
+    def thumbnails(self, indices: Int[Tensor, " n"]) -> UInt8[Tensor, "n h w c"]:
+        """Thumbnails by row number, in the order of `indices`, on the CPU.
+
+        Raises:
+            InputError: the store has none, or an index is outside 0 to `n_rows - 1`.
+        """
+        if not self.has_thumbnails:
+            raise InputError(
+                "thumbnails", f"{self.folder}, a store without", "a store that was written with thumbnails"
+            )
+        return self._shards.gather("thumbnails", indices)
+
+    def batches(self, batch_size: int) -> Iterator[StoredBatch]:
+        """Every row exactly once, in stored order; a batch never crosses a shard, so a shard's last one may be short.
+
+        Args:
+            batch_size: rows of a full batch, at least 1.
+        """
+        check_number("batch_size", batch_size, at_least=1, integer=True)
+        return self._batches(batch_size)
+
+    def load(self, device: str | torch.device = "cpu") -> FeatureStore:
+        """Hold all embeddings in memory on `device`, in their stored type; rows and labels come back there from now on.
+
+        Costs `manifest.n_rows * width` times the stored type's size; a random batch then costs one gather.
+
+        Returns:
+            The store itself.
+        """
+        self._shards.load(device)
+        return self
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest. Reads everything.
+
+        Raises:
+            InputError: files are missing or have changed; the error names them all.
+        """
+        wrong = [
+            name
+            for shard in self.manifest.shards
+            for name, expected in shard.sha256.items()
+            if not (self.folder / name).is_file() or sha256(self.folder / name) != expected
+        ]
+        if wrong:
+            came = f"changed contents in {', '.join(wrong)}"
+            raise InputError(str(self.folder), came, f"the files whose sha256 {MANIFEST} holds")
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each row, in stored order; read once, and checked against their sha256."""
+        return self._lines.ids
+
+    @property
+    def paths(self) -> list[str | None]:
+        """The path of each row relative to `manifest.image_root`, or None where it is not known."""
+        return self._lines.paths
+
+    @property
+    def skipped(self) -> list[SkippedFile]:
+        """The source files that gave no row."""
+        return self._lines.skipped
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows and labels come back: the CPU, until `load` is called with another."""
+        return self._shards.device
+
+    @property
+    def n_bytes(self) -> int:
+        """What `load` takes."""
+        return self.n_rows * self.width * DTYPES[self.manifest.dtype].itemsize
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __repr__(self) -> str:
+        classes = f", {self.n_classes} classes" * self.has_labels + ", several labels a row" * self.multi_label
+        size = f"{self.n_rows} x {self.width} {self.manifest.dtype}"
+        return f"FeatureStore({str(self.folder)!r}: {size}{classes}, {len(self.manifest.shards)} shards)"
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        return FeatureStore, (self.folder.resolve(),)  # opened again where it arrives: rows do not travel
+
+    @cached_property
+    def _lines(self) -> ShardLines:
+        lines = ShardLines([], [], [])
+        for index, shard in enumerate(self.manifest.shards):
+            name = shard_names(index)[1]
+            part = ShardLines.read(self.folder / name, shard.sha256[name])
+            lines.ids.extend(part.ids)
+            lines.paths.extend(part.paths)
+            lines.skipped.extend(part.skipped)
+        return lines
+
+    def _batches(self, batch_size: int) -> Iterator[StoredBatch]:
+        for first, last in zip(self.shard_offsets, self.shard_offsets[1:], strict=False):
+            for start in range(first, last, batch_size):
+                stop = min(start + batch_size, last)
+                yield StoredBatch(
+                    start, self.embeddings(start, stop), self.labels(start, stop) if self.has_labels else None
+                )

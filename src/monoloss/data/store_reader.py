@@ -1,0 +1,100 @@
+"""The tensors of all shards of a store, memory-mapped and addressed by the row numbers of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from monoloss.data.store_format import MANIFEST, Manifest, open_tensors, shard_names
+from monoloss.errors import InputError
+
+
+class MappedShards:
+    """Rows of the shards' tensors, by name and row number.
+
+    Args:
+        folder: the store.
+        manifest: its manifest.
+
+    Attributes:
+        offsets: number of the first row of each shard, then the number of all rows.
+        device: where embeddings come back.
+
+    Raises:
+        InputError: a file is missing or has another size, or its header does not fit the manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._shards = [_open_shard(folder, manifest, index) for index in range(len(manifest.shards))]
+        self._loaded: Tensor | None = None  # all embeddings
+        self.device = torch.device("cpu")
+        self.offsets = [0]
+        for shard in manifest.shards:
+            self.offsets.append(self.offsets[-1] + shard.n_rows)
+
+    def load(self, device: str | torch.device) -> None:
+        """Copy all embeddings to `device`, as they are stored."""
+        like = self._shards[0]["embeddings"]
+        loaded = torch.empty(self.offsets[-1], like.shape[1], dtype=like.dtype, device=device)
+        for shard, first in zip(self._shards, self.offsets, strict=False):
+            loaded[first : first + len(shard["embeddings"])].copy_(shard["embeddings"])
+        self._loaded, self.device = loaded, loaded.device
+
+    def parts(self, start: int, stop: int | None) -> Iterator[tuple[dict[str, Tensor], int, int]]:
+        """The shards that hold rows `start` to `stop`, each with the first and last + 1 of these rows within it."""
+        stop = self.offsets[-1] if stop is None else stop
+        if not 0 <= start <= stop <= self.offsets[-1]:
+            raise InputError("start, stop", f"{start}, {stop}", f"0 <= start <= stop <= {self.offsets[-1]}")
+        if start == stop:
+            yield self._shards[0], 0, 0
+        for shard, first, last in zip(self._shards, self.offsets, self.offsets[1:], strict=False):
+            if max(start, first) < min(stop, last):
+                yield shard, max(start, first) - first, min(stop, last) - first
+
+    def range(self, name: str, start: int, stop: int | None) -> Shaped[Tensor, "n ..."]:
+        """Consecutive rows; a view of the file where they lie in one shard, so copy before you hand them on."""
+        parts = list(self.parts(start, stop))
+        if self._loaded is not None and name == "embeddings":
+            return self._loaded[start:stop]
+        rows = [shard[name][first:last] for shard, first, last in parts]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def gather(self, name: str, indices: Int[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
+        """Rows by number, in the order of `indices`; a copy."""
+        needed = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
+        if indices.ndim != 1 or indices.dtype not in {torch.int64, torch.int32}:
+            raise InputError("indices", f"{indices.dtype} of shape {tuple(indices.shape)}", needed)
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.offsets[-1]):
+            raise InputError("indices", f"values from {int(indices.min())} to {int(indices.max())}", needed)
+        if self._loaded is not None and name == "embeddings":
+            return self._loaded.index_select(0, indices.to(self.device))
+        indices = indices.to("cpu", torch.int64)
+        like = self._shards[0][name]
+        if len(self._shards) == 1:
+            return like.index_select(0, indices)
+        shard_of_row = torch.bucketize(indices, torch.tensor(self.offsets[1:]), right=True)
+        gathered = torch.empty(len(indices), *like.shape[1:], dtype=like.dtype)
+        for number in shard_of_row.unique().tolist():
+            at = (shard_of_row == number).nonzero()[:, 0]
+            gathered[at] = self._shards[number][name].index_select(0, indices[at] - self.offsets[number])
+        return gathered
+
+
+def _open_shard(folder: Path, manifest: Manifest, index: int) -> dict[str, Tensor]:
+    listed = manifest.shards[index]
+    for name, n_bytes in listed.n_bytes.items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(str(file), "no such file", f"the {n_bytes} bytes that {MANIFEST} lists")
+        if file.stat().st_size != n_bytes:
+            raise InputError(str(file), f"{file.stat().st_size} bytes", f"the {n_bytes} that {MANIFEST} lists")
+    tensor_name, line_name = shard_names(index)
+    header, tensors = open_tensors(folder / tensor_name, index)
+    same = all(getattr(header, name) == getattr(manifest, name) for name in ("width", "dtype", "scale", "labels"))
+    if not same or header.n_rows != listed.n_rows or header.lines_sha256 != listed.sha256[line_name]:
+        raise InputError(str(folder / tensor_name), "a shard of another store", f"the one that {MANIFEST} lists")
+    return tensors

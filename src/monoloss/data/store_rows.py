@@ -1,0 +1,159 @@
+"""What may enter a feature store: rows, labels, ids and thumbnails are checked and turned into what a shard stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float64, Shaped, UInt8
+from numpy import array, ndarray
+from torch import Tensor
+
+from monoloss.data.store_format import DTYPES, decode
+from monoloss.errors import InputError
+
+AnyArray: TypeAlias = Shaped[Tensor, "..."] | Shaped[ndarray, "..."]
+RowName: TypeAlias = Callable[[int], str]  # what an error calls row i of a shard
+_BLOCK = 8192  # rows that are in memory as float64 at a time
+
+
+def check_array(name: str, values: object) -> None:
+    """Raise `InputError` for what is neither a tensor nor an array."""
+    if not isinstance(values, Tensor | ndarray):
+        raise InputError(name, type(values).__name__, "a torch tensor or a NumPy array")
+
+
+def to_tensor(name: str, values: AnyArray) -> Shaped[Tensor, "..."]:
+    """An array as a tensor on the CPU; arrays are copied, so that a part of a memory-mapped file is read here."""
+    check_array(name, values)
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        return torch.from_numpy(array(values, dtype=values.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise InputError(name, f"dtype {values.dtype}", "numbers of a type that torch knows") from error
+
+
+def check_same_rows(n_rows: int, **others: Sequence[object] | AnyArray | None) -> None:
+    """Raise `InputError` for what has not exactly `n_rows` rows; None is left out."""
+    for name, other in others.items():
+        if other is not None and len(other) != n_rows:
+            raise InputError(name, f"{len(other)} rows", f"as many as embeddings has, {n_rows}")
+
+
+def check_ids(ids: Sequence[str], first_row: int) -> None:
+    """Raise `InputError` unless every id is a string of its own."""
+    rows: dict[str, int] = {}
+    for row, name in enumerate(ids, first_row):
+        if not isinstance(name, str):
+            raise InputError("ids", f"{name!r} (row {row})", "strings")
+        if rows.setdefault(name, row) != row:
+            raise InputError("ids", f"{name!r} twice (rows {rows[name]} and {row})", "an id of its own for every row")
+
+
+def encode_rows(
+    embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | None, row_name: RowName
+) -> tuple[Shaped[Tensor, "n d"], Float64[Tensor, " d"], list[float] | None]:
+    """The stored form of the rows, the float64 sum of the stored rows at unit norm, and their extreme norms.
+
+    Args:
+        embeddings: `(n, d)`, floating point, or bytes for dtype "uint8".
+        dtype: the stored type.
+        scale: value = scale * byte, for dtype "uint8".
+        row_name: what an error calls a row.
+
+    Returns:
+        `(n, d)`, `(d,)`, and [smallest, largest] norm, or None without rows.
+
+    Raises:
+        InputError: a row is not finite or zero, as it came or once it is stored; or its type cannot be stored so.
+    """
+    if not embeddings.is_floating_point() and not (embeddings.dtype == torch.uint8 and dtype == "uint8"):
+        needed = "floating-point rows, or uint8 rows with dtype 'uint8' and a scale"
+        raise InputError("embeddings", f"{embeddings.dtype} rows to store as {dtype}", needed)
+    stored = torch.empty(embeddings.shape, dtype=DTYPES[dtype])
+    unit_sum = torch.zeros(embeddings.shape[1], dtype=torch.float64)
+    extremes: list[float] = []
+    for start in range(0, len(embeddings), _BLOCK):
+        block, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
+        came = block
+        if scale is not None and block.is_floating_point():
+            block = (block.double() / scale).round()
+            outside = ~((block >= 0) & (block <= 255)).all(dim=1)
+        else:
+            outside = torch.zeros(len(block), dtype=torch.bool)
+        part.copy_(block)
+        rows = decode(part, scale).double()
+        norms = rows.norm(dim=1)
+        outside |= ~norms.isfinite()
+        if outside.any():
+            _refuse(~came.isfinite().all(dim=1), start, row_name, "NaN or inf", "finite rows")
+            _refuse(outside, start, row_name, f"a value outside {dtype}", _range_text(dtype, scale))
+        _refuse(norms == 0, start, row_name, f"only zeros once stored as {dtype}", "rows with a norm above 0")
+        unit_sum += (rows / norms[:, None]).sum(dim=0)
+        extremes += [norms.min().item(), norms.max().item()]
+    return stored, unit_sum, [min(extremes), max(extremes)] if extremes else None
+
+
+def encode_labels(
+    labels: AnyArray | None, class_names: Sequence[str] | None, row_name: RowName
+) -> tuple[str | None, int, dict[str, Tensor]]:
+    """The kind of the labels (None, "single", "multi"), the number of classes, and the tensors that store them.
+
+    Raises:
+        InputError: they are of another shape or type; a label is negative, or not among the class names.
+    """
+    if labels is None:
+        if class_names is not None:
+            raise InputError("class_names", "names without labels", "labels, or class_names=None")
+        return None, 0, {}
+    labels = to_tensor("labels", labels)
+    if labels.ndim == 2 and labels.dtype == torch.bool and labels.shape[1] > 0:
+        return "multi", *_encode_multi_labels(labels, class_names)
+    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        needed = "integers of shape (rows,), or bool of shape (rows, n_classes) for several labels a row"
+        raise InputError("labels", _type_text(labels), needed)
+    labels = labels.to(torch.int64)
+    n_classes = int(labels.max()) + 1 if class_names is None and len(labels) else len(class_names or ())
+    wrong = (labels < 0) | (labels >= n_classes)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        needed = (
+            "labels from 0" if class_names is None else f"labels from 0 to {n_classes - 1}, one for each class name"
+        )
+        raise InputError("labels", f"{int(labels[row])} ({row_name(row)})", needed)
+    return "single", n_classes, {"labels": labels.contiguous()}
+
+
+def encode_thumbnails(thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"]) -> UInt8[Tensor, "n h w c"]:
+    """Thumbnails as a shard stores them; `InputError` for anything but grey or colour bytes."""
+    pictures = to_tensor("thumbnails", thumbnails)
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] not in {1, 3}:
+        raise InputError("thumbnails", _type_text(pictures), "uint8 of shape (rows, height, width, 1 or 3)")
+    return pictures.contiguous()
+
+
+def _encode_multi_labels(
+    labels: Bool[Tensor, "n c"], class_names: Sequence[str] | None
+) -> tuple[int, dict[str, Tensor]]:
+    n_classes = labels.shape[1]
+    if class_names is not None and len(class_names) != n_classes:
+        raise InputError("labels", f"{n_classes} columns", f"one for each of the {len(class_names)} class names")
+    offsets = torch.zeros(len(labels) + 1, dtype=torch.int64)
+    offsets[1:] = labels.sum(dim=1).cumsum(dim=0)
+    return n_classes, {"label_offsets": offsets, "label_values": labels.nonzero()[:, 1].contiguous()}
+
+
+def _refuse(bad: Bool[Tensor, " n"], start: int, row_name: RowName, came: str, needed: str) -> None:
+    if bad.any():
+        raise InputError("embeddings", f"{came} ({row_name(start + int(bad.nonzero()[0]))})", needed)
+
+
+def _range_text(dtype: str, scale: float | None) -> str:
+    largest = torch.finfo(DTYPES[dtype]).max if scale is None else 255 * scale
+    return f"values from {0 if scale is not None else -largest:.6g} to {largest:.6g}"
+
+
+def _type_text(values: Tensor) -> str:
+    return f"{values.dtype} of shape ({', '.join(['rows', *map(str, values.shape[1:])])})"

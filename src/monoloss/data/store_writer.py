@@ -1,0 +1,310 @@
+"""Writing feature stores shard by shard: shards appear whole and in any order, the manifest comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from jaxtyping import Float64, Shaped, UInt8
+from numpy import ndarray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monoloss.checks import check_choice, check_number
+from monoloss.data.store_format import (
+    DTYPES,
+    MANIFEST,
+    Manifest,
+    ShardFiles,
+    ShardHeader,
+    ShardLines,
+    SkippedFile,
+    lines_text,
+    open_tensors,
+    shard_names,
+)
+from monoloss.data.store_rows import (
+    AnyArray,
+    check_ids,
+    check_same_rows,
+    encode_labels,
+    encode_rows,
+    encode_thumbnails,
+    to_tensor,
+)
+from monoloss.errors import InputError
+from monoloss.files import atomic_file, check_new_folder, remove_temporaries
+
+
+class StoreOptions(TypedDict, total=False):
+    """How a store is written: keyword arguments of `FeatureStore.create` and of the importers.
+
+    They mean what they mean for `FeatureStoreWriter`.
+    """
+
+    dtype: str
+    scale: float | None
+    class_names: Sequence[str] | None
+    encoder: Mapping[str, object] | None
+    image_root: str | None
+    rows_per_shard: int
+
+
+class FeatureStoreWriter:
+    """Write a feature store shard by shard, in any order, from one process or several.
+
+    Each `write_shard` leaves a whole shard or nothing. One process calls `finish`, which reads the shards back and
+    writes the manifest; before that the folder is unfinished and `FeatureStore.open` refuses it. Arrays that are at
+    hand as a whole are written by `FeatureStore.create`.
+
+    Args:
+        folder: the store; it does not exist yet or is empty (but see `resume`).
+        dtype: stored type: "float32", "float16", "bfloat16" or "uint8".
+        scale: for "uint8" and only there: value = scale * byte. Bytes are stored as they are; floating-point rows are
+            rounded to the nearest byte and must lie in [0, 255 * scale].
+        class_names: names of the classes 0, 1, ...; without them the number of classes is the largest label + 1.
+        encoder: the image model: a mapping with `name`, `weights` and `preprocessing`, of anything JSON can hold.
+        image_root: the folder that paths are relative to.
+        rows_per_shard: source positions that a shard covers (rows, where no file is skipped).
+        resume: go on with an unfinished folder; its shards must have been written with the same arguments.
+
+    Raises:
+        InputError: an argument is out of its range, or the folder is not as described; before anything is written.
+
+    Example:
+        >>> import tempfile
+        >>> from monoloss.data.store import FeatureStore
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     writer = FeatureStoreWriter(folder, dtype="float16", rows_per_shard=2)
+        ...     writer.write_shard(1, torch.ones(1, 4), ["c.png"])
+        ...     writer.write_shard(0, torch.eye(2, 4), ["a.png", "b.png"])
+        ...     writer.finish(n_shards=2)
+        ...     FeatureStore.open(folder).ids
+        ['a.png', 'b.png', 'c.png']
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        scale: float | None = None,
+        class_names: Sequence[str] | None = None,
+        encoder: Mapping[str, object] | None = None,
+        image_root: str | None = None,
+        rows_per_shard: int = 65536,
+        resume: bool = False,
+    ) -> None:
+        check_choice("dtype", dtype, list(DTYPES))
+        if (dtype == "uint8") != (scale is not None):
+            raise InputError("scale", repr(scale), "a number for dtype 'uint8' and None for every other dtype")
+        if scale is not None:
+            check_number("scale", scale, above=0, below=float("inf"))
+        check_number("rows_per_shard", rows_per_shard, at_least=1, integer=True)
+        self.folder = Path(folder)
+        self.dtype, self.scale = dtype, None if scale is None else float(scale)
+        self.class_names = _checked_names(class_names)
+        self.encoder = _checked_encoder(encoder)
+        self.image_root, self.rows_per_shard = image_root, rows_per_shard
+        self._first: ShardHeader | None = None  # what every other shard has to agree with
+        self._check_folder(resume=resume)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def written(self) -> list[int]:
+        """The numbers of the shards that are whole in the folder, ascending."""
+        names = (re.fullmatch(r"shard-(\d{5,})\.safetensors", file.name) for file in self.folder.glob("shard-*"))
+        return sorted(int(name[1]) for name in names if name)
+
+    def write_shard(
+        self,
+        index: int,
+        embeddings: Shaped[Tensor, "n d"] | Shaped[ndarray, "n d"],
+        ids: Sequence[str],
+        labels: Shaped[Tensor, "n *c"] | Shaped[ndarray, "n *c"] | None = None,
+        *,
+        paths: Sequence[str | None] | None = None,
+        thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"] | None = None,
+        skipped: Sequence[SkippedFile] = (),
+    ) -> None:
+        """Check and write one shard.
+
+        Args:
+            index: its number, from 0.
+            embeddings: `(n, d)`, 0 <= n <= rows_per_shard, floating point, or bytes for dtype "uint8".
+            ids: of the n rows; unique in the whole store.
+            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for several labels a row (or none).
+            paths: of the n rows, relative to the image root.
+            thumbnails: `(n, h, w, c)` bytes, c = 1 or 3.
+            skipped: source files of this shard that gave no row.
+
+        Raises:
+            InputError: row counts that differ; a zero or non-finite row, or one that becomes so in the stored type; a
+                repeated id; a label outside its range; a shard that exists, or whose shape differs from the first.
+                Rows are numbered from `index * rows_per_shard`. Nothing has been written then.
+        """
+        check_number("index", index, at_least=0, integer=True)
+        tensor_name, line_name = shard_names(index)
+        if (self.folder / tensor_name).exists():
+            raise InputError("index", f"{index}, which is written already", "the number of a new shard")
+        embeddings = to_tensor("embeddings", embeddings)
+        if embeddings.ndim != 2 or embeddings.shape[1] == 0 or len(embeddings) > self.rows_per_shard:
+            needed = f"(rows, width) with at most {self.rows_per_shard} rows and a width of at least 1"
+            raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", needed)
+        check_same_rows(len(embeddings), ids=ids, labels=labels, paths=paths, thumbnails=thumbnails)
+        check_ids(ids, index * self.rows_per_shard)
+        lines = lines_text(ids, paths, skipped)
+        tensors, header = self._encode(index, embeddings, ids, labels, thumbnails, lines)
+        if self._first is not None:
+            header.check_same_store(self._first, f"shard {index}")
+        with atomic_file(self.folder / line_name) as temporary:
+            temporary.write_text(lines, encoding="ascii", newline="\n")
+        with atomic_file(self.folder / tensor_name) as temporary:  # last: its presence says that the shard is whole
+            save_file(tensors, temporary, metadata=header.to_metadata())
+        self._first = self._first or header
+
+    def _encode(
+        self,
+        index: int,
+        embeddings: Shaped[Tensor, "n d"],
+        ids: Sequence[str],
+        labels: AnyArray | None,
+        thumbnails: AnyArray | None,
+        lines: str,
+    ) -> tuple[dict[str, Tensor], ShardHeader]:
+        """What the tensor file of a shard holds."""
+        first_row = index * self.rows_per_shard
+
+        def row_name(row: int) -> str:
+            return f"row {first_row + row}, id {ids[row]!r}"
+
+        labelled, n_classes, tensors = encode_labels(labels, self.class_names, row_name)
+        if thumbnails is not None:
+            tensors["thumbnails"] = encode_thumbnails(thumbnails)
+        tensors["embeddings"], tensors["unit_sum"], norms = encode_rows(embeddings, self.dtype, self.scale, row_name)
+        return tensors, ShardHeader(
+            index=index,
+            n_rows=embeddings.shape[0],
+            width=embeddings.shape[1],
+            dtype=self.dtype,
+            scale=self.scale,
+            labels=labelled,
+            n_classes=n_classes,
+            class_names=self.class_names,
+            thumbnails=None if thumbnails is None else list(thumbnails.shape[1:]),
+            norms=norms,
+            encoder=self.encoder,
+            rows_per_shard=self.rows_per_shard,
+            lines_sha256=hashlib.sha256(lines.encode("ascii")).hexdigest(),
+        )
+
+    def finish(self, n_shards: int | None = None) -> None:
+        """Read all shards back and write the manifest: the store is complete then. By one process, once.
+
+        Args:
+            n_shards: how many shards there must be; by default all up to the last one that is there.
+
+        Raises:
+            InputError: a shard is missing, is torn, does not fit the others, or repeats an id; or there are no rows.
+                No manifest is written then.
+        """
+        written = self.written
+        needed = range(max(written, default=0) + 1 if n_shards is None else n_shards)
+        for index in sorted(set(needed) ^ set(written)):
+            came = "no such shard" if index in needed else "a shard too many"
+            raise InputError(str(self.folder / shard_names(index)[0]), came, f"shards 0 to {len(needed) - 1}")
+        headers: list[ShardHeader] = []
+        shards: list[ShardFiles] = []
+        seen: dict[str, int] = {}
+        unit_sum, n_skipped = torch.zeros((), dtype=torch.float64), 0
+        for index in written:
+            tensor_file, line_file = (self.folder / name for name in shard_names(index))
+            header, tensors = open_tensors(tensor_file, index)
+            header.check_same_store((headers or [header])[0], str(tensor_file))
+            lines = ShardLines.read(line_file, header.lines_sha256)
+            for name in lines.ids:
+                if seen.setdefault(name, index) != index:
+                    came = f"{name!r} twice (shards {seen[name]} and {index})"
+                    raise InputError("ids", came, "an id of its own for every row")
+            headers.append(header)
+            shards.append(ShardFiles.of(header.n_rows, tensor_file, line_file))
+            unit_sum = unit_sum + tensors["unit_sum"]
+            n_skipped += len(lines.skipped)
+        if not seen:
+            raise InputError(str(self.folder), "a store without rows", "at least one row")
+        remove_temporaries(self.folder)
+        _manifest(headers, shards, unit_sum, self.image_root, n_skipped).write(self.folder)
+
+    def _check_folder(self, *, resume: bool) -> None:
+        check_new_folder(self.folder, allow_full=resume)
+        if not self.folder.exists():
+            return
+        if (self.folder / MANIFEST).exists():
+            raise InputError(str(self.folder), "a finished store", "an unfinished one to go on with")
+        for file in self.folder.iterdir():
+            if not re.fullmatch(r"shard-\d{5,}\.(safetensors|jsonl)|\..*", file.name):
+                raise InputError(str(file), "a file that is no part of a store", "a folder with nothing but shards")
+        for index in self.written:
+            path = self.folder / shard_names(index)[0]
+            header, _ = open_tensors(path, index)
+            for name in ("dtype", "scale", "class_names", "encoder", "rows_per_shard"):
+                came, needed = getattr(header, name), getattr(self, name)
+                if came != needed:
+                    raise InputError(str(path), f"a shard with {name} {came!r}", f"{needed!r}, to go on with it")
+            self._first = self._first or header
+
+
+def _manifest(
+    headers: Sequence[ShardHeader],
+    shards: list[ShardFiles],
+    unit_sum: Float64[Tensor, " d"],
+    image_root: str | None,
+    n_skipped: int,
+) -> Manifest:
+    first, n_rows = headers[0], sum(header.n_rows for header in headers)
+    norms = [norm for header in headers for norm in header.norms or ()]
+    return Manifest(
+        n_rows=n_rows,
+        width=first.width,
+        dtype=first.dtype,
+        scale=first.scale,
+        labels=first.labels,
+        n_classes=max(header.n_classes for header in headers),
+        class_names=first.class_names,
+        thumbnails=first.thumbnails,
+        norms=[min(norms), max(norms)],
+        mean=(unit_sum / n_rows).tolist(),
+        encoder=first.encoder,
+        image_root=image_root,
+        rows_per_shard=first.rows_per_shard,
+        n_skipped=n_skipped,
+        shards=shards,
+    )
+
+
+def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
+    if class_names is None:
+        return None
+    names = list(class_names)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError("class_names", repr(class_names), "a sequence of strings, or None")
+    return names
+
+
+def _checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] | None:
+    if encoder is None:
+        return None
+    needed = "name, weights and preprocessing, of what JSON can hold"
+    if set(encoder) != {"name", "weights", "preprocessing"}:
+        raise InputError("encoder", f"the keys {sorted(encoder)}", needed)
+    try:
+        plain: dict[str, object] = json.loads(json.dumps(dict(encoder), allow_nan=False))  # as it will be read back
+    except (TypeError, ValueError) as error:
+        raise InputError("encoder", str(error), needed) from error
+    return plain

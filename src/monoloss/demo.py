@@ -1,0 +1,194 @@
+"""The demo: MonoLoss at work on scikit-learn's digits, from a feature store to a table and pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from monoloss.checks import check_number
+from monoloss.data.store import FeatureStore
+from monoloss.errors import InputError
+from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.table import evaluation_table
+from monoloss.files import atomic_folder, write_json
+from monoloss.report.figures import (
+    purity_bars,
+    save_figure,
+    score_histogram,
+    spread_latents,
+    top_examples_grid,
+    trade_off,
+)
+from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
+from monoloss.training.config import SaeTraining, TrainingConfig
+from monoloss.training.sae import train_saes
+
+N_LATENTS, K = 128, 8
+BATCH_SIZE, EPOCHS, LR = 256, 80, 1e-3
+DEAD_AFTER_SAMPLES = 20_000
+TOPK_WEIGHT, BATCH_TOPK_WEIGHT = 0.1, 2e-3  # TopK's reconstruction error is a sum over dimensions, so it needs more
+MEMORY = 0.9
+VARIANTS = {"topk": "TopK", "batch_topk": "BatchTopK"}
+LOSSES = {"baseline": "baseline", "paper": "paper's MonoLoss", "memory": "memory + centred"}
+GRID_LATENTS = 6
+MARK = "demo.json"  # by which a folder is known as an earlier demo's
+
+
+class Digits(NamedTuple):
+    """scikit-learn's digits, split.
+
+    Attributes:
+        train: rows to train on, with labels.
+        held_out: rows to judge on, with labels and thumbnails.
+    """
+
+    train: FeatureStore
+    held_out: FeatureStore
+
+
+class DemoResult(NamedTuple):
+    """What a demo found, and where it is written.
+
+    Attributes:
+        evaluations: on held-out digits, by the names ``topk-baseline``, ..., ``batch_topk-memory``.
+        folder: table, pictures, stores, logs and evaluation files.
+    """
+
+    evaluations: dict[str, Evaluation]
+    folder: Path
+
+
+def run_demo(
+    seed: int = 0, out: str | Path = "demo-output", *, progress: bool = True, console: Console | None = None
+) -> DemoResult:
+    """Train six SAEs on one pass over the training digits, judge them on the held-out ones, and show it.
+
+    Args:
+        seed: of the split, the initial weights and the order of the rows.
+        out: folder for the results; it appears whole, and replaces an earlier demo's.
+        progress: show progress bars.
+        console: where the table goes; the terminal by default.
+
+    Raises:
+        InputError: a negative seed, or a folder that holds something else.
+    """
+    check_number("seed", seed, at_least=0, integer=True)
+    out, console = Path(out), console or Console()
+    if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier demo's")
+    start = time.perf_counter()
+    with _one_thread(), atomic_folder(out, replace=True) as folder:
+        digits = digits_stores(folder / "stores", seed)
+        saes = train_saes(digits.train, demo_config(seed), folder, progress=progress)
+        evaluations = evaluate(digits.held_out, saes)
+        for name, evaluation in evaluations.items():
+            evaluation.save(folder / "evaluations" / name)
+        pictures = draw(evaluations, digits.held_out, folder / "pictures")
+        facts = {"seed": seed, "n_train": digits.train.n_rows, "n_held_out": digits.held_out.n_rows}
+        write_json(folder / MARK, facts, format_version=1)
+    title = f"{digits.held_out.n_rows} held-out digits, {N_LATENTS} latents, k = {K}"
+    console.print(evaluation_table(grouped(evaluations), title))
+    chance = next(iter(evaluations.values())).summary["chance"]
+    console.print(
+        f"A latent that is active at random scores {chance:.3f} (chance); lift is 0 there and 1 at best.",
+        soft_wrap=True,
+    )
+    console.print(f"{time.perf_counter() - start:.0f} s. Pictures and files: {out.resolve()}", soft_wrap=True)
+    for picture in pictures:
+        console.print(f"  {picture}")
+    return DemoResult(evaluations, out)
+
+
+def digits_stores(folder: Path, seed: int) -> Digits:
+    """The digits as two feature stores: 1198 rows to train on, 599 held out, the same share of each digit in both."""
+    data = load_digits()
+    pixels, labels = data.data.astype(np.float32), data.target.astype(np.int64)
+    parts = train_test_split(np.arange(len(pixels)), test_size=1 / 3, stratify=labels, random_state=seed)
+
+    def store(name: str, rows: np.ndarray) -> FeatureStore:
+        return FeatureStore.create(
+            folder / name,
+            pixels[rows],
+            labels[rows],
+            [f"digit-{row:04d}" for row in rows],
+            thumbnails=(pixels[rows] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1),
+            class_names=[str(name) for name in data.target_names],
+        )
+
+    return Digits(store("train", parts[0]), store("held-out", parts[1]))
+
+
+def demo_config(seed: int) -> TrainingConfig:
+    """Six SAEs: TopK and BatchTopK, each without MonoLoss, with the paper's, and with memory + centred MonoLoss."""
+    aux = AuxLoss(k=16, dead_after_samples=DEAD_AFTER_SAMPLES)
+    saes: dict[str, tuple[SaeConfig, float, float | None]] = {
+        "topk": (TopKConfig("topk", N_LATENTS, K, aux=aux), TOPK_WEIGHT, None),
+        "batch_topk": (BatchTopKConfig("batch_topk", N_LATENTS, K, aux=aux), BATCH_TOPK_WEIGHT, 1.0),
+    }
+    runs = {}
+    for name, (sae, weight, clip_norm) in saes.items():
+        for loss in LOSSES:
+            runs[f"{name}-{loss}"] = SaeTraining(
+                sae,
+                mono_weight=0.0 if loss == "baseline" else weight,
+                mono_memory=MEMORY if loss == "memory" else 0.0,
+                mono_center=loss == "memory",
+                lr=LR,
+                clip_norm=clip_norm,
+                seed=seed,
+            )
+    return TrainingConfig(runs, batch_size=BATCH_SIZE, epochs=EPOCHS, log_every_steps=20, seed=seed)
+
+
+def grouped(evaluations: Mapping[str, Evaluation]) -> dict[str, list[Evaluation]]:
+    """The evaluations by SAE variant, named after their loss, in the order of ``LOSSES``."""
+    return {
+        title: [replace(evaluations[f"{variant}-{loss}"], name=label) for loss, label in LOSSES.items()]
+        for variant, title in VARIANTS.items()
+    }
+
+
+def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: Path) -> list[str]:
+    """The pictures of a demo as PNG files; returns their names, relative to the parent of ``folder``."""
+    folder.mkdir(parents=True)
+    groups = grouped(evaluations)
+    figures = {
+        "score-against-explained-variance.png": trade_off(groups),
+        "purity.png": purity_bars(groups),
+    }
+    for (variant, title), group in zip(VARIANTS.items(), groups.values(), strict=True):
+        figures[f"scores-{variant}.png"] = score_histogram(group, title=f"{title}: MonoScore of each latent")
+        left, right = group[0], group[-1]
+        figures[f"digits-{variant}.png"] = top_examples_grid(
+            left,
+            right,
+            held_out.thumbnails,
+            held_out.thumbnails,
+            spread_latents(left, GRID_LATENTS),
+            spread_latents(right, GRID_LATENTS),
+        )
+    for name, figure in figures.items():
+        save_figure(figure, folder / name)
+    return [f"{folder.name}/{name}" for name in figures]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Matrices this small run faster on one thread, and many times faster where other programs use the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Evaluation: one pass over a store, every row once, in stored order."""

@@ -1,0 +1,75 @@
+"""What can be evaluated: anything that encodes rows; reconstruction is judged where there is a decoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from monoloss.checks import check_matrix
+from monoloss.errors import InputError
+from monoloss.sae.model import SparseAutoencoder
+from monoloss.sparse import Activations, SparseActivations
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns input rows ``(n, d_in)`` into activations ``(n, m)``, dense or sparse; each row by itself."""
+
+    def encode(self, inputs: Tensor) -> Activations:
+        """Activations of some rows."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Turns activations back into rows in the space of the inputs."""
+
+    def decode(self, codes: Activations) -> Tensor:
+        """Rows rebuilt from their activations."""
+        ...
+
+
+class Judged(NamedTuple):
+    """What one model makes of some rows.
+
+    Attributes:
+        activations: ``(n, m)``.
+        reconstruction: ``(n, d_in)`` in the space of ``target``, or None without a decoder.
+        target: the rows that the reconstruction is compared with.
+    """
+
+    activations: Activations
+    reconstruction: Float[Tensor, "n d_in"] | None
+    target: Float[Tensor, "n d_in"]
+
+
+def judge(name: str, model: Encoder, inputs: Float[Tensor, "n d_in"]) -> Judged:
+    """Encode some rows, and rebuild them where the model can."""
+    if isinstance(model, SparseAutoencoder):
+        output = model(inputs)
+        return Judged(output.codes, output.reconstruction, output.target)
+    activations = model.encode(inputs)
+    if not isinstance(activations, SparseActivations):
+        check_matrix(f"models[{name!r}].encode(inputs)", activations, rows=inputs.shape[0])
+    elif activations.shape[0] != inputs.shape[0]:
+        raise InputError(f"models[{name!r}].encode(inputs)", f"{len(activations)} rows", f"{inputs.shape[0]} rows")
+    reconstruction = model.decode(activations) if isinstance(model, Decoder) else None
+    return Judged(activations, reconstruction, inputs)
+
+
+def check_models(models: object) -> None:
+    """Refuse what is not a mapping from names to models that encode."""
+    if not isinstance(models, dict) or not models:
+        came = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
+        raise InputError("models", came, "a dict from names to models with encode(inputs)")
+    for name, model in models.items():
+        if not isinstance(model, Encoder):
+            raise InputError(f"models[{name!r}]", type(model).__name__, "a model with encode(inputs)")
+
+
+def modes(models: dict[str, Encoder]) -> list[tuple[nn.Module, bool]]:
+    """Every module below the models with its training flag, so that evaluation can put it back."""
+    found = [model for model in models.values() if isinstance(model, nn.Module)]
+    return [(part, part.training) for model in found for part in model.modules()]

@@ -1,0 +1,261 @@
+"""Files that are either whole or absent: atomic files and folders, sha256, versioned JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from monoloss.errors import InputError
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file whole or not at all: write to the path that is handed out; it takes `path`'s place at the end.
+
+    The path handed out lies in a temporary folder beside the target. When the block ends, the file is flushed to the
+    disk and renamed, which replaces an older file in one step. When the block raises, nothing is left behind and an
+    older file is untouched. After a kill the temporary folder stays: see `remove_temporaries`.
+
+    Args:
+        path: the file to write; missing parent folders are made.
+
+    Raises:
+        InputError: `path` is a folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_file(Path(folder) / "note.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['note.txt']
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(str(target), "a folder", "a path for a file")
+    with _temporary_beside(target) as temporary:
+        yield temporary / target.name
+        _settle(temporary / target.name, _file_mode(temporary))
+        (temporary / target.name).replace(target)
+        _sync_folder(target.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Write a folder whole or not at all: fill the folder that is handed out; it takes `path`'s place at the end.
+
+    When the block ends, every file in it is flushed to the disk and the folder is renamed. When the block raises,
+    nothing is left behind. After a kill the temporary folder stays beside the target: see `remove_temporaries`.
+
+    Args:
+        path: the folder to make; it does not exist yet or is empty. Missing parent folders are made.
+        replace: allow a folder that is not empty; it is moved aside, and deleted once the new one is in place. (Between
+            the two renames there is an instant without either; if the second rename fails the old folder comes back.)
+
+    Raises:
+        InputError: `path` is a file, or a folder that is not empty while `replace` is off; before anything is written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with atomic_folder(Path(parent) / "run") as folder:
+        ...         _ = (folder / "note.txt").write_text("whole")
+        ...     [str(file.relative_to(parent)) for file in sorted(Path(parent).rglob("*"))]
+        ['run', 'run/note.txt']
+    """
+    target = Path(path).resolve()
+    check_new_folder(target, allow_full=replace)
+    with _temporary_beside(target) as temporary:
+        yield temporary
+        mode = _file_mode(temporary)
+        for parent, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                _settle(Path(parent, name), mode)
+            _sync_folder(Path(parent))
+        _put_in_place(temporary, target)
+
+
+def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) -> None:
+    """Raise `InputError` unless a new folder can be made at `path`: nothing is there, or an empty folder.
+
+    Args:
+        path: the folder that is to be made.
+        allow_full: accept a folder that is not empty.
+
+    Example:
+        >>> check_new_folder(__file__)
+        Traceback (most recent call last):
+        monoloss.errors.InputError: ...: got a file; needed a path for a folder
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise InputError(str(target), "a file", "a path for a folder")
+    if not allow_full and target.is_dir() and any(target.iterdir()):
+        raise InputError(str(target), "a folder that is not empty", "a folder that is empty or does not exist yet")
+
+
+def remove_temporaries(folder: str | os.PathLike[str]) -> None:
+    """Delete what killed writers have left in `folder`: the temporary folders of `atomic_file` and `atomic_folder`.
+
+    Only where no other process is writing at the moment.
+    """
+    for leftover in Path(folder).glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The sha256 of a file's contents, in hexadecimal.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     sha256(file.name)[:8]
+        'e3b0c442'
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, object], *, format_version: int) -> None:
+    """Write a JSON file atomically, its `format_version` first. NaN (undefined) and None become null.
+
+    Args:
+        path: the file to write.
+        content: anything JSON can hold, nested; without the key "format_version".
+        format_version: what `read_json` has to ask for.
+
+    Raises:
+        InputError: an infinite number, which JSON cannot hold; the error says where. Nothing is written.
+    """
+    if "format_version" in content:
+        raise InputError("content", "the key 'format_version'", "it as an argument of its own")
+    document = {"format_version": format_version, **_to_json(content, str(path), "")}
+    text = json.dumps(document, indent=1, allow_nan=False)  # ASCII: any string survives, even undecodable file names
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="ascii")
+
+
+def read_json(path: str | os.PathLike[str], *, format_version: int, null: float | None = None) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Args:
+        path: the file.
+        format_version: the only version that is accepted.
+        null: what a null becomes: None, or `math.nan` for files in which every null is an undefined number.
+
+    Returns:
+        The content, without "format_version".
+
+    Raises:
+        InputError: the file is missing, torn, not JSON, or of another version; the error names it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(folder + "/scores.json", {"scores": [0.5, math.nan]}, format_version=1)
+        ...     read_json(folder + "/scores.json", format_version=1, null=math.nan)
+        {'scores': [0.5, nan]}
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or "an unreadable file", "a readable JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(path), f"a file that is not JSON ({error})", "the file as it was written") from error
+    if not isinstance(content, dict):
+        raise InputError(str(path), f"a JSON {type(content).__name__}", "a JSON object with a format_version")
+    version = content.pop("format_version", None)
+    if version != format_version:
+        came = "no format_version" if version is None else f"format_version {version!r}"
+        raise InputError(str(path), came, f"format_version {format_version}, which this version of monoloss reads")
+    return content if null is None else _replace_null(content, null)
+
+
+def _to_json(value: Any, file: str, where: str) -> Any:
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise InputError(file, f"{value} at '{where}'", "finite numbers, or NaN for undefined")
+        return None if math.isnan(value) else value
+    if isinstance(value, Mapping):
+        return {key: _to_json(item, file, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item, file, f"{where}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _replace_null(value: Any, null: float) -> Any:
+    if value is None:
+        return null
+    if isinstance(value, dict):
+        return {key: _replace_null(item, null) for key, item in value.items()}
+    return [_replace_null(item, null) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"the constant {name}")
+
+
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """A new empty folder beside `target`; afterwards it is gone, and after an error so are the parents it needed."""
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    old = None
+    if target.is_dir() and any(target.iterdir()):
+        old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        target.rename(old)
+    elif target.is_dir():
+        target.rmdir()
+    try:
+        temporary.rename(target)
+    except OSError:
+        if old is not None:
+            old.rename(target)
+        raise
+    _sync_folder(target.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _file_mode(folder: Path) -> int:
+    """The permissions of an ordinary new file, read off a new folder: some writers make files for the owner only."""
+    return stat.S_IMODE(folder.stat().st_mode) & 0o666
+
+
+def _settle(file: Path, mode: int) -> None:
+    file.chmod(mode)
+    with file.open("r+b") as opened:
+        os.fsync(opened.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,246 @@
+"""MonoLoss and its closed-form gradients, dense and sparse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from monoloss.checks import check_rows
+from monoloss.functional.moments import (
+    MonoMoments,
+    all_reduce,
+    batch_moments,
+    rebase,
+    stored_in_every_row,
+    unit_rows,
+)
+from monoloss.functional.score import is_defined, pair_weight, score_of
+from monoloss.precision import autocast_off, product_dtype
+from monoloss.sparse import Activations, SparseActivations, codes_matmul, sampled_matmul
+
+
+def mono_loss(
+    embeddings: Float[Tensor, "n d"],
+    activations: Activations,
+    *,
+    center: Float[Tensor, " d"] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    sync: bool = False,
+) -> Float[Tensor, ""]:
+    """One minus the mean MonoScore of the latents that are defined in the batch: small where latents mean one thing.
+
+    ``L = 1 - mean_j s_j``, with the exact closed-form gradient
+    ``ds_j/da_ij = 2 / (u_j^2 - v_j) (w_j . h_i - a_ij - s_j (u_j - a_ij))``. A minimum that is not 0 is differentiated
+    through (the rows that attain it share its gradient equally); a minimum of 0 is the floor of a ReLU and held
+    constant. Cost O(n m d) dense; O(entries d) sparse, where only stored entries get a gradient. Autocast does not
+    lower the precision.
+
+    Args:
+        embeddings: what "similar" means, ``(n, d)``, rows of any length but 0; get a gradient if they require one.
+        activations: ``(n, m)``, any sign, dense or :class:`monoloss.SparseActivations`.
+        center: mean vector ``(d,)`` taken off the embeddings first; None as in the paper.
+        process_group: with ``sync``, the processes whose rows make up the batch; None for all of them.
+        sync: score the global batch of all processes. The gradient is then that of the local rows times the number of
+            processes, because DistributedDataParallel averages gradients.
+
+    Returns:
+        A float32 scalar (float64 for float64 input) in [0, 2]: 0 if all active rows of every latent point the same
+        way. 1, with a gradient of zero, where no latent is defined. Dead, constant and single-row latents get a
+        gradient of exactly 0.
+
+    Raises:
+        InputError: shapes that do not fit; on the CPU also a zero or non-finite row, a non-finite activation.
+
+    Source:
+        arXiv 2602.12403, the batch loss; there the minimum and the range are part of an epsilon-guarded division.
+
+    Example:
+        >>> activations = torch.tensor([[1.0], [1.0], [0.0]], requires_grad=True)
+        >>> loss = mono_loss(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), activations)
+        >>> round(loss.item(), 4)
+        0.4
+    """
+    check_rows(embeddings, activations, center)
+    scores, defined = batch_scores(embeddings, activations, center=center, process_group=process_group, sync=sync)
+    return loss_of(scores, defined)
+
+
+def loss_of(scores: Float[Tensor, " m"], defined: Bool[Tensor, " m"]) -> Float[Tensor, ""]:
+    """One minus the mean of the defined scores; 1, still on the graph, where none is. Undefined scores must be 0."""
+    return 1.0 - scores.sum() / defined.sum().clamp(min=1)
+
+
+def batch_scores(
+    embeddings: Float[Tensor, "n d"],
+    activations: Activations,
+    *,
+    center: Float[Tensor, " d"] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+    sync: bool = False,
+) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"]]:
+    """Differentiable scores of one (global) batch, 0 where undefined, and which latents are defined."""
+    h = unit_rows(embeddings, center)
+    moments, world = global_moments(h, activations, process_group, sync=sync)
+    shared = _shared_minimum(activations, moments, process_group, sync=world > 1)
+    return _attach(h, activations, moments, is_defined(moments), shared, float(world))
+
+
+def remembered_scores(
+    unit_embeddings: Float[Tensor, "n d"], activations: Activations, moments: MonoMoments, gain: Tensor | float
+) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"]]:
+    """Differentiable scores of moments about 0 that hold this batch and decayed older ones.
+
+    A latent takes part only while ``u^2 >= 2 v`` (see :class:`monoloss.MonoLoss`); its gradient is times ``gain``.
+    """
+    defined = is_defined(moments) & (moments.u.square() >= 2.0 * moments.v)
+    return _attach(unit_embeddings, activations, moments, defined, None, gain)
+
+
+def global_moments(
+    unit_embeddings: Float[Tensor, "n d"],
+    activations: Activations,
+    process_group: dist.ProcessGroup | None,
+    *,
+    sync: bool,
+) -> tuple[MonoMoments, int]:
+    """Moments of the batch, over all processes of the group with ``sync``; and the number of those processes."""
+    moments = batch_moments(unit_embeddings, activations)
+    world = dist.get_world_size(process_group) if sync and dist.is_available() and dist.is_initialized() else 1
+    return (all_reduce(moments, process_group) if world > 1 else moments), world
+
+
+def about_zero(moments: MonoMoments) -> MonoMoments:
+    """Moments of activations >= 0, taken about 0."""
+    return rebase(moments, torch.zeros_like(moments.b))
+
+
+def _attach(
+    h: Tensor,
+    activations: Activations,
+    moments: MonoMoments,
+    defined: Tensor,
+    shared: Tensor | None,
+    gain: Tensor | float,
+) -> tuple[Tensor, Tensor]:
+    sparse = isinstance(activations, SparseActivations)
+    values = activations.values if sparse else activations
+    codes = activations.detach() if sparse else None
+    scores: Tensor = _Scores.apply(h, values, codes, moments, defined, shared, gain)
+    return scores, defined.to(scores.device)
+
+
+def _shared_minimum(
+    activations: Activations, moments: MonoMoments, group: dist.ProcessGroup | None, *, sync: bool
+) -> Tensor | None:
+    """How many rows of the (global) batch are at each latent's minimum, 0 where that minimum is 0; None if all are."""
+    z = activations.detach()
+    b = moments.b
+    at_minimum = _at(z, b)
+    if isinstance(z, SparseActivations):
+        count = torch.zeros_like(b).index_add(0, z.flat_indices.to(b.device), at_minimum.to(b).reshape(-1))
+    else:
+        count = at_minimum.to(b.device).sum(0, dtype=b.dtype)
+    count = torch.where(b == 0, 0.0, count)
+    if sync:
+        dist.all_reduce(count, group=group)
+    elif b.device.type == "cpu" and not count.any():
+        return None
+    return count
+
+
+def _at(z: Activations, b: Tensor) -> Tensor:
+    """Which entries of ``z`` are equal to the minimum of their latent."""
+    lowest = b.to(device=z.device, dtype=z.dtype)
+    if isinstance(z, SparseActivations):
+        return z.values == lowest[z.indices]
+    return z == lowest
+
+
+class _Scores(torch.autograd.Function):
+    """Scores of moments that were summed from ``h`` and ``values``, with the closed-form gradient to both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        values: Tensor,
+        codes: SparseActivations | None,
+        moments: MonoMoments,
+        defined: Tensor,
+        shared: Tensor | None,
+        gain: Tensor | float,
+    ) -> Tensor:
+        scores = torch.where(defined, score_of(moments, undefined="zero"), 0.0)
+        ctx.save_for_backward(h, values)
+        ctx.codes, ctx.moments, ctx.defined, ctx.shared, ctx.gain = codes, moments, defined, shared, gain
+        ctx.scores = scores
+        return scores.to(device=h.device, dtype=product_dtype(h.dtype, values.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, values = ctx.saved_tensors
+        moments, scores = ctx.moments, ctx.scores
+        with autocast_off(h.device):
+            factor = 2.0 * ctx.gain * grad.to(scores) / torch.where(ctx.defined, pair_weight(moments), 1.0)
+            factor = torch.where(ctx.defined, factor, 0.0)
+            of_minimum = None
+            if ctx.shared is not None:
+                inward = moments.w.double() @ moments.h_sum - moments.u - scores * (moments.n - 1.0) * moments.u
+                of_minimum = torch.where(ctx.shared > 0, -factor * inward / ctx.shared.clamp(min=1.0), 0.0)
+            batch = _Batch(h, values, ctx.codes, moments, grad.dtype)
+            of_values = batch.gradient_of_values(factor, scores, of_minimum) if ctx.needs_input_grad[1] else None
+            of_h = batch.gradient_of_embeddings(factor) if ctx.needs_input_grad[0] else None
+        return of_h, of_values, None, None, None, None, None
+
+
+class _Batch:
+    """The local rows of one backward pass, all in the dtype and on the device of the products."""
+
+    def __init__(
+        self, h: Tensor, values: Tensor, codes: SparseActivations | None, moments: MonoMoments, dtype: torch.dtype
+    ) -> None:
+        self.h = h.to(dtype)
+        self.values = values
+        self.codes = codes
+        self.w = self._here(moments.w)
+        self.b = self._here(moments.b)
+        self.u = self._here(moments.u)
+        self.moments = moments
+
+    def _here(self, sums: Tensor) -> Tensor:
+        return sums.to(device=self.h.device, dtype=self.h.dtype)
+
+    def gradient_of_values(self, factor: Tensor, scores: Tensor, of_minimum: Tensor | None) -> Tensor:
+        factor, scores = self._here(factor), self._here(scores)
+        if self.codes is None:
+            a = self.values.to(self.h.dtype) - self.b
+            grad = factor * (self.h @ self.w.t() - a - scores * (self.u - a))
+        else:
+            latents = self.codes.flat_indices
+            a = self.values.reshape(-1).to(self.h.dtype) - self.b[latents]
+            similarity = sampled_matmul(self.codes, self.h, self.w)
+            grad = factor[latents] * (similarity - a - scores[latents] * (self.u[latents] - a))
+        if of_minimum is not None:
+            z: Activations = self.values if self.codes is None else self.codes
+            share = self._here(of_minimum)
+            share = share if self.codes is None else share[self.codes.flat_indices]
+            grad = grad + torch.where(_at(z, self.moments.b).reshape(grad.shape), share, 0.0)
+        return grad.reshape(self.values.shape).to(self.values.dtype)
+
+    def gradient_of_embeddings(self, factor: Tensor) -> Tensor:
+        factor = self._here(factor)
+        if self.codes is None:
+            return ((self.values.to(self.h.dtype) - self.b) * factor) @ self.w
+        # stored entries weigh z - above, and every row below: together z - b at the entries, -b elsewhere. No row is
+        # elsewhere for a latent that each row stores: its b is taken off at the entries, where it cancels exactly
+        latents = self.codes.flat_indices
+        everywhere = stored_in_every_row(self.codes)
+        above, below = torch.where(everywhere, self.b, 0.0), torch.where(everywhere, 0.0, -self.b)
+        shifted = self.values.reshape(-1).to(self.h.dtype) - above[latents]
+        weights = self.codes.with_values((shifted * factor[latents]).reshape(self.values.shape))
+        return codes_matmul(weights, self.w) + (below * factor) @ self.w

@@ -1,0 +1,241 @@
+"""The sufficient statistics of MonoScore: fixed in size, exact for any order and any split of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from monoloss.errors import InputError
+from monoloss.functional.sparsity import refuse_not_finite
+from monoloss.precision import autocast_off, product_dtype, sums_device
+from monoloss.sparse import Activations, SparseActivations, codes_t_matmul
+
+_ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
+
+
+@dataclass(frozen=True)
+class MonoMoments:
+    """Sums over rows from which MonoScore, chance, lift and n_eff follow; the moments are taken about ``b``.
+
+    With unit embedding rows ``h_i`` and activations ``z_ij``, for each latent ``j``:
+    ``b = min z``, ``u = sum (z - b)``, ``v = sum (z - b)^2``, ``w = sum (z - b) h``; and ``n`` rows, ``H = sum h``.
+    Every term of ``u`` and ``v`` is >= 0, so nothing cancels. All float64, but for ``w`` of a single float32 batch.
+
+    Attributes:
+        n: number of rows, scalar.
+        h_sum: ``H``, the sum of the unit rows, ``(d,)``.
+        b: running minimum of each latent, ``(m,)``; infinity while there is no row.
+        u: first moments about ``b``, ``(m,)``.
+        v: second moments about ``b``, ``(m,)``.
+        w: activation-weighted sums of the unit rows, ``(m, d)``.
+
+    Example:
+        >>> first = batch_moments(torch.eye(2), torch.tensor([[1.0], [2.0]]))
+        >>> merge(first, batch_moments(torch.eye(2), torch.tensor([[0.0], [2.0]]))).u
+        tensor([5.], dtype=torch.float64)
+    """
+
+    n: Float[Tensor, ""]
+    h_sum: Float[Tensor, " d"]
+    b: Float[Tensor, " m"]
+    u: Float[Tensor, " m"]
+    v: Float[Tensor, " m"]
+    w: Float[Tensor, "m d"]
+
+    @classmethod
+    def zeros(cls, d: int, m: int, device: torch.device | None = None) -> MonoMoments:
+        """The moments of no rows: what merging leaves unchanged."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(n=zeros(), h_sum=zeros(d), b=zeros(m) + torch.inf, u=zeros(m), v=zeros(m), w=zeros(m, d))
+
+
+def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | None = None) -> Float[Tensor, "n d"]:
+    """Rows scaled to length 1, after the mean vector ``center`` was taken off; at least float32, differentiable.
+
+    Raises:
+        InputError: on the CPU, a row that has no direction: zero (after centring) or not finite.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    with autocast_off(embeddings.device):
+        rows = embeddings.to(product_dtype(embeddings.dtype))
+        if center is not None:
+            rows = rows - center.to(rows)
+        wide = rows.dtype if rows.device.type == "mps" else torch.float64
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide)
+        norms = norms.to(rows.dtype)
+        if norms.device.type == "cpu":
+            check_norms(norms, centred=center is not None)
+        unit: Tensor = rows / norms
+        return unit
+
+
+def check_norms(norms: Float[Tensor, "n 1"], *, centred: bool) -> None:
+    """Refuse embedding rows without a direction, naming the first one."""
+    bad = ~(torch.isfinite(norms) & (norms > 0)).flatten()
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        norm = float(norms.detach().flatten()[row])
+        kind = "a row of zeros" if norm == 0 else f"a row of length {norm}"
+        after = " after the mean vector was taken off" if centred else ""
+        raise InputError("embeddings", f"{kind}{after} (row {row})", "rows of finite numbers, not all zero")
+
+
+def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoMoments:
+    """Moments of one batch of unit rows about the batch's own minimum, from dense or sparse activations.
+
+    Products run in the wider dtype of the two inputs, at least float32, over at most 8192 rows each; their sum goes on
+    in float64. Cost O(n m d) dense, O(entries d) sparse. A latent stored sparsely has the minimum
+    ``min(0, smallest stored value)`` unless every row stores it.
+
+    Raises:
+        InputError: on the CPU, an activation that is not finite.
+
+    Example:
+        >>> batch_moments(torch.eye(2), torch.tensor([[1.0], [3.0]])).b
+        tensor([1.], dtype=torch.float64)
+    """
+    h = unit_embeddings.detach()
+    z = activations.detach()
+    with autocast_off(h.device), torch.no_grad():
+        dtype = product_dtype(h.dtype, z.dtype)
+        h = h.to(dtype)
+        if isinstance(z, SparseActivations):
+            moments = _sparse_moments(h, z, dtype)
+        else:
+            moments = _dense_moments(h, z, dtype)
+        moments = replace(moments, w=moments.w.to(dtype))  # the same on every process, whatever rows it has
+    if moments.u.device.type == "cpu" and not torch.isfinite(moments.u).all():
+        refuse_not_finite(z)
+    return moments
+
+
+def merge(left: MonoMoments, right: MonoMoments, *, reuse_left: bool = False) -> MonoMoments:
+    """Moments of the rows of both: re-based to the smaller minimum of each latent, then added.
+
+    With ``reuse_left`` the sum overwrites ``left.w``, which is what adding a batch to a long sum costs otherwise.
+    """
+    b = torch.minimum(left.b, right.b)
+    left, right = rebase(left, b), rebase(right, b)
+    return MonoMoments(
+        n=left.n + right.n,
+        h_sum=left.h_sum + right.h_sum,
+        b=b,
+        u=left.u + right.u,
+        v=left.v + right.v,
+        w=left.w.add_(right.w) if reuse_left else left.w + right.w,
+    )
+
+
+def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
+    """The same rows about smaller minima ``b``: where it falls by t, ``v += 2 t u + n t^2; u += n t; w += t H``."""
+    n = moments.n
+    t = torch.where(n > 0, moments.b - b, 0.0)
+    if t.device.type == "cpu" and not t.any():  # nearly always: a ReLU's minimum is 0 from the first batch on
+        return replace(moments, b=b)
+    return replace(
+        moments,
+        b=b,
+        u=moments.u + n * t,
+        v=moments.v + 2.0 * t * moments.u + n * t**2,
+        w=torch.addr(moments.w, t.to(moments.w.dtype), moments.h_sum.to(moments.w.dtype)),
+    )
+
+
+def decay(moments: MonoMoments, factor: float) -> MonoMoments:
+    """Every sum times ``factor`` in [0, 1]: older rows count less; the minimum stays."""
+    return MonoMoments(
+        n=moments.n * factor,
+        h_sum=moments.h_sum * factor,
+        b=moments.b,
+        u=moments.u * factor,
+        v=moments.v * factor,
+        w=moments.w * factor,
+    )
+
+
+def all_reduce(moments: MonoMoments, group: dist.ProcessGroup | None = None) -> MonoMoments:
+    """Moments of the rows of all processes of ``group``: minimum of ``b``, re-base, then sums."""
+    b = moments.b.clone()
+    dist.all_reduce(b, op=dist.ReduceOp.MIN, group=group)
+    moments = rebase(moments, b)
+    small = torch.cat([moments.n[None], moments.h_sum, moments.u, moments.v])
+    w = moments.w.clone()
+    dist.all_reduce(small, group=group)
+    dist.all_reduce(w, group=group)
+    n, h_sum, u, v = small.split([1, *(part.shape[0] for part in (moments.h_sum, moments.u, moments.v))])
+    return MonoMoments(n=n[0], h_sum=h_sum, b=b, u=u, v=v, w=w)
+
+
+def stored_in_every_row(codes: SparseActivations) -> Tensor:
+    """Which latents of some codes are stored in each row, ``(m,)`` bool: theirs is the minimum of stored values."""
+    return codes.by_latent.offsets.diff() == codes.shape[0]
+
+
+def minimum(activations: Activations) -> Float[Tensor, " m"]:
+    """The smallest activation of each latent; what is not stored is 0. Infinity where there are no rows."""
+    if not isinstance(activations, SparseActivations):
+        if activations.shape[0] == 0:
+            return activations.new_full((activations.shape[1],), torch.inf)
+        return activations.amin(0)
+    start = torch.where(stored_in_every_row(activations), torch.inf, 0.0).to(activations.dtype)
+    return start.scatter_reduce(0, activations.flat_indices, activations.flat_values, "amin")
+
+
+def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
+    kept = sums_device(h.device)
+    a = z.to(dtype)
+    b = minimum(a)
+    a = a - b
+    w = _product_in_parts(a, h)
+    v = torch.linalg.vector_norm(a.to(kept), dim=0, dtype=torch.float64).square()
+    n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept)
+    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=_sum64(a), v=v, w=w.to(kept))
+
+
+def _product_in_parts(a: Tensor, h: Tensor) -> Tensor:
+    if a.shape[0] <= _ROWS_PER_PRODUCT:
+        return a.t() @ h
+    total = torch.zeros(a.shape[1], h.shape[1], dtype=torch.float64, device=sums_device(h.device))
+    for part, rows in zip(a.split(_ROWS_PER_PRODUCT), h.split(_ROWS_PER_PRODUCT), strict=True):
+        total += (part.t() @ rows).to(total.device)
+    return total
+
+
+def _sum64(values: Tensor) -> Tensor:
+    return values.to(sums_device(values.device)).sum(0, dtype=torch.float64)
+
+
+def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:
+    kept = sums_device(h.device)
+    n = float(h.shape[0])
+    values, latents = z.flat_values.to(dtype), z.flat_indices
+    b = minimum(z).to(dtype)
+    # w = sum over stored (z - above) h + below H. Stored in every row: above = b. Else b <= 0, and a row that stores
+    # nothing weighs below = -b
+    everywhere = stored_in_every_row(z)
+    above, below = torch.where(everywhere, b, 0.0), torch.where(everywhere, 0.0, -b)
+    if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or bool((below > 0).any())):
+        return _sparse_moments(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
+    shifted = values - above.index_select(0, latents)
+    w = codes_t_matmul(z.with_values(shifted.reshape(z.values.shape)), h)
+    h_sum = _sum64(h)
+    a = (shifted + below.index_select(0, latents)).to(kept).double()
+    latents, b64, below = latents.to(kept), b.to(kept).double(), below.to(kept).double()
+    unstored = n - z.by_latent.offsets.diff().to(kept).double()
+    u = (unstored * below).index_add(0, latents, a)
+    v = (unstored * below.square()).index_add(0, latents, a.square())
+    w = w.to(kept)
+    if bool((below > 0).any()):
+        w = torch.addr(w, below, h_sum)
+    rows = torch.tensor(n, dtype=torch.float64, device=kept)
+    return MonoMoments(n=rows, h_sum=h_sum, b=b64, u=u, v=v, w=w)

@@ -1,0 +1,268 @@
+"""Class purity: how far the rows that activate a latent belong to one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Integer
+from torch import Tensor
+
+from monoloss.checks import check_same_device
+from monoloss.errors import InputError
+from monoloss.functional.sparsity import ActiveEntries, active_entries, check_activations, count_not_finite
+from monoloss.precision import sums_device
+from monoloss.sparse import Activations
+
+
+@dataclass(frozen=True)
+class PurityCounts:
+    """Sums over rows from which class purity follows; those of two parts of the rows add up. All float64.
+
+    "Active" is ``z > 0`` on a row with at least one label.
+
+    Attributes:
+        rows: active rows of each class, ``(m, c)``; a row of several classes counts in each.
+        mass: sum of ``z`` over the same rows, ``(m, c)``.
+        n_active: active rows, each once, ``(m,)``.
+        active_mass: sum of ``z`` over the active rows, each once, ``(m,)``.
+        n_not_finite: NaN and infinite activations seen, scalar; above 0 nothing can be read off the sums.
+
+    Example:
+        >>> half = class_counts(torch.tensor([[2.0], [3.0]]), torch.tensor([0, 1]), n_classes=2)
+        >>> (half + half).mass
+        tensor([[4., 6.]], dtype=torch.float64)
+    """
+
+    rows: Float[Tensor, "m c"]
+    mass: Float[Tensor, "m c"]
+    n_active: Float[Tensor, " m"]
+    active_mass: Float[Tensor, " m"]
+    n_not_finite: Float[Tensor, ""]
+
+    @classmethod
+    def zeros(cls, n_latents: int, n_classes: int, device: torch.device | None = None) -> PurityCounts:
+        """The counts of no rows: what adding leaves unchanged. Memory 16 ``m c`` bytes."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        rows, mass = zeros(n_latents, n_classes), zeros(n_latents, n_classes)
+        return cls(rows=rows, mass=mass, n_active=zeros(n_latents), active_mass=zeros(n_latents), n_not_finite=zeros())
+
+    def __add__(self, other: PurityCounts) -> PurityCounts:
+        if self.rows.shape != other.rows.shape:
+            came, needed = f"{tuple(other.rows.shape)} latents and classes", f"{tuple(self.rows.shape)} in both"
+            raise InputError("counts", came, needed)
+        return PurityCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class ClassPurityResult:
+    """Class purity of each latent and its means; all float64 but ``dominant_class``.
+
+    Attributes:
+        binary: share of a latent's active rows that carry its most frequent class, ``(m,)`` in (0, 1]; NaN without one.
+        weighted: the same with rows counting ``z``, in the frequency of the classes too, ``(m,)``; NaN without one.
+        dominant_class: the most frequent class by rows, the lowest of ties, ``(m,)`` int64; -1 without an active row.
+        n_active: active rows with at least one label, ``(m,)``.
+        mass: sum of ``z`` over them, ``(m,)``.
+        mean_binary: mean over the latents with an active row (the paper's); NaN where there is none.
+        mean_weighted: the same of ``weighted``.
+        mass_weighted_binary: mean weighted by ``mass``: rare latents cannot inflate it; NaN where there is no mass.
+        mass_weighted_weighted: the same of ``weighted``.
+        n_defined: latents with an active row, scalar.
+    """
+
+    binary: Float[Tensor, " m"]
+    weighted: Float[Tensor, " m"]
+    dominant_class: Int[Tensor, " m"]
+    n_active: Float[Tensor, " m"]
+    mass: Float[Tensor, " m"]
+    mean_binary: Float[Tensor, ""]
+    mean_weighted: Float[Tensor, ""]
+    mass_weighted_binary: Float[Tensor, ""]
+    mass_weighted_weighted: Float[Tensor, ""]
+    n_defined: Int[Tensor, ""]
+
+
+def class_purity(
+    activations: Activations,
+    labels: Integer[Tensor, " n"] | Bool[Tensor, "n c"],
+    n_classes: int | None = None,
+) -> ClassPurityResult:
+    """The share of a latent's active rows (``z > 0``) that belong to its most frequent class.
+
+    With ``A_j`` the rows where ``z_ij > 0`` and that have a label: ``binary_j = max_c |A_j and class c| / |A_j|``,
+    ``weighted_j`` the same with rows counting ``z_ij``. A row of several classes counts once in the denominator; rows
+    without a label are left out of everything, the masses too.
+
+    Exact, in float64, one pass. Cost O(n m) dense, O(entries) sparse, times the labels of a row; memory O(m c).
+
+    Args:
+        activations: activations ``(n, m)`` of any sign, dense or sparse.
+        labels: ``(n,)`` integers in ``[0, n_classes)``, or ``(n, n_classes)`` bool: any number of classes a row.
+        n_classes: number of classes; without it the largest label + 1, or the width of multi-label ``labels``.
+
+    Returns:
+        Purity of each latent, 1 where all its rows share a class, NaN where it is never active, and its means over the
+        latents that are active.
+
+    Raises:
+        InputError: shapes, dtypes or devices that do not fit, a label out of range, an activation that is not finite,
+            no rows and no ``n_classes``.
+
+    Source:
+        arXiv 2602.12403, class purity. Ours: the mass-weighted means and the multi-label form.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0]])
+        >>> purity = class_purity(z, torch.tensor([0, 1, 0]))
+        >>> purity.binary, purity.weighted
+        (tensor([0.6667,    nan], dtype=torch.float64), tensor([0.6250,    nan], dtype=torch.float64))
+    """
+    if n_classes is None:
+        n_classes = _count_classes(labels)
+    return purity_from_counts(class_counts(activations, labels, n_classes))
+
+
+@torch.no_grad()
+def class_counts(
+    activations: Activations,
+    labels: Integer[Tensor, " n"] | Bool[Tensor, "n c"],
+    n_classes: int,
+    *,
+    into: PurityCounts | None = None,
+) -> PurityCounts:
+    """The sums behind class purity over one batch; arguments, cost and errors as in ``class_purity``.
+
+    Args:
+        activations: activations ``(n, m)`` of any sign, dense or sparse.
+        labels: ``(n,)`` integers in ``[0, n_classes)``, or ``(n, n_classes)`` bool.
+        n_classes: number of classes, at least 1.
+        into: counts to which the batch is added in place, so that streaming costs O(entries) a batch and not O(m c).
+
+    Returns:
+        ``into``, or new counts, on the device where sums live.
+
+    Raises:
+        InputError: as ``class_purity``, before ``into`` is touched; also ``into`` of another size. Away from the CPU
+            activations that are not finite are counted, and ``purity_from_counts`` raises.
+    """
+    check_activations(activations)
+    _check_labels(labels, n_classes, activations)
+    n_latents, home = activations.shape[1], sums_device(activations.device)
+    if into is not None and into.rows.shape != (n_latents, n_classes):
+        raise InputError("into", f"counts of shape {tuple(into.rows.shape)}", f"shape {(n_latents, n_classes)}")
+    n_not_finite = count_not_finite(activations)
+    counts = PurityCounts.zeros(n_latents, n_classes, home) if into is None else into
+    counts.n_not_finite.add_(n_not_finite)
+    table = _label_table(labels.to(home))
+    rows_of_class, mass_of_class = counts.rows.view(-1), counts.mass.view(-1)
+    for entries in active_entries(activations):
+        n_labels = table.n_labels[entries.rows]
+        labelled = (n_labels > 0).double()
+        counts.n_active.index_add_(0, entries.latents, labelled)
+        counts.active_mass.index_add_(0, entries.latents, entries.values * labelled)
+        copies, classes = _classes_of_entries(entries, n_labels, table)
+        cells = entries.latents[copies] * n_classes + classes
+        rows_of_class.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
+        mass_of_class.index_add_(0, cells, entries.values[copies])
+    return counts
+
+
+@torch.no_grad()
+def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
+    """Class purity from the sums over all rows. Cost O(m c).
+
+    Raises:
+        InputError: the sums have seen activations that were not finite.
+
+    Example:
+        >>> counts = class_counts(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), n_classes=2)
+        >>> purity_from_counts(counts).weighted
+        tensor([0.7500], dtype=torch.float64)
+    """
+    if counts.n_not_finite > 0:
+        raise InputError("activations", f"{int(counts.n_not_finite)} that are NaN or infinite", "finite numbers")
+    n_active, mass = counts.n_active, counts.active_mass
+    active = n_active > 0
+    most_rows, dominant = counts.rows.max(1).values, counts.rows.argmax(1)
+    binary = most_rows / n_active  # 0 / 0 = NaN without an active row
+    weighted = (counts.mass.max(1).values / mass).clamp(max=1.0)  # the two sums may round apart
+    n_defined, whole = active.sum(), mass.sum()
+    present_binary, present_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))
+    return ClassPurityResult(
+        binary=binary,
+        weighted=weighted,
+        dominant_class=torch.where(active, dominant, -1),
+        n_active=n_active,
+        mass=mass,
+        mean_binary=present_binary.sum() / n_defined,
+        mean_weighted=present_weighted.sum() / n_defined,
+        mass_weighted_binary=(present_binary * mass).sum() / whole,
+        mass_weighted_weighted=(present_weighted * mass).sum() / whole,
+        n_defined=n_defined,
+    )
+
+
+class _LabelTable(NamedTuple):
+    """The classes of each row, one row after the other: row ``i`` owns ``n_labels[i]`` of them from ``first[i]`` on."""
+
+    classes: Tensor
+    n_labels: Tensor
+    first: Tensor
+
+
+def _label_table(labels: Tensor) -> _LabelTable:
+    if labels.ndim == 1:
+        classes, n_labels = labels.long(), torch.ones_like(labels, dtype=torch.int64)
+    else:
+        classes, n_labels = labels.nonzero(as_tuple=True)[1], labels.sum(1)
+    return _LabelTable(classes, n_labels, n_labels.cumsum(0) - n_labels)
+
+
+def _classes_of_entries(entries: ActiveEntries, n_labels: Tensor, table: _LabelTable) -> tuple[Tensor, Tensor]:
+    """Each entry once for each class of its row: which entry, and which class."""
+    ends = n_labels.cumsum(0)
+    copies = torch.arange(n_labels.shape[0], device=n_labels.device).repeat_interleave(n_labels)
+    nth_class = torch.arange(copies.shape[0], device=copies.device) - (ends - n_labels)[copies]
+    return copies, table.classes[table.first[entries.rows[copies]] + nth_class]
+
+
+def _count_classes(labels: Tensor) -> int:
+    _check_label_kind(labels)
+    if labels.ndim == 2:
+        return labels.shape[1]
+    if labels.shape[0] == 0:
+        raise InputError("n_classes", "None without any row", "the number of classes")
+    return max(int(labels.max()) + 1, 1)
+
+
+def _check_label_kind(labels: Tensor) -> None:
+    needed = "integers (n,), one class a row, or bool (n, n_classes), any number of classes a row"
+    if not isinstance(labels, Tensor):
+        raise InputError("labels", type(labels).__name__, f"a tensor of {needed}")
+    is_bool = labels.dtype == torch.bool
+    integers = not (is_bool or labels.is_floating_point() or labels.is_complex())
+    if not ((labels.ndim == 1 and integers) or (labels.ndim == 2 and is_bool)):
+        raise InputError("labels", f"shape {tuple(labels.shape)}, dtype {labels.dtype}", needed)
+
+
+def _check_labels(labels: Tensor, n_classes: int, activations: Activations) -> None:
+    _check_label_kind(labels)
+    n = activations.shape[0]
+    if n_classes < 1:
+        raise InputError("n_classes", n_classes, "at least 1")
+    if labels.shape[0] != n:
+        raise InputError("labels", f"{labels.shape[0]} rows", f"as many as activations has, {n}")
+    check_same_device("labels", labels.device, "activations", activations.device)
+    if labels.ndim == 2:
+        if labels.shape[1] != n_classes:
+            raise InputError("labels", f"{labels.shape[1]} columns", f"one for each of {n_classes} classes")
+        return
+    outside = ((labels < 0) | (labels >= n_classes)).nonzero()  # waits for a GPU: a label outside would break it
+    if outside.shape[0]:
+        row = int(outside[0])
+        raise InputError("labels", f"{int(labels[row])} (row {row})", f"labels from 0 to {n_classes - 1}")

@@ -1,0 +1,177 @@
+"""MonoLoss as a module: the batch loss, with an optional mean vector and an optional memory of earlier batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from monoloss.checks import check_number, check_rows, check_vector
+from monoloss.errors import InputError
+from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
+from monoloss.functional.moments import MonoMoments, decay, merge, minimum, unit_rows
+from monoloss.sparse import Activations
+
+
+class MonoLossResult(NamedTuple):
+    """A loss and what it was made of.
+
+    Attributes:
+        loss: scalar, on the graph.
+        scores: detached score of each latent, ``(m,)``; NaN where it took no part.
+    """
+
+    loss: Float[Tensor, ""]
+    scores: Float[Tensor, " m"]
+
+
+class MonoLoss(nn.Module):
+    """One minus the mean MonoScore of the batch, to be added to a task loss: ``task + mono_weight * criterion(e, z)``.
+
+    ``L = 1 - mean_j s_j`` over the latents that are defined; see :func:`monoloss.mono_loss` for the gradient. The
+    defaults are the paper's loss; two extensions are ours:
+
+    - ``center`` takes a mean vector off the embeddings, so that latents are not drawn toward samples near the mean.
+    - ``memory = g`` scores decayed sums ``T <- g T_old + batch`` instead of the batch alone: a batch shows a latent
+      few of its rows, the memory hundreds, at no extra pass. A latent takes part only while ``u^2 >= 2 v``, which keeps
+      its score in [-1, 1]. Step ``t`` multiplies the gradient, not the value, by ``(1 - g^t) / (1 - g)``: one
+      ``mono_weight`` means the same with and without memory.
+
+    In ``eval()`` the loss is that of the local batch alone and nothing is remembered. In training, under
+    ``torch.distributed``, the batch is that of all processes, and the gradient is times their number, because
+    DistributedDataParallel averages. Autocast does not lower the precision.
+
+    Args:
+        center: mean vector ``(d,)``, of the rows that come as embeddings (after whatever scaling they come with).
+        memory: ``g`` in [0, 1); 0 as in the paper. Needs activations >= 0.
+        process_group: the processes that share a batch; None for all.
+
+    Raises:
+        InputError: at construction, values out of range; at the call, shapes that do not fit, and on the CPU rows or
+            activations that cannot be scored, negative activations with memory.
+
+    Source:
+        arXiv 2602.12403 for the batch loss; ``center`` and ``memory`` are not in the paper.
+
+    Example:
+        >>> criterion = MonoLoss(memory=0.9)
+        >>> activations = torch.tensor([[1.0], [1.0], [0.0]], requires_grad=True)
+        >>> loss = criterion(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), activations)
+        >>> round(loss.item(), 4)
+        0.4
+    """
+
+    center: Tensor | None
+    step: Tensor
+    memory_u: Tensor
+    memory_v: Tensor
+    memory_w: Tensor
+
+    def __init__(
+        self,
+        center: Float[Tensor, " d"] | None = None,
+        memory: float = 0.0,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        check_number("memory", memory, at_least=0.0, below=1.0)
+        if center is not None:
+            check_vector("center", center)
+            if not torch.isfinite(center).all():
+                raise InputError("center", "NaN or infinity", "finite numbers")
+            center = center.detach().clone()
+        self.memory = memory
+        self.process_group = process_group
+        self.register_buffer("center", center)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        for name in ("memory_u", "memory_v", "memory_w"):  # take their sizes from the first batch
+            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+
+    def forward(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> Float[Tensor, ""]:
+        """The loss of one batch: a scalar in [0, 2] on the graph; 1 where no latent is defined.
+
+        Args:
+            embeddings: ``(n, d)``, rows of any length but 0.
+            activations: ``(n, m)``, dense or :class:`monoloss.SparseActivations`; >= 0 with memory.
+        """
+        return self.detailed(embeddings, activations).loss
+
+    def detailed(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoLossResult:
+        """As calling the module, with the detached scores beside the loss, for logging; counts as a step likewise."""
+        check_rows(embeddings, activations, self.center)
+        if self.training and self.memory > 0:
+            scores, defined = self._remember(embeddings, activations)
+        else:
+            scores, defined = batch_scores(
+                embeddings, activations, center=self.center, process_group=self.process_group, sync=self.training
+            )
+        return MonoLossResult(loss_of(scores, defined), torch.where(defined, scores.detach(), torch.nan))
+
+    def reset(self) -> None:
+        """Forget all batches, as before the first step.
+
+        Example:
+            >>> MonoLoss(memory=0.5).reset()
+        """
+        self.step = torch.zeros_like(self.step)
+        self.memory_u, self.memory_v, self.memory_w = (
+            torch.empty(0, dtype=part.dtype, device=part.device)
+            for part in (self.memory_u, self.memory_v, self.memory_w)
+        )
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        width = None if self.center is None else self.center.shape[0]
+        return f"memory={self.memory}, center={'None' if width is None else f'({width},)'}"
+
+    def _remember(self, embeddings: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
+        m, d = activations.shape[1], embeddings.shape[1]
+        if self.memory_w.numel() and self.memory_w.shape != (m, d):
+            came = f"{m} latents of width {d}"
+            remembered = "{} latents of width {}".format(*self.memory_w.shape)
+            raise InputError("activations", came, f"as in the steps remembered, {remembered}; or reset()")
+        _check_not_negative(activations)
+        h = unit_rows(embeddings, self.center)
+        batch, world = global_moments(h, activations, self.process_group, sync=True)
+        batch = about_zero(batch)
+        total = merge(decay(self._remembered(batch), self.memory), batch) if self.memory_w.numel() else batch
+        with torch.no_grad():
+            self.step = self.step + 1
+            self.memory_u, self.memory_v, self.memory_w = total.u, total.v, total.w
+        gain = (1.0 - self.memory ** self.step.to(total.u)) / (1.0 - self.memory)
+        return remembered_scores(h, activations, total, world * gain)
+
+    def _remembered(self, like: MonoMoments) -> MonoMoments:
+        zero = torch.zeros_like(like.n)
+        sums = (part.to(like.u.device) for part in (self.memory_u, self.memory_v, self.memory_w))
+        u, v, w = sums
+        return MonoMoments(n=zero, h_sum=torch.zeros_like(like.h_sum), b=like.b, u=u, v=v, w=w.to(like.w.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MonoLoss:
+        # .half() or .to(bfloat16) of a whole model must not lower the sums; devices are followed
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's, without types
+        for name, before in kept.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != before.dtype:
+                self._buffers[name] = before.to(moved.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("memory_u", "memory_v", "memory_w"):  # sized by the batches that were seen
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                self._buffers[name] = torch.empty_like(saved, device=self.step.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _check_not_negative(activations: Activations) -> None:
+    lowest = minimum(activations.detach())
+    if lowest.device.type == "cpu" and bool((lowest < 0).any()):
+        latent = int((lowest < 0).nonzero()[0])
+        came = f"{float(lowest[latent]):.4g} on latent {latent}"
+        raise InputError("activations", came, "values of at least 0, because of memory")

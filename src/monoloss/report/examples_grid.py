@@ -1,0 +1,229 @@
+"""The images that activate latents most, two models side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from monoloss.checks import check_number
+from monoloss.errors import InputError
+from monoloss.evaluation.result import Evaluation
+from monoloss.report.drawing import (
+    FAINT,
+    MARGIN,
+    PLAIN_SIZE,
+    QUIET,
+    SMALL_SIZE,
+    WIDTH,
+    fit,
+    number,
+    picture,
+    place_axes,
+    text_width,
+)
+
+_BETWEEN, _GAP, _CAPTION, _HEADING = 0.3, 0.04, 0.19, 0.58  # inches: halves, images, text over a row, top
+_SMALLEST_IMAGE = 0.4
+_CAPTION_SIZE = 8.0  # points
+
+
+def spread_latents(evaluation: Evaluation, n: int) -> list[int]:
+    """Latents at evenly spaced ranks of the score, highest first: a choice that nobody has made by eye.
+
+    Of ``D`` defined latents, by score (of equal scores the lower number first), those of rank
+    ``floor((i + 1/2) D / n)`` for ``i = 0 .. n - 1``:
+    the middle of each of ``n`` equal parts, so neither the very best nor the very worst.
+
+    Args:
+        evaluation: whose latents.
+        n: how many, at least 1.
+
+    Returns:
+        Numbers of latents; all defined ones where there are fewer than `n`.
+
+    Raises:
+        InputError: `n` is not an integer of at least 1.
+
+    Example:
+        >>> from monoloss.evaluation.examples import TopExamples
+        >>> scores = torch.tensor([0.1, torch.nan, 0.4, 0.3, 0.2])
+        >>> spread_latents(Evaluation("mine", {}, {}, {"score": scores}, TopExamples.none(5, 1)), 2)
+        [3, 0]
+    """
+    check_number("n", n, at_least=1, integer=True)
+    scores = evaluation.latents["score"].detach().double().cpu()
+    order = scores.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True).tolist()
+    n_defined = int((~scores.isnan()).sum())
+    n = min(n, n_defined)
+    return [order[(2 * i + 1) * n_defined // (2 * n)] for i in range(n)]
+
+
+def top_examples_grid(
+    left: Evaluation,
+    right: Evaluation,
+    thumbnails_left: Callable[[Tensor], Tensor],
+    thumbnails_right: Callable[[Tensor], Tensor],
+    latents_left: Sequence[int],
+    latents_right: Sequence[int],
+    n: int = 6,
+    *,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """The most active images of some latents, one latent a row; left one model (the baseline), right another.
+
+    Where a latent is active on fewer images, the tiles that are left over stay blank.
+
+    Args:
+        left: such as the baseline.
+        right: what to compare it with.
+        thumbnails_left: what gives images ``(r, h, w, c)`` uint8 of row numbers ``(r,)`` of the store that `left` was
+            evaluated on: ``store.thumbnails``. ``c`` is 1 (grey), 3 (RGB) or 4 (RGBA).
+        thumbnails_right: the same for `right`.
+        latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``.
+        latents_right: latents of `right`, chosen by the same rule.
+        n: images of a latent, from 1 to the number of examples that both evaluations keep.
+        colors: by the name of the evaluation, as from :func:`monoloss.report.drawing.variant_colors`.
+
+    Returns:
+        A figure. Its note says how the latents were chosen where both sides are those of :func:`spread_latents`.
+
+    Raises:
+        InputError: no latents, a latent that is out of range, `n` out of range, thumbnails that are not images.
+
+    Example:
+        >>> import tempfile
+        >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
+        >>> images = torch.randint(0, 255, (64, 4, 4, 3), dtype=torch.uint8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8), thumbnails=images)
+        ...     sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
+        ...     both = evaluate(store, {"one": sae, "other": sae}).values()
+        ...     latents = [spread_latents(evaluation, 3) for evaluation in both]
+        ...     figure = top_examples_grid(*both, store.thumbnails, store.thumbnails, *latents)
+    """
+    check_number("n", n, at_least=1, integer=True)
+    latents_left, latents_right = ([int(latent) for latent in latents] for latents in (latents_left, latents_right))
+    sides = (("left", left, thumbnails_left, latents_left), ("right", right, thumbnails_right, latents_right))
+    for side, evaluation, _, latents in sides:
+        _check_side(side, evaluation, latents, n)
+    images = [_images(f"thumbnails_{side}", get, e, latents, n) for side, e, get, latents in sides]
+
+    size = max((WIDTH - 2 * MARGIN - _BETWEEN) / 2 / n - _GAP, _SMALLEST_IMAGE)
+    half = n * (size + _GAP)
+    width = 2 * MARGIN + _BETWEEN + 2 * half
+    row_height = _CAPTION + size + 0.1
+    height = _HEADING + row_height * max(len(latents_left), len(latents_right))
+    title = "A row is a latent: do the images that activate it most show one thing?"
+    with picture(title, _rule(left, right, latents_left, latents_right), height, width) as figure:
+        axes = _canvas(figure, width, height)
+        for i, (_, evaluation, _, latents) in enumerate(sides):
+            x = MARGIN + i * (half + _BETWEEN)
+            _write_heading(axes, x, half, evaluation, (colors or {}).get(evaluation.name, FAINT))
+            for row, latent in enumerate(latents):
+                y = _HEADING + row * row_height
+                _write_caption(axes, x, y, half, _facts_of(evaluation, latent))
+                for place, image in enumerate(images[i][latent]):
+                    _draw_tile(axes, image, (x + place * (size + _GAP), y + _CAPTION), size)
+    return figure
+
+
+def _check_side(side: str, evaluation: Evaluation, latents: Sequence[int], n: int) -> None:
+    m, kept = evaluation.examples.rows.shape
+    if n > kept:
+        raise InputError(
+            "n", str(n), f"at most the {kept} examples that {side} ({evaluation.name!r}) keeps of a latent"
+        )
+    if len(latents) == 0:
+        raise InputError(f"latents_{side}", "none", "at least one latent")
+    for latent in latents:
+        if not 0 <= latent < m:
+            raise InputError(f"latents_{side}", f"latent {latent}", f"numbers from 0 to {m - 1}")
+
+
+def _images(
+    argument: str, get: Callable[[Tensor], Tensor], evaluation: Evaluation, latents: Sequence[int], n: int
+) -> dict[int, list[Tensor | None]]:
+    """The images of each latent, strongest first, None where it has no more; each image is fetched once."""
+    rows = evaluation.examples.rows[list(latents), :n].cpu()
+    wanted = rows[rows >= 0].unique()
+    fetched = get(wanted).cpu() if len(wanted) else torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
+    right_shape = fetched.ndim == 4 and fetched.shape[0] == len(wanted) and fetched.shape[3] in (1, 3, 4)
+    if not right_shape or fetched.dtype != torch.uint8:
+        came = f"{fetched.dtype} of shape {tuple(fetched.shape)} for {len(wanted)} rows"
+        raise InputError(argument, came, "torch.uint8 of shape (rows, height, width, 1, 3 or 4)")
+    by_row = dict(zip(wanted.tolist(), fetched, strict=True))
+    return {
+        latent: [by_row.get(row) for row in of_latent] for latent, of_latent in zip(latents, rows.tolist(), strict=True)
+    }
+
+
+def _rule(left: Evaluation, right: Evaluation, latents_left: Sequence[int], latents_right: Sequence[int]) -> str:
+    """What the reader must know to judge the picture fairly."""
+    images = "Strongest first; a blank tile: no further image activates the latent. "
+    if any(
+        latents != spread_latents(evaluation, len(latents))
+        for evaluation, latents in ((left, latents_left), (right, latents_right))
+    ):
+        return images + "Latents: as they were asked for."
+    return images + (
+        "Latents: not picked by eye, but at evenly spaced ranks of the score among the defined latents of each model, "
+        "the highest at the top."
+    )
+
+
+def _canvas(figure: Figure, width: float, height: float) -> Axes:
+    """Axes in which a unit is an inch, from the upper left corner of the free space."""
+    axes = place_axes(figure, 0, 0, width, height)
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    return axes
+
+
+def _write_heading(axes: Axes, x: float, width: float, evaluation: Evaluation, color: str) -> None:
+    axes.text(x, 0.08, fit(evaluation.name, width, PLAIN_SIZE, bold=True), weight="bold", va="top")
+    score, n = evaluation.latents["score"], len(evaluation.latents["score"])
+    n_defined = n - int(score.isnan().sum())
+    facts = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
+    axes.text(x, 0.27, fit(facts, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
+    axes.plot([x, x + width - _GAP], [0.47, 0.47], color=color, linewidth=2.5, solid_capstyle="butt")
+
+
+def _write_caption(axes: Axes, x: float, y: float, width: float, facts: tuple[str, str]) -> None:
+    name, rest = facts
+    axes.text(x, y + _CAPTION - 0.04, name, size=_CAPTION_SIZE, weight="bold", va="baseline")
+    start = text_width(name, _CAPTION_SIZE, bold=True) + 0.08
+    axes.text(
+        x + start, y + _CAPTION - 0.04, fit(rest, width - start, _CAPTION_SIZE), size=_CAPTION_SIZE, va="baseline"
+    )
+
+
+def _facts_of(evaluation: Evaluation, latent: int) -> tuple[str, str]:
+    columns = evaluation.latents
+    parts = [f"score {number(columns['score'][latent])}", f"lift {number(columns['lift'][latent])}"]
+    if "purity_binary" in columns and "dominant_class" in columns:
+        parts.append(f"purity {number(columns['purity_binary'][latent])}")
+        index, names = int(columns["dominant_class"][latent]), evaluation.facts.get("class_names")
+        if index >= 0:
+            parts[-1] += f" ({names[index] if names else f'class {index}'})"
+    return f"latent {latent}", ", ".join(parts)
+
+
+def _draw_tile(axes: Axes, image: Tensor | None, corner: tuple[float, float], size: float) -> None:
+    """An image in a square, its sides in proportion; an outline where there is none."""
+    x, y = corner
+    if image is None:
+        axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=FAINT, linewidth=0.6, linestyle=":"))
+        return
+    height, width = image.shape[0], image.shape[1]
+    across, down = size * width / max(height, width), size * height / max(height, width)
+    left, top = x + (size - across) / 2, y + (size - down) / 2
+    pixels = image.squeeze(2) if image.shape[2] == 1 else image
+    axes.imshow(
+        pixels.numpy(), cmap="gray", vmin=0, vmax=255, extent=(left, left + across, top + down, top), aspect="auto"
+    )

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: configurations, activations, the model, and what it is trained for."""

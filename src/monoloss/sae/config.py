@@ -1,0 +1,122 @@
+"""What a sparse autoencoder is: one frozen dataclass a variant, each told apart by its ``variant``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from monoloss.checks import check_choice, check_number
+from monoloss.errors import InputError
+
+
+@dataclass(frozen=True)
+class InputScaling:
+    """What is done to input rows before the encoder; part of the model, undone in its reconstruction.
+
+    The steps in their order:
+
+    Attributes:
+        unit_norm: scale each row to length 1. What follows, and the loss, see unit rows: the input's own space.
+        center: take off the mean vector of the (unit) training rows.
+        standardise: per row, ``(x - mean) / (std + 1e-5)``, std with n - 1.
+
+    Example:
+        >>> InputScaling(standardise=True).unit_norm
+        True
+    """
+
+    unit_norm: bool = True
+    center: bool = False
+    standardise: bool = False
+
+
+@dataclass(frozen=True)
+class AuxLoss:
+    """The loss that revives dead latents: they reconstruct what the living ones left over (Gao et al. 2024).
+
+    Attributes:
+        k: dead latents that take part in a row (TopK: 64; BatchTopK: 512 in the paper).
+        weight: factor of the term; 0 turns it off.
+        dead_after_samples: a latent is dead after so many training rows without being active.
+
+    Example:
+        >>> AuxLoss(k=64).weight
+        0.03125
+    """
+
+    k: int
+    weight: float = 1.0 / 32.0
+    dead_after_samples: int = 10_000_000
+
+    def __post_init__(self) -> None:
+        check_number("aux.k", self.k, at_least=1, integer=True)
+        check_number("aux.weight", self.weight, at_least=0.0)
+        check_number("aux.dead_after_samples", self.dead_after_samples, at_least=1, integer=True)
+
+
+@dataclass(frozen=True)
+class TopKConfig:
+    """TopK (Gao et al. 2024): ``relu(topk_row((x - b_dec) W_enc + b_enc))``, the k largest of every row.
+
+    Attributes:
+        variant: "topk".
+        n_latents: number of latents.
+        k: active latents a row, at most ``n_latents``.
+        tied: the decoder is the encoder transposed, as in the paper's runs; its rows then keep their length.
+        inputs: scaling of the rows; the paper standardises them.
+        aux: the loss on dead latents.
+
+    Example:
+        >>> TopKConfig("topk", n_latents=8192, k=64).inputs.standardise
+        True
+    """
+
+    variant: Literal["topk"]
+    n_latents: int
+    k: int
+    tied: bool = False
+    inputs: InputScaling = field(default_factory=lambda: InputScaling(standardise=True))
+    aux: AuxLoss = field(default_factory=lambda: AuxLoss(k=64))
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("topk",))
+        _check_sizes(self.n_latents, self.k)
+
+
+@dataclass(frozen=True)
+class BatchTopKConfig:
+    """BatchTopK (Bussmann et al. 2024): the ``k n`` largest of ``relu((x - b_dec) W_enc)`` in a batch of n rows.
+
+    At inference a stored threshold takes their place, so that a row's code does not depend on its batch.
+
+    Attributes:
+        variant: "batch_topk".
+        n_latents: number of latents.
+        k: mean number of active latents a row, at most ``n_latents``.
+        inputs: scaling of the rows.
+        aux: the loss on dead latents.
+
+    Example:
+        >>> BatchTopKConfig("batch_topk", n_latents=8192, k=64).aux.k
+        512
+    """
+
+    variant: Literal["batch_topk"]
+    n_latents: int
+    k: int
+    inputs: InputScaling = field(default_factory=InputScaling)
+    aux: AuxLoss = field(default_factory=lambda: AuxLoss(k=512))
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("batch_topk",))
+        _check_sizes(self.n_latents, self.k)
+
+
+SaeConfig: TypeAlias = TopKConfig | BatchTopKConfig
+
+
+def _check_sizes(n_latents: int, k: int) -> None:
+    check_number("n_latents", n_latents, at_least=1, integer=True)
+    check_number("k", k, at_least=1, integer=True)
+    if k > n_latents:
+        raise InputError("k", k, f"at most n_latents, {n_latents}")

@@ -1,0 +1,219 @@
+"""The sparse autoencoder: scale, encode, activate, decode, and scale back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from monoloss.checks import check_matrix, check_number, check_same_device, check_vector
+from monoloss.errors import InputError
+from monoloss.functional.moments import unit_rows
+from monoloss.precision import product_dtype
+from monoloss.sae.activations import BatchTopK, TopK
+from monoloss.sae.config import SaeConfig, TopKConfig
+from monoloss.sparse import SparseActivations, codes_matmul
+
+_STD_FLOOR = 1e-5
+MIN_CALIBRATION_ROWS = 4096
+
+
+class ScaledInputs(NamedTuple):
+    """Input rows as the encoder sees them, and what it takes to go back.
+
+    Attributes:
+        scaled: what the encoder sees, ``(n, d_in)``.
+        target: the rows in their own space, which the reconstruction is compared with, ``(n, d_in)``.
+        shift: what was taken off, ``(n, 1)``, ``(d_in,)``, their sum, or 0.
+        scale: what was divided by, ``(n, 1)``, or 1.
+    """
+
+    scaled: Float[Tensor, "n d_in"]
+    target: Float[Tensor, "n d_in"]
+    shift: Tensor
+    scale: Tensor
+
+
+class SaeOutput(NamedTuple):
+    """One pass of a sparse autoencoder over some rows.
+
+    Attributes:
+        codes: activations of the latents, ``(n, m)``, sparse.
+        reconstruction: the rows rebuilt, in the space of ``target``, ``(n, d_in)``.
+        target: the rows to rebuild: the inputs, at length 1 where the model scales them so, ``(n, d_in)``.
+        pre_activations: what the codes were chosen from, ``(n, m)``.
+        scale: of each row, what the decoder's output was multiplied by, ``(n, 1)`` or a scalar.
+    """
+
+    codes: SparseActivations
+    reconstruction: Float[Tensor, "n d_in"]
+    target: Float[Tensor, "n d_in"]
+    pre_activations: Float[Tensor, "n m"]
+    scale: Tensor
+
+
+class SparseAutoencoder(nn.Module):
+    """A sparse autoencoder of any variant: the configuration says which activation and which scaling it is made of.
+
+    ``codes = activation((s(x) - b_dec) W_enc + b_enc)``, ``reconstruction = s^-1(codes W_dec + b_dec)``; only TopK has
+    an encoder bias. Weights start as in the authors' runs: ``W_enc`` uniform within ``sqrt(6 / m)``, the decoder's rows
+    equal to its columns at length 1, biases 0. The input scaling ``s`` is part of the model.
+
+    Args:
+        d_in: width of the input rows.
+        config: the variant and its sizes.
+        input_mean: mean vector ``(d_in,)`` of the (unit) training rows, where ``config.inputs.center`` is on.
+        seed: of the initial weights; they depend on nothing else.
+
+    Raises:
+        InputError: sizes out of range; a mean vector that is missing or not asked for; at the call, rows that do not
+            fit, on the CPU also rows that cannot be scaled to length 1.
+
+    Source:
+        TopK: Gao et al. 2024, arXiv 2406.04093. BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. Settings:
+        arXiv 2602.12403.
+
+    Example:
+        >>> from monoloss import TopKConfig
+        >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
+        >>> sae.encode(torch.randn(3, 8)).shape
+        (3, 16)
+    """
+
+    samples_since_active: Tensor
+    input_mean: Tensor | None
+
+    def __init__(
+        self, d_in: int, config: SaeConfig, *, input_mean: Float[Tensor, " d_in"] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        check_number("d_in", d_in, at_least=2 if config.inputs.standardise else 1, integer=True)
+        if config.inputs.center != (input_mean is not None):
+            needed = "a mean vector" if config.inputs.center else "none, because config.inputs.center is off"
+            raise InputError("input_mean", "None" if input_mean is None else "a mean vector", needed)
+        if input_mean is not None:
+            check_vector("input_mean", input_mean, d_in)
+            input_mean = input_mean.detach().to(torch.float32).clone()
+        self.d_in, self.config = d_in, config
+        m = config.n_latents
+        self.encoder_weight = nn.Parameter(torch.empty(d_in, m))
+        nn.init.kaiming_uniform_(self.encoder_weight, generator=torch.Generator().manual_seed(seed))
+        is_topk = isinstance(config, TopKConfig)
+        self.encoder_bias = nn.Parameter(torch.zeros(m)) if is_topk else None
+        tied = isinstance(config, TopKConfig) and config.tied
+        self.decoder_weight = None if tied else nn.Parameter(self.encoder_weight.detach().t().clone())
+        self.decoder_bias = nn.Parameter(torch.zeros(d_in))
+        self.activation = TopK(config.k) if is_topk else BatchTopK(config.k)
+        self.register_buffer("input_mean", input_mean)
+        self.register_buffer("samples_since_active", torch.zeros(m, dtype=torch.int64))
+        self.normalise_decoder_()
+
+    @property
+    def decoder_rows(self) -> Float[Tensor, "m d_in"]:
+        """The direction that each latent adds to a reconstruction, ``(m, d_in)``: the encoder's columns if tied."""
+        return self.encoder_weight.t() if self.decoder_weight is None else self.decoder_weight
+
+    @property
+    def dead(self) -> Bool[Tensor, " m"]:
+        """Latents that were silent for the last ``config.aux.dead_after_samples`` training rows."""
+        return self.samples_since_active >= self.config.aux.dead_after_samples
+
+    def scale(self, inputs: Float[Tensor, "n d_in"]) -> ScaledInputs:
+        """What the encoder sees of some rows: each step of ``config.inputs``, in the precision of the weights."""
+        check_matrix("inputs", inputs, width=self.d_in)
+        check_same_device("inputs", inputs.device, "the model", self.encoder_weight.device)
+        inputs, scaling = inputs.to(product_dtype(self.encoder_weight.dtype)), self.config.inputs
+        target = _unit_inputs(inputs) if scaling.unit_norm else inputs
+        scaled, shift, spread = target, target.new_zeros(()), target.new_ones(())
+        if self.input_mean is not None:
+            shift = self.input_mean.to(target.dtype)
+            scaled = scaled - shift
+        if scaling.standardise:
+            mean = scaled.mean(1, keepdim=True)
+            centred = scaled - mean
+            std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(self.d_in - 1)
+            spread = std + _STD_FLOOR
+            scaled, shift = centred / spread, shift + mean
+        return ScaledInputs(scaled, target, shift, spread)
+
+    def pre_activations(self, scaled: Float[Tensor, "n d_in"]) -> Float[Tensor, "n m"]:
+        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``."""
+        centred = scaled - self.decoder_bias
+        if self.encoder_bias is None:
+            return centred @ self.encoder_weight
+        return torch.addmm(self.encoder_bias, centred, self.encoder_weight)
+
+    def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
+        """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
+        codes: SparseActivations = self.activation(self.pre_activations(self.scale(inputs).scaled))
+        return codes
+
+    def decode(self, codes: SparseActivations) -> Float[Tensor, "n d_in"]:
+        """``codes W_dec + b_dec``: reconstructions in the space that the encoder sees, ``(n, d_in)``."""
+        return codes_matmul(codes, self.decoder_rows) + self.decoder_bias
+
+    def forward(self, inputs: Float[Tensor, "n d_in"]) -> SaeOutput:
+        """Codes and reconstruction of input rows, the reconstruction in the space of ``target``."""
+        scaled, target, shift, scale = self.scale(inputs)
+        pre_activations = self.pre_activations(scaled)
+        codes = self.activation(pre_activations)
+        return SaeOutput(codes, self.decode(codes) * scale + shift, target, pre_activations, scale)
+
+    @torch.no_grad()
+    def calibrate_(self, inputs: Iterable[Float[Tensor, "_ d_in"]]) -> None:
+        """Set what inference needs and training does not: BatchTopK's threshold. Nothing to do for TopK.
+
+        Args:
+            inputs: batches of training rows, together at least 4096, or all there are.
+        """
+        if isinstance(self.activation, BatchTopK):
+            parts = [self.pre_activations(self.scale(rows).scaled) for rows in inputs]
+            if not parts:
+                raise InputError(
+                    "inputs", "no rows", f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
+                )
+            self.activation.calibrate_(torch.cat(parts))
+
+    @torch.no_grad()
+    def count_activity_(self, codes: SparseActivations) -> None:
+        """Note which latents were active on a training batch; for training loops, once a batch."""
+        strongest = codes.values.new_zeros(codes.n_latents)
+        strongest.scatter_reduce_(0, codes.flat_indices, codes.flat_values.detach(), "amax")
+        self.samples_since_active.add_(codes.shape[0]).masked_fill_(strongest > 0, 0)
+
+    @torch.no_grad()
+    def project_decoder_gradient_(self) -> None:
+        """Remove from the decoder's gradient the part along each (unit) row; for training loops, before the step."""
+        if self.decoder_weight is not None and self.decoder_weight.grad is not None:
+            grad, rows = self.decoder_weight.grad, self.decoder_weight
+            grad -= (grad * rows).sum(1, keepdim=True) * rows
+
+    @torch.no_grad()
+    def normalise_decoder_(self) -> None:
+        """Scale the decoder's rows to length 1; for training loops, after the step. A tied decoder is left alone."""
+        if self.decoder_weight is not None:
+            self.decoder_weight.div_(torch.linalg.vector_norm(self.decoder_weight, dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def redraw_(self, latents: Bool[Tensor, " m"], seed: int) -> None:
+        """Draw the weights of some latents anew, as at the start, and count them as just active."""
+        fresh = torch.empty(self.encoder_weight.shape)
+        nn.init.kaiming_uniform_(fresh, generator=torch.Generator().manual_seed(seed))
+        fresh = fresh.to(self.encoder_weight)
+        self.encoder_weight[:, latents] = fresh[:, latents]
+        if self.encoder_bias is not None:
+            self.encoder_bias[latents] = 0.0
+        if self.decoder_weight is not None:
+            self.decoder_weight[latents] = nn.functional.normalize(fresh[:, latents].t(), dim=1)
+        self.samples_since_active[latents] = 0
+
+
+def _unit_inputs(inputs: Tensor) -> Tensor:
+    try:
+        return unit_rows(inputs)
+    except InputError as error:  # it speaks of embeddings
+        raise InputError("inputs", error.came, error.needed) from None

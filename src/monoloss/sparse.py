@@ -1,0 +1,397 @@
+"""Codes stored by their few non-zero entries, and the three products that everything else is made of."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from monoloss.checks import check_same_device
+from monoloss.errors import InputError
+from monoloss.precision import autocast_off, product_dtype
+
+_BLOCK_ELEMENTS = 2**24  # of a gathered (entries, d) block, where the sparse kernels are missing: 64 MB in float32
+
+
+class SparseActivations:
+    """Activations of ``n`` rows on ``n_latents`` latents, stored as the entries that may differ from zero.
+
+    Two layouts: ``k`` entries in every row (``values`` and ``indices`` of shape ``(n, k)``), or ragged rows
+    (``values`` and ``indices`` of shape ``(entries,)``; row ``i`` owns ``row_offsets[i]:row_offsets[i + 1]``).
+    A stored value may be 0: it then still takes part in gradients. Memory: O(entries), never ``(n, n_latents)``.
+
+    Args:
+        values: activations of the stored entries, any sign, floating point; ``(n, k)`` or ``(entries,)``.
+        indices: latent of each entry, int64 in ``[0, n_latents)``, at most once in a row; the shape of ``values``.
+        n_latents: number of latents, at least 1.
+        row_offsets: int64 ``(n + 1,)``, rising from 0 to the number of entries, for ragged rows only.
+        check: look through the indices (one sort of the entries). Codes made by this library skip it.
+
+    Raises:
+        InputError: a shape or dtype that does not fit, an index out of range or twice in a row.
+
+    Example:
+        >>> codes = SparseActivations(torch.tensor([[2.0], [3.0]]), torch.tensor([[0], [2]]), n_latents=3)
+        >>> codes.to_dense()
+        tensor([[2., 0., 0.],
+                [0., 0., 3.]])
+    """
+
+    def __init__(
+        self,
+        values: Float[Tensor, " *entries"],
+        indices: Int[Tensor, " *entries"],
+        n_latents: int,
+        row_offsets: Int[Tensor, " n_plus_1"] | None = None,
+        *,
+        check: bool = True,
+    ) -> None:
+        _check_layout(values, indices, n_latents, row_offsets)
+        self.values = values
+        self.indices = indices
+        self.n_latents = n_latents
+        self.row_offsets = row_offsets
+        self._structure: list[EntriesByLatent] = []  # one list for all codes of the same entries, filled on first use
+        if check:
+            _check_indices(self)
+
+    @classmethod
+    def from_dense(cls, dense: Float[Tensor, "n m"]) -> SparseActivations:
+        """The non-zero entries of a dense ``(n, m)`` tensor, as ragged rows; differentiable with respect to them.
+
+        Example:
+            >>> SparseActivations.from_dense(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).values
+            tensor([2.])
+        """
+        rows, indices = dense.detach().nonzero(as_tuple=True)
+        offsets = offsets_of_sorted_rows(rows, dense.shape[0])
+        return cls(dense[rows, indices], indices, dense.shape[1], offsets, check=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and latents, ``(n, n_latents)``."""
+        n = self.values.shape[0] if self.row_offsets is None else self.row_offsets.shape[0] - 1
+        return n, self.n_latents
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the stored values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the stored values."""
+        return self.values.device
+
+    @property
+    def flat_values(self) -> Float[Tensor, " entries"]:
+        """Stored values, row after row."""
+        return self.values.reshape(-1)
+
+    @property
+    def flat_indices(self) -> Int[Tensor, " entries"]:
+        """Latent of each stored entry, row after row."""
+        return self.indices.reshape(-1)
+
+    @property
+    def rows(self) -> Int[Tensor, " entries"]:
+        """Row of each stored entry, row after row."""
+        n, device = self.shape[0], self.device
+        every_row = torch.arange(n, device=device)
+        if self.row_offsets is None:
+            return every_row.repeat_interleave(self.values.shape[1])
+        return every_row.repeat_interleave(self.row_offsets.diff(), output_size=self.values.shape[0])
+
+    @property
+    def by_latent(self) -> EntriesByLatent:
+        """The entries grouped by latent (the transposed structure): built once, shared by all products."""
+        if not self._structure:
+            self._structure.append(_group_by_latent(self))
+        return self._structure[0]
+
+    def with_values(self, values: Float[Tensor, " *entries"]) -> SparseActivations:
+        """The same entries with other values; shares the structure, whichever of the two builds it."""
+        if values.shape != self.values.shape:
+            raise InputError("values", f"shape {tuple(values.shape)}", f"shape {tuple(self.values.shape)}")
+        other = SparseActivations(values, self.indices, self.n_latents, self.row_offsets, check=False)
+        other._structure = self._structure
+        return other
+
+    def detach(self) -> SparseActivations:
+        """The same codes, cut from the graph."""
+        return self.with_values(self.values.detach())
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseActivations:
+        """As ``torch.Tensor.to``: a device for everything, a dtype for the values."""
+        values = self.values.to(*args, **kwargs)
+        if values.device == self.device:
+            return self.with_values(values)
+        offsets = None if self.row_offsets is None else self.row_offsets.to(values.device)
+        return SparseActivations(values, self.indices.to(values.device), self.n_latents, offsets, check=False)
+
+    def to_dense(self) -> Float[Tensor, "n m"]:
+        """The dense ``(n, n_latents)`` tensor; differentiable with respect to ``values``."""
+        dense = self.values.new_zeros(self.shape)
+        return dense.index_put((self.rows, self.flat_indices), self.flat_values)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        n, m = self.shape
+        return f"SparseActivations({n} rows, {m} latents, {self.flat_values.shape[0]} entries, {self.dtype})"
+
+
+Activations: TypeAlias = Float[Tensor, "n m"] | SparseActivations
+
+
+@dataclass(frozen=True)
+class EntriesByLatent:
+    """The entries of some codes grouped by latent; within a latent in row order.
+
+    Attributes:
+        order: position of each grouped entry among the stored ones, ``(entries,)``.
+        rows: row of each grouped entry, ``(entries,)``.
+        offsets: latent ``j`` owns ``offsets[j]:offsets[j + 1]``, ``(n_latents + 1,)``.
+    """
+
+    order: Int[Tensor, " entries"]
+    rows: Int[Tensor, " entries"]
+    offsets: Int[Tensor, " m_plus_1"]
+
+
+def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n_plus_1"]:
+    """Where each of ``n`` rows begins in a sorted list of row numbers: ``(n + 1,)``."""
+    offsets = rows.new_zeros(n + 1)
+    torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
+    return offsets
+
+
+def codes_t_matmul(codes: SparseActivations, dense: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    """``codes^T @ dense``: for each latent the sum of the rows of ``dense``, weighted by its activations.
+
+    O(entries d). Runs in at least float32, under autocast too; differentiable in the stored values and in ``dense``.
+    """
+    _check_factor("dense", dense, codes, rows=codes.shape[0])
+    with autocast_off(codes.device):
+        values, dense = _same_dtype(codes.flat_values, dense)
+        result: Tensor = _CodesTransposedTimesDense.apply(values, dense, codes)
+    return result
+
+
+def codes_matmul(codes: SparseActivations, dense: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+    """``codes @ dense``: for each row the sum of the rows of ``dense`` that belong to its active latents (a decoder).
+
+    O(entries d). Runs in at least float32, under autocast too; differentiable in the stored values and in ``dense``.
+    """
+    _check_factor("dense", dense, codes, rows=codes.n_latents)
+    with autocast_off(codes.device):
+        values, dense = _same_dtype(codes.flat_values, dense)
+        result: Tensor = _CodesTimesDense.apply(values, dense, codes)
+    return result
+
+
+def sampled_matmul(
+    codes: SparseActivations, left: Float[Tensor, "n d"], right: Float[Tensor, "m d"]
+) -> Float[Tensor, " entries"]:
+    """``left @ right^T`` at the stored entries only, row after row.
+
+    O(entries d). Runs in at least float32, under autocast too; differentiable in ``left`` and ``right``.
+    """
+    _check_factor("left", left, codes, rows=codes.shape[0])
+    _check_factor("right", right, codes, rows=codes.n_latents)
+    if left.shape[1] != right.shape[1]:
+        raise InputError("right", f"width {right.shape[1]}", f"the width of left, {left.shape[1]}")
+    with autocast_off(codes.device):
+        left, right = _same_dtype(left, right)
+        result: Tensor = _SampledProduct.apply(left, right, codes)
+    return result
+
+
+class _CodesTransposedTimesDense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
+        ctx.save_for_backward(values, dense)
+        ctx.codes = codes
+        return _transposed_product(codes, values, dense)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, dense = ctx.saved_tensors
+        with autocast_off(grad.device):
+            of_values = _sampled(ctx.codes, dense, grad) if ctx.needs_input_grad[0] else None
+            of_dense = _product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
+        return of_values, of_dense, None
+
+
+class _CodesTimesDense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
+        ctx.save_for_backward(values, dense)
+        ctx.codes = codes
+        return _product(codes, values, dense)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        values, dense = ctx.saved_tensors
+        with autocast_off(grad.device):
+            of_values = _sampled(ctx.codes, grad, dense) if ctx.needs_input_grad[0] else None
+            of_dense = _transposed_product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
+        return of_values, of_dense, None
+
+
+class _SampledProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, codes: SparseActivations) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.codes = codes
+        return _sampled(codes, left, right)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        left, right = ctx.saved_tensors
+        with autocast_off(grad.device):
+            of_left = _product(ctx.codes, grad, right) if ctx.needs_input_grad[0] else None
+            of_right = _transposed_product(ctx.codes, grad, left) if ctx.needs_input_grad[1] else None
+        return of_left, of_right, None
+
+
+def has_sparse_kernels(device: torch.device) -> bool:
+    """Whether torch's CSR products run on ``device``: a CPU with MKL, or CUDA."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
+
+
+def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
+    if has_sparse_kernels(dense.device):
+        product: Tensor = torch.sparse.mm(_transposed_csr(codes, values[codes.by_latent.order]), dense)
+        return product
+    out = dense.new_zeros(codes.n_latents, dense.shape[1])
+    rows, indices = codes.rows, codes.flat_indices
+    for part in _blocks(values.shape[0], dense.shape[1]):
+        out.index_add_(0, indices[part], values[part, None] * dense[rows[part]])
+    return out
+
+
+def _product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
+    if has_sparse_kernels(dense.device):
+        offsets = None if codes.row_offsets is None else codes.row_offsets[:-1]
+        indices = codes.indices if offsets is None else codes.flat_indices
+        weights = values.reshape(indices.shape)
+        # codes without entries, or without rows: embedding_bag refuses the empty shapes
+        if values.shape[0] == 0:
+            return dense.new_zeros(codes.shape[0], dense.shape[1])
+        return torch.nn.functional.embedding_bag(indices, dense, offsets, mode="sum", per_sample_weights=weights)
+    out = dense.new_zeros(codes.shape[0], dense.shape[1])
+    rows, indices = codes.rows, codes.flat_indices
+    for part in _blocks(values.shape[0], dense.shape[1]):
+        out.index_add_(0, rows[part], values[part, None] * dense[indices[part]])
+    return out
+
+
+def _sampled(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
+    out = left.new_empty(codes.flat_indices.shape[0])
+    if has_sparse_kernels(left.device):
+        pattern = _transposed_csr(codes, torch.zeros_like(out))
+        product = torch.sparse.sampled_addmm(pattern, right, left.t(), beta=0.0)
+        out[codes.by_latent.order] = product.values()
+        return out
+    rows, indices = codes.rows, codes.flat_indices
+    for part in _blocks(out.shape[0], left.shape[1]):
+        out[part] = (left[rows[part]] * right[indices[part]]).sum(1)
+    return out
+
+
+def _blocks(n_entries: int, width: int) -> list[slice]:
+    step = max(1, _BLOCK_ELEMENTS // max(1, width))
+    return [slice(start, min(start + step, n_entries)) for start in range(0, n_entries, step)]
+
+
+def _transposed_csr(codes: SparseActivations, grouped_values: Tensor) -> Tensor:
+    entries = codes.by_latent
+    with warnings.catch_warnings():  # torch says once that CSR is in beta; nothing a user of this library can act on
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(
+            entries.offsets,
+            entries.rows,
+            grouped_values,
+            size=(codes.n_latents, codes.shape[0]),
+            check_invariants=False,
+        )
+
+
+def _group_by_latent(codes: SparseActivations) -> EntriesByLatent:
+    indices = codes.flat_indices
+    order = torch.argsort(indices, stable=True)
+    return EntriesByLatent(order, codes.rows[order], offsets_of_sorted_rows(indices, codes.n_latents))
+
+
+def _same_dtype(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = product_dtype(left.dtype, right.dtype)
+    return left.to(dtype), right.to(dtype)
+
+
+def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -> None:
+    _check_entries(values, indices)
+    if n_latents < 1:
+        raise InputError("n_latents", n_latents, "at least 1")
+    if row_offsets is None:
+        if values.ndim != 2:
+            raise InputError("values", f"shape {tuple(values.shape)}", "shape (n, k), or 1-D values with row_offsets")
+        return
+    if values.ndim != 1:
+        raise InputError("values", f"shape {tuple(values.shape)}", "shape (entries,) where row_offsets are given")
+    if not isinstance(row_offsets, Tensor):
+        raise InputError("row_offsets", type(row_offsets).__name__, "a tensor")
+    if row_offsets.ndim != 1 or row_offsets.shape[0] < 1 or row_offsets.dtype != torch.int64:
+        came = f"shape {tuple(row_offsets.shape)}, dtype {row_offsets.dtype}"
+        raise InputError("row_offsets", came, "an int64 tensor of shape (n + 1,)")
+    check_same_device("row_offsets", row_offsets.device, "values", values.device)
+
+
+def _check_entries(values: Any, indices: Any) -> None:
+    for name, value in (("values", values), ("indices", indices)):
+        if not isinstance(value, Tensor):
+            raise InputError(name, type(value).__name__, "a tensor")
+    if not values.is_floating_point():
+        raise InputError("values", f"dtype {values.dtype}", "a floating-point dtype")
+    if indices.dtype != torch.int64:
+        raise InputError("indices", f"dtype {indices.dtype}", "torch.int64")
+    if indices.shape != values.shape:
+        raise InputError("indices", f"shape {tuple(indices.shape)}", f"the shape of values, {tuple(values.shape)}")
+    check_same_device("indices", indices.device, "values", values.device)
+
+
+def _check_indices(codes: SparseActivations) -> None:
+    offsets, indices = codes.row_offsets, codes.flat_indices
+    if offsets is not None:
+        ends = (int(offsets[0]), int(offsets[-1]))
+        if ends != (0, indices.shape[0]) or bool((offsets.diff() < 0).any()):
+            raise InputError(
+                "row_offsets", f"offsets from {ends[0]} to {ends[1]}", f"rising from 0 to {indices.shape[0]}"
+            )
+    outside = ((indices < 0) | (indices >= codes.n_latents)).nonzero()
+    if outside.shape[0]:
+        position = int(outside[0])
+        came = f"index {int(indices[position])} in row {int(codes.rows[position])}"
+        raise InputError("indices", came, f"indices from 0 to {codes.n_latents - 1}")
+    grouped = codes.by_latent
+    latents = indices[grouped.order]
+    twice = ((latents.diff() == 0) & (grouped.rows.diff() == 0)).nonzero()
+    if twice.shape[0]:
+        position = int(twice[0])
+        came = f"index {int(latents[position])} twice in row {int(grouped.rows[position])}"
+        raise InputError("indices", came, "each index at most once in a row")
+
+
+def _check_factor(name: str, factor: Tensor, codes: SparseActivations, *, rows: int) -> None:
+    if factor.ndim != 2 or factor.shape[0] != rows:
+        raise InputError(name, f"shape {tuple(factor.shape)}", f"shape ({rows}, d) to multiply {codes!r}")
+    if factor.device != codes.device:
+        raise InputError(name, f"device {factor.device}", f"the device of the codes, {codes.device}")

@@ -1,0 +1,75 @@
+"""The progress bar of a run: one line for the run, one for each SAE with what it is at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+FIGURES = {  # logged name: title, form
+    "score": ("score", ".3f"),
+    "explained_variance": ("expl. variance", ".3f"),
+    "l0": ("L0", ".1f"),
+    "dead": ("dead", ".0f"),
+}
+
+
+class TrainingProgress(Callback):
+    """Steps done and to do, and the last logged score, explained variance, L0 and dead latents of each SAE."""
+
+    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+        self.names = tuple(names)
+        self.console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, epoch {task.fields[epoch]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("training", total=None, epoch=1)
+        self._live: Live | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show it."""
+        self._progress.update(self._task, total=int(trainer.estimated_stepping_batches))
+        self._live = Live(self._render(trainer), console=self.console, refresh_per_second=4)
+        self._live.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Move it."""
+        epoch = f"{trainer.current_epoch + 1} of {trainer.max_epochs}"
+        self._progress.update(self._task, completed=trainer.global_step, epoch=epoch)
+        if self._live is not None:
+            self._live.update(self._render(trainer))
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Leave the last state on the screen."""
+        self._stop()
+
+    def on_exception(self, *_: Any, **__: Any) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            if not self.console.is_terminal:
+                self.console.line()
+
+    def _render(self, trainer: Trainer) -> Group:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("")
+        for title, _ in FIGURES.values():
+            table.add_column(title, justify="right")
+        for name in self.names:
+            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), form) for key, (_, form) in FIGURES.items()]
+            table.add_row(name, *("" if value is None else f"{float(value):{form}}" for value, form in logged))
+        return Group(self._progress, table)

@@ -1,0 +1,105 @@
+"""Checks of SAEs, their training and their evaluation.
+
+The tests call them on the library as it is; ``sae/test_wrong_variants.py`` calls the very same ones on the library with
+one fault put in and sees each of them raise AssertionError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from monoloss.evaluation.run import evaluate
+from monoloss.sae.config import AuxLoss
+from monoloss.sae.model import SparseAutoencoder
+from monoloss.sae.objectives import objective
+from monoloss.training.config import SaeTraining, TrainingConfig
+from monoloss.training.sae import train_saes
+from sae_samples import VARIANTS, bits_of, generator_of, some_config, some_rows, some_sae, structured_store
+
+
+def calibrated_sae(variant: str, d: int = 64, m: int = 256, k: int = 8) -> tuple[SparseAutoencoder, Tensor]:
+    """A float32 SAE in eval() with the 4096 rows that it was calibrated on."""
+    sae = SparseAutoencoder(d, some_config(variant, m, k), seed=3)
+    rows = torch.randn(4096, d, generator=generator_of(5))
+    sae.calibrate_(rows.split(1024))
+    return sae.eval(), rows
+
+
+@torch.no_grad()
+def check_a_row_is_its_own_affair(variant: str) -> None:
+    """A row's code alone, in a batch of 7 and of 2048: the same latents, but for ties; values within 1e-6."""
+    sae, rows = calibrated_sae(variant)
+    together = sae.encode(rows[:2048]).to_dense()[:70]
+    smallest = together.where(together > 0, torch.inf).amin(1, keepdim=True)  # what a tie at the edge is near to
+    assert bool((together > 0).any())
+    for size in (1, 7):
+        apart = torch.cat([sae.encode(part).to_dense() for part in rows[:70].split(size)])
+        differs = (apart > 0) != (together > 0)
+        edge = torch.maximum(apart, together)
+        assert bool((differs <= ((edge - smallest).abs() <= 1e-6 * edge)).all()), f"{int(differs.sum())} other latents"
+        both = (apart > 0) & (together > 0)
+        torch.testing.assert_close(apart[both], together[both], rtol=1e-6, atol=0)
+
+
+def train_two(folder: Path, epochs: int = 4, **options: object) -> dict[str, SparseAutoencoder]:
+    """A TopK and a BatchTopK SAE trained for a moment on rows with structure, with MonoLoss."""
+    store = structured_store(folder / "train", 4000)
+    saes = {
+        name: SaeTraining(some_config(name, 64, 4), mono_weight=1e-3, lr=3e-3, **options)  # type: ignore[arg-type]
+        for name in ("topk", "batch_topk")
+    }
+    return train_saes(store, TrainingConfig(saes, batch_size=250, epochs=epochs), folder / "run", progress=False)
+
+
+def check_decoder_rows_after_training(folder: Path) -> None:
+    for sae in train_two(folder, epochs=1).values():
+        norms = torch.linalg.vector_norm(sae.decoder_rows.double(), dim=1)
+        assert bool(((norms - 1.0).abs() <= 1e-6).all()), f"norms from {norms.min()} to {norms.max()}"
+
+
+def check_l0_at_inference(folder: Path) -> None:
+    """After eval() BatchTopK has k latents active a row, within 5 %, on rows it has not seen."""
+    held_out = structured_store(folder / "held_out", 2000, seed=1)
+    evaluation = evaluate(held_out, train_two(folder))["batch_topk"]
+    assert abs(evaluation.summary["l0"] - 4.0) <= 0.05 * 4.0, f"L0 {evaluation.summary['l0']}"
+
+
+def check_aux_is_zero_without_dead_latents() -> None:
+    for variant in VARIANTS:
+        sae = some_sae(variant, aux=AuxLoss(k=4, dead_after_samples=100))
+        sae.samples_since_active.fill_(99)
+        terms = objective(sae, sae(some_rows()))
+        assert float(terms.aux) == 0.0
+        assert torch.equal(terms.total, terms.reconstruction)
+
+
+def check_evaluation_changes_no_tensor(folder: Path) -> None:
+    store = structured_store(folder / "store", 300)
+    saes = {name: calibrated_sae(name, d=32, m=48)[0].train() for name in VARIANTS}
+    for sae in saes.values():
+        sae.samples_since_active.fill_(7)
+    before = {name: bits_of(sae) for name, sae in saes.items()}
+    evaluate(store, saes, batch_size=64)
+    assert {name: bits_of(sae) for name, sae in saes.items()} == before
+
+
+class Spy:
+    """A model that notes the rows it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        self.seen.append(inputs.clone())
+        return inputs.relu()
+
+
+def check_every_row_is_read_once_in_order(folder: Path) -> None:
+    store = structured_store(folder / "store", 103, rows_per_shard=40)
+    spy = Spy()
+    evaluation = evaluate(store, {"spy": spy}, batch_size=16)["spy"]
+    assert torch.equal(torch.cat(spy.seen), store.embeddings())
+    assert evaluation.facts["n_rows"] == 103

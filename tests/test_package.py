@@ -1,0 +1,160 @@
+"""The house itself: what an import loads, that public names explain themselves, that no floor leans on one above."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import monoloss
+
+SOURCE = Path(monoloss.__file__).parent
+
+# What `import monoloss` must not load, with every extra installed.
+HEAVY = [
+    "huggingface_hub", "jsonargparse", "lightning", "matplotlib", "pandas", "plotly", "pytorch_lightning", "rich",
+    "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "transformers",
+]  # fmt: skip
+
+# A file imports only from floors below its own, or from its own floor without a circle.
+FLOORS = {
+    "errors": 0,
+    "checks": 0,
+    "files": 0,
+    "precision": 0,
+    "sparse": 1,
+    "functional": 1,
+    "metrics": 2,
+    "losses": 2,
+    "sae": 2,
+    "data": 2,
+    "regularizer": 3,
+    "evaluation": 3,
+    "interop": 3,
+    "training": 3,
+    "report": 4,
+    "demo": 5,
+    "benchmark": 5,
+    "cli": 5,
+    "__init__": 6,
+    "__main__": 6,
+}
+
+
+def module_names() -> dict[str, Path]:
+    """Every module of the package by its dotted name inside it; the package itself is `__init__`."""
+    names = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        names[".".join(parts if parts == ("__init__",) else parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imported_modules(source: str, known: set[str]) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it, also inside functions and TYPE_CHECKING."""
+
+    def inside(dotted: str) -> str | None:
+        first, _, rest = dotted.partition(".")
+        return (rest or "__init__") if first == "monoloss" else None
+
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {inside(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            for alias in node.names:  # `from monoloss.sae import model` means the module where there is one
+                module, name = inside(node.module), inside(f"{node.module}.{alias.name}")
+                found.add(name if name in known else module)
+    return found - {None}
+
+
+def floor(module: str) -> int:
+    part = module.partition(".")[0]
+    assert part in FLOORS, f"monoloss.{module} has no floor yet: give it one in FLOORS"
+    return FLOORS[part]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str] | None:
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_import_is_light():
+    code = "import sys, monoloss; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_metrics_come_on_first_use():
+    code = "import sys, monoloss; monoloss.MonoScore; print('torchmetrics' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"
+    assert isinstance(monoloss.MonoScore, type)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="monoscore"):
+        monoloss.monoscore  # noqa: B018 - the look-up itself is what is tested
+
+
+def test_public_names_are_there_once():
+    assert len(set(monoloss.__all__)) == len(monoloss.__all__) > 0
+    assert set(monoloss.__all__) <= set(dir(monoloss))
+
+
+@pytest.mark.parametrize("name", monoloss.__all__)
+def test_public_name_explains_itself(name):
+    thing = getattr(monoloss, name)
+    if inspect.isclass(thing) or inspect.isroutine(thing):
+        assert ">>> " in (thing.__doc__ or ""), f"{name} has no example that doctest can run"
+
+
+def test_package_is_typed():
+    assert (SOURCE / "py.typed").is_file()
+
+
+def test_every_folder_is_a_package():
+    folders = {path.parent for path in SOURCE.rglob("*.py")}
+    assert not [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()]
+
+
+@pytest.mark.parametrize("module", module_names())
+def test_imports_stay_on_their_floor_or_below(module):
+    path = module_names()[module]
+    above = {
+        other
+        for other in imported_modules(path.read_text(encoding="utf-8"), set(module_names()))
+        if floor(other) > floor(module)
+    }
+    assert not above, f"monoloss.{module} imports from a floor above its own: {sorted(above)}"
+
+
+def test_imports_have_no_circle():
+    known = module_names()
+    graph = {
+        name: imported_modules(path.read_text(encoding="utf-8"), set(known)) - {name} for name, path in known.items()
+    }
+    assert circle(graph) is None
+
+
+def test_the_checks_above_see_a_fault():
+    known = {"sparse", "sae", "sae.model"}
+    source = "def f():\n    from monoloss.sae import model\n    import monoloss.sparse, torch\nfrom monoloss import x\n"
+    assert imported_modules(source, known) == {"sae.model", "sparse", "__init__"}
+    assert imported_modules("from monoloss.sae import SparseAutoencoder", known) == {"sae"}
+    assert floor("sae.model") > floor("sparse")
+    assert circle({"a": {"b"}, "b": {"a"}})
+    assert circle({"a": {"b"}, "b": set()}) is None
+    with pytest.raises(AssertionError, match="no floor yet"):
+        floor("attic.trunk")

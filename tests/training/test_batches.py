@@ -1,0 +1,120 @@
+"""Shuffled batches: every row at most once an epoch, an order from seed and epoch alone, resumable anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from monoloss.data.store import FeatureStore
+from monoloss.errors import InputError
+from monoloss.training.batches import ShuffledBatches, shuffled
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """23 rows in shards of 9; row i is (i + 1, 1), so that a row says which it is."""
+    rows = torch.stack([torch.arange(1.0, 24.0), torch.ones(23)], dim=1)
+    folder: Path = tmp_path_factory.mktemp("batches") / "store"
+    return FeatureStore.create(folder, rows, rows_per_shard=9)
+
+
+def numbers(batches: list[Tensor]) -> list[list[int]]:
+    return [[int(value) - 1 for value in batch[:, 0]] for batch in batches]
+
+
+def epochs(batches: ShuffledBatches, n: int) -> list[list[list[int]]]:
+    return [numbers(list(batches)) for _ in range(n)]
+
+
+def test_an_epoch_holds_distinct_rows_in_full_batches(store):
+    batches = ShuffledBatches(store, 5, seed=1)
+    assert len(batches) == 4
+    for epoch in epochs(batches, 3):
+        assert [len(batch) for batch in epoch] == [5, 5, 5, 5]
+        seen = [row for batch in epoch for row in batch]
+        assert len(set(seen)) == 20
+        assert set(seen) <= set(range(23))
+
+
+def test_every_row_comes_in_some_epoch_and_in_a_batch_as_large_as_the_data(store):
+    seen = {row for epoch in epochs(ShuffledBatches(store, 5, seed=1), 8) for batch in epoch for row in batch}
+    assert seen == set(range(23))
+    whole = ShuffledBatches(store, 23, seed=1)
+    assert len(whole) == 1
+    assert sorted(epochs(whole, 1)[0][0]) == list(range(23))
+    assert len(ShuffledBatches(store, 1, seed=0)) == 23
+
+
+def test_order_follows_from_seed_and_epoch_alone(store):
+    torch.manual_seed(3)
+    first = epochs(ShuffledBatches(store, 5, seed=1), 3)
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    assert epochs(ShuffledBatches(store, 5, seed=1), 3) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first[0] != first[1] != first[2] != first[0]
+    assert epochs(ShuffledBatches(store, 5, seed=2), 1)[0] != first[0]
+    later = ShuffledBatches(store, 5, seed=1)
+    later.epoch = 2
+    assert epochs(later, 1)[0] == first[2]
+    rows = [row for batch in first[0] for row in batch]
+    assert rows == shuffled(23, 1, 0)[:20].tolist()  # the size of a batch does not change the order
+
+
+def test_shuffled_is_a_permutation_with_nothing_shared_between_seeds_and_epochs():
+    orders = {tuple(shuffled(50, seed, epoch).tolist()) for seed in range(-1, 5) for epoch in range(-1, 5)}
+    assert len(orders) == 36
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert shuffled(1, 0, 0).tolist() == [0]
+
+
+@pytest.mark.parametrize("n_given", [1, 3, 4, 6])
+def test_goes_on_from_anywhere(store, n_given):
+    batches = ShuffledBatches(store, 5, seed=1)
+    expected = epochs(ShuffledBatches(store, 5, seed=1), 4)
+    flat = [batch for epoch in expected for batch in epoch]
+    given: list[Tensor] = []
+    while len(given) < n_given:
+        given += itertools.islice(batches, n_given - len(given))
+    assert numbers(given) == flat[:n_given]
+    state = json.loads(json.dumps(batches.state_dict()))  # plain numbers
+    other = ShuffledBatches(store, 5, seed=99)
+    other.load_state_dict(state)
+    rest = [batch for _ in range(4) for batch in numbers(list(other))]
+    assert rest[: 16 - n_given] == flat[n_given:]
+    assert len(numbers(list(other))) == 4  # a whole epoch again
+
+
+def test_the_epoch_rolls_over_before_the_last_batch_is_handed_out(store):
+    """A sized iterator is never asked for one more: what stands then must already be the next epoch."""
+    batches = ShuffledBatches(store, 5, seed=1)
+    iterator = iter(batches)
+    positions = []
+    for _ in range(4):
+        next(iterator)
+        positions.append((batches.state_dict()["epoch"], batches.state_dict()["n_given"]))
+    assert positions == [(0, 1), (0, 2), (0, 3), (1, 0)]
+    assert numbers([next(iter(batches))]) == numbers([next(iter(_at_epoch(store, 1)))])
+
+
+def _at_epoch(store: FeatureStore, epoch: int) -> ShuffledBatches:
+    batches = ShuffledBatches(store, 5, seed=1)
+    batches.load_state_dict({"seed": 1, "epoch": epoch, "n_given": 0})
+    return batches
+
+
+@pytest.mark.door
+def test_error_texts(store):
+    for size, text in (
+        (24, "batch_size: got 24; needed at most the rows there are to train on, 23"),
+        (0, "batch_size: got 0; needed an integer at least 1"),
+        (2.0, "batch_size: got 2.0; needed an integer at least 1"),
+    ):
+        with pytest.raises(InputError) as caught:
+            ShuffledBatches(store, size, seed=0)
+        assert str(caught.value) == text
