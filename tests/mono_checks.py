@@ -135,6 +135,10 @@ def check_gradient_above_a_floor() -> None:
     check_gradient(some_activations()[:, 9:])
 
 
+def check_gradient_of_floors_beside_moving_minima() -> None:
+    check_gradient(some_activations(40))
+
+
 def check_memory_keeps_scores_in_range(n_steps: int = 300, atol: float = 1e-6) -> None:
     """Latents that fire once in 500 rows: with the rule ``u^2 >= 2 v`` no score leaves [-1, 1]."""
     generator = torch.Generator().manual_seed(3)

@@ -66,11 +66,14 @@ def _run(argv: list[str]) -> int:
         options = parser.parse_args(argv)
     except SystemExit as stop:  # --help, --version, or an argument that argparse has already explained
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
-    chosen = parser.instantiate_classes(options)
-    COMMANDS[chosen.command](**chosen[chosen.command].as_dict())
+    COMMANDS[options.command](**options[options.command].as_dict())
     return 0
 
 
 def _refuse(error: Exception) -> int:
     print(f"monoloss: {error}", file=sys.stderr)
     return EXIT_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import wraps
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -89,6 +90,16 @@ class SumsMetric(Metric, Generic[SumsT]):
         """What ``summary`` makes of the sums of all processes."""
         with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
             return summary(self.sums)
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        squeezed = super()._wrap_compute(compute)  # torchmetrics makes a scalar of one element
+
+        @wraps(compute)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            value = squeezed(*args, **kwargs)
+            return value.reshape(-1) if getattr(self, "average", None) == "none" else value
+
+        return whole
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
@@ -179,6 +190,18 @@ class MonoScore(SumsMetric[MonoMoments]):
         """Mean, median, p90, number defined, chance, lift and n_eff, over all rows and processes."""
         result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
         return result
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Take over the rows that another metric has seen.
+
+        Raises:
+            InputError: the other metric has other sizes, or took another mean vector off.
+        """
+        if isinstance(incoming_state, MonoScore):
+            mine, theirs = (torch.zeros(1) if one.center is None else one.center for one in (self, incoming_state))
+            if mine.shape != theirs.shape or not torch.equal(mine, theirs.to(mine)):
+                raise InputError("incoming_state", "another center", "the center of this metric")
+        super().merge_state(incoming_state)
 
     def _merge(self, left: MonoMoments, right: MonoMoments) -> MonoMoments:
         return mono.merge(left, right)

@@ -52,7 +52,5 @@ def evaluation_table(groups: Mapping[str, Sequence[Evaluation]], title: str) -> 
 
 def cells(evaluation: Evaluation) -> list[str]:
     """The figures of ``COLUMNS`` for one evaluation, a dash where one is undefined or missing."""
-    values = (evaluation.summary.get(column.key, math.nan) for column in COLUMNS)
-    return [
-        "-" if math.isnan(value) else format(value, column.form) for value, column in zip(values, COLUMNS, strict=True)
-    ]
+    figures = [(evaluation.summary.get(column.key, math.nan), column.form) for column in COLUMNS]
+    return ["-" if math.isnan(value) else format(value, form) for value, form in figures]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monoloss.checks import check_rows
+from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,
     all_reduce,
@@ -108,8 +109,10 @@ def global_moments(
     sync: bool,
 ) -> tuple[MonoMoments, int]:
     """Moments of the batch, over all processes of the group with ``sync``; and the number of those processes."""
-    moments = batch_moments(unit_embeddings, activations)
     world = dist.get_world_size(process_group) if sync and dist.is_available() and dist.is_initialized() else 1
+    if world < 1:
+        raise InputError("process_group", "a group without this process", "one that this process belongs to, or None")
+    moments = batch_moments(unit_embeddings, activations)
     return (all_reduce(moments, process_group) if world > 1 else moments), world
 
 
@@ -136,7 +139,7 @@ def _attach(
 def _shared_minimum(
     activations: Activations, moments: MonoMoments, group: dist.ProcessGroup | None, *, sync: bool
 ) -> Tensor | None:
-    """How many rows of the (global) batch are at each latent's minimum, 0 where that minimum is 0; None if all are."""
+    """How many rows of the (global) batch are at each latent's minimum, 0 where that is 0; None where all are 0."""
     z = activations.detach()
     b = moments.b
     at_minimum = _at(z, b)

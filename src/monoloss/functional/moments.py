@@ -14,6 +14,7 @@ from monoloss.functional.sparsity import refuse_not_finite
 from monoloss.precision import autocast_off, product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations, codes_t_matmul
 
+_ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
 _ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
 
 
@@ -197,9 +198,13 @@ def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
     b = minimum(a)
     a = a - b
     w = _product_in_parts(a, h)
-    v = torch.linalg.vector_norm(a.to(kept), dim=0, dtype=torch.float64).square()
+    u, v = torch.zeros(2, a.shape[1], dtype=torch.float64, device=kept)
+    for part in a.split(_ROWS_IN_FLOAT64):
+        wide = part.to(kept).double()
+        u += wide.sum(0)
+        v += wide.square().sum(0)
     n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept)
-    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=_sum64(a), v=v, w=w.to(kept))
+    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=u, v=v, w=w.to(kept))
 
 
 def _product_in_parts(a: Tensor, h: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def mono_score(
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
         >>> activations = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 5.0]])
-        >>> mono_score(embeddings, activations)
+        >>> mono_score(embeddings, activations).round(decimals=6)
         tensor([1., 0., nan], dtype=torch.float64)
     """
     check_choice("undefined", undefined, ("nan", "zero"))

@@ -20,8 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ft2font import LoadFlags
-from matplotlib.lines import Line2D
 
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
@@ -63,20 +61,20 @@ def house_style() -> Iterator[None]:
 
 
 @contextmanager
-def picture(title: str, note: str, height: float, width: float = WIDTH) -> Iterator[Figure]:
+def picture(title: str, note: str, height: float) -> Iterator[Figure]:
     """A figure with a headline and a quiet note under it; `height` inches below them are free for the block.
 
     The figure is drawn once when the block ends, so that every text of it is made in the house style.
     """
-    text_width = width - 2 * MARGIN
+    text_width = WIDTH - 2 * MARGIN
     title = fit(title, text_width, TITLE_SIZE, bold=True, n_lines=2)
     note = fit(note, text_width, SMALL_SIZE, n_lines=4) if note else ""
     title_height, note_height = text_height(title, TITLE_SIZE), text_height(note, SMALL_SIZE)
     total = height + 0.1 + title_height + 0.06 + note_height + 0.12
     with house_style():
-        figure = Figure(figsize=(width, total), dpi=100, facecolor="white")
+        figure = Figure(figsize=(WIDTH, total), dpi=100, facecolor="white")
         canvas = FigureCanvasAgg(figure)
-        top: dict[str, Any] = {"x": MARGIN / width, "ha": "left", "va": "top", "linespacing": 1.25}
+        top: dict[str, Any] = {"x": MARGIN / WIDTH, "ha": "left", "va": "top", "linespacing": 1.25}
         figure.text(y=1 - 0.1 / total, s=title, size=TITLE_SIZE, weight="bold", **top)
         figure.text(y=1 - (0.16 + title_height) / total, s=note, size=SMALL_SIZE, color=QUIET, **top)
         yield figure
@@ -87,6 +85,14 @@ def place_axes(figure: Figure, left: float, bottom: float, width: float, height:
     """Axes at a place given in inches from the lower left corner of the figure."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+def inch_axes(figure: Figure, height: float) -> Axes:
+    """Invisible axes over the whole width, in which a unit is an inch, from the upper left corner of the free space."""
+    axes = place_axes(figure, 0.0, 0.0, WIDTH, height)
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    return axes
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -127,25 +133,6 @@ def check_groups(
         raise InputError(argument, "no evaluations", "at least one")
     if key is not None and not any(key in evaluation.summary for evaluation in evaluations):
         raise InputError(argument, f"evaluations without {key}", needed)
-
-
-def legend_above(figure: Figure, handles: list[Line2D], texts: list[str], top: float, n_columns: int) -> None:
-    """A legend above the axes. Its texts are set last: the constructor leaves out those that begin with "_"."""
-    corner = (MARGIN / WIDTH, top / figure.get_size_inches()[1])
-    legend = figure.legend(
-        handles,
-        ["?"] * len(texts),
-        loc="upper left",
-        bbox_to_anchor=corner,
-        ncols=n_columns,
-        frameon=False,
-        borderpad=0.0,
-        borderaxespad=0.0,
-        handlelength=1.4,
-        labelspacing=0.3,
-    )
-    for drawn, text in zip(legend.get_texts(), texts, strict=True):
-        drawn.set_text(text)
 
 
 def variant_of(name: str, group: str) -> str:
@@ -209,18 +196,18 @@ def fit(text: str, inches: float, size: float, *, bold: bool = False, n_lines: i
     Names that differ at the end only stay apart that way.
     """
     text = plain(text)
-    shown, keep = text, min(len(text), 100 * n_lines)
-    while True:
-        lines = _wrap(shown, inches, size, bold)
-        if len(lines) <= n_lines or keep < 2:
-            return "\n".join(lines[:n_lines])
-        keep -= 1
-        shown = text[: keep - keep // 2].rstrip() + "…" + text[len(text) - keep // 2 :].lstrip()
+    for keep in range(min(len(text), 120 * n_lines), 0, -1):
+        front, back = keep - keep // 2, keep // 2
+        cut = text[:front].rstrip() + "…" + text[len(text) - back :].lstrip()
+        lines = _wrap(text if keep == len(text) else cut, inches, size, bold)
+        if len(lines) <= n_lines:
+            return "\n".join(lines)
+    return text[:1]
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Inches that one line of plain text takes: the sum of its letters, right to about 2 %."""
-    return sum(_letter_width(letter, bold) for letter in text) * size / 72
+    return float(sum(_letter_width(letter, bold) for letter in text) * size / 72)
 
 
 def text_height(text: str, size: float) -> float:
@@ -240,16 +227,16 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def _wrap(text: str, inches: float, size: float, bold: bool) -> list[str]:
+    """Lines of at most a width, broken after spaces and the marks that names are made of; within a word if need be."""
     lines = [""]
-    for piece in re.findall(r"[^\s_/,-]*[\s_/,-]*", text):
+    for piece in re.findall(r"[^\s_/,-]*[\s_/,-]?", text):
         if lines[-1] and text_width((lines[-1] + piece).rstrip(), size, bold=bold) > inches:
             lines.append("")
-        lines[-1] += piece
-        while text_width(lines[-1].rstrip(), size, bold=bold) > inches and len(lines[-1].rstrip()) > 1:
-            whole = lines[-1]
-            cut = next((n for n in range(len(whole) - 1, 1, -1) if text_width(whole[:n], size, bold=bold) <= inches), 1)
-            lines[-1:] = [whole[:cut], whole[cut:]]
-    return [line.strip() for line in lines]
+        for letter in piece:
+            if lines[-1] and text_width((lines[-1] + letter).rstrip(), size, bold=bold) > inches:
+                lines.append("")
+            lines[-1] += letter
+    return [line.strip() for line in lines if line.strip()]
 
 
 @cache
@@ -262,7 +249,7 @@ def _letter_width(letter: str, bold: bool) -> float:
     """As a part of the size of the font."""
     font = get_font(_font_file(bold))
     font.set_size(1000, 72)
-    return font.load_char(ord(letter), LoadFlags.NO_HINTING).linearHoriAdvance / 65536 / 1000
+    return font.load_char(ord(letter)).linearHoriAdvance / 65536 / 1000
 
 
 @cache

@@ -22,14 +22,14 @@ from monoloss.report.drawing import (
     SMALL_SIZE,
     WIDTH,
     fit,
+    inch_axes,
     number,
     picture,
-    place_axes,
     text_width,
 )
 
 _BETWEEN, _GAP, _CAPTION, _HEADING = 0.3, 0.04, 0.19, 0.58  # inches: halves, images, text over a row, top
-_SMALLEST_IMAGE = 0.4
+_LARGEST_IMAGE, _IMAGES_A_LINE = 0.9, 8
 _CAPTION_SIZE = 8.0  # points
 
 
@@ -114,22 +114,25 @@ def top_examples_grid(
         _check_side(side, evaluation, latents, n)
     images = [_images(f"thumbnails_{side}", get, e, latents, n) for side, e, get, latents in sides]
 
-    size = max((WIDTH - 2 * MARGIN - _BETWEEN) / 2 / n - _GAP, _SMALLEST_IMAGE)
-    half = n * (size + _GAP)
-    width = 2 * MARGIN + _BETWEEN + 2 * half
-    row_height = _CAPTION + size + 0.1
-    height = _HEADING + row_height * max(len(latents_left), len(latents_right))
+    n_lines = math.ceil(n / _IMAGES_A_LINE)
+    n_across = math.ceil(n / n_lines)
+    half = (WIDTH - 2 * MARGIN - _BETWEEN) / 2
+    size = min((half + _GAP) / n_across - _GAP, _LARGEST_IMAGE)
+    row_height = _CAPTION + n_lines * (size + _GAP) + 0.06
+    height = _HEADING + row_height * max(len(latents_left), len(latents_right)) + 0.04
     title = "A row is a latent: do the images that activate it most show one thing?"
-    with picture(title, _rule(left, right, latents_left, latents_right), height, width) as figure:
-        axes = _canvas(figure, width, height)
+    with picture(title, _rule(left, right, latents_left, latents_right), height) as figure:
+        axes = inch_axes(figure, height)
         for i, (_, evaluation, _, latents) in enumerate(sides):
             x = MARGIN + i * (half + _BETWEEN)
             _write_heading(axes, x, half, evaluation, (colors or {}).get(evaluation.name, FAINT))
             for row, latent in enumerate(latents):
                 y = _HEADING + row * row_height
-                _write_caption(axes, x, y, half, _facts_of(evaluation, latent))
+                _write_caption(axes, x, y + _CAPTION - 0.05, half, evaluation, latent)
                 for place, image in enumerate(images[i][latent]):
-                    _draw_tile(axes, image, (x + place * (size + _GAP), y + _CAPTION), size)
+                    down, across = divmod(place, n_across)
+                    corner = x + across * (size + _GAP), y + _CAPTION + down * (size + _GAP)
+                    _draw_tile(axes, image, corner, size)
     return figure
 
 
@@ -177,41 +180,31 @@ def _rule(left: Evaluation, right: Evaluation, latents_left: Sequence[int], late
     )
 
 
-def _canvas(figure: Figure, width: float, height: float) -> Axes:
-    """Axes in which a unit is an inch, from the upper left corner of the free space."""
-    axes = place_axes(figure, 0, 0, width, height)
-    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.set_axis_off()
-    return axes
-
-
 def _write_heading(axes: Axes, x: float, width: float, evaluation: Evaluation, color: str) -> None:
     axes.text(x, 0.08, fit(evaluation.name, width, PLAIN_SIZE, bold=True), weight="bold", va="top")
     score, n = evaluation.latents["score"], len(evaluation.latents["score"])
     n_defined = n - int(score.isnan().sum())
     facts = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
     axes.text(x, 0.27, fit(facts, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
-    axes.plot([x, x + width - _GAP], [0.47, 0.47], color=color, linewidth=2.5, solid_capstyle="butt")
+    axes.plot([x, x + width], [0.47, 0.47], color=color, linewidth=2.5, solid_capstyle="butt")
 
 
-def _write_caption(axes: Axes, x: float, y: float, width: float, facts: tuple[str, str]) -> None:
-    name, rest = facts
-    axes.text(x, y + _CAPTION - 0.04, name, size=_CAPTION_SIZE, weight="bold", va="baseline")
-    start = text_width(name, _CAPTION_SIZE, bold=True) + 0.08
-    axes.text(
-        x + start, y + _CAPTION - 0.04, fit(rest, width - start, _CAPTION_SIZE), size=_CAPTION_SIZE, va="baseline"
-    )
-
-
-def _facts_of(evaluation: Evaluation, latent: int) -> tuple[str, str]:
+def _write_caption(axes: Axes, x: float, y: float, width: float, evaluation: Evaluation, latent: int) -> None:
+    """Number, score, lift and purity of a latent, and its most frequent class in what room is left."""
     columns = evaluation.latents
-    parts = [f"score {number(columns['score'][latent])}", f"lift {number(columns['lift'][latent])}"]
+    facts = f"score {number(columns['score'][latent])}, lift {number(columns['lift'][latent])}"
+    class_name = ""
     if "purity_binary" in columns and "dominant_class" in columns:
-        parts.append(f"purity {number(columns['purity_binary'][latent])}")
+        facts += f", purity {number(columns['purity_binary'][latent])}"
         index, names = int(columns["dominant_class"][latent]), evaluation.facts.get("class_names")
         if index >= 0:
-            parts[-1] += f" ({names[index] if names else f'class {index}'})"
-    return f"latent {latent}", ", ".join(parts)
+            facts += ":"
+            class_name = names[index] if names else f"class {index}"
+    end = x + width
+    for text, bold in ((f"latent {latent}", True), (facts, False), (class_name, False)):
+        shown = fit(text, end - x, _CAPTION_SIZE, bold=bold)
+        axes.text(x, y, shown, size=_CAPTION_SIZE, weight="bold" if bold else "normal")
+        x += text_width(shown, _CAPTION_SIZE, bold=bold) + 0.1
 
 
 def _draw_tile(axes: Axes, image: Tensor | None, corner: tuple[float, float], size: float) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -24,11 +23,12 @@ from monoloss.report.drawing import (
     WIDTH,
     check_groups,
     fit,
-    legend_above,
+    inch_axes,
     number,
     picture,
     place_axes,
     save_figure,
+    text_width,
     variant_colors,
     variant_of,
 )
@@ -44,6 +44,8 @@ __all__ = [
     "trade_off",
     "variant_colors",
 ]
+
+_LEGEND_STEP = 0.21  # inches
 
 
 def score_histogram(
@@ -80,26 +82,26 @@ def score_histogram(
     check_groups("evaluations", {"": evaluations})
     colors = variant_colors({"": evaluations}) if colors is None else colors
     scores = [_defined_scores(evaluation) for evaluation in evaluations]
-    chances = sorted({round(value, 4) for e in evaluations if math.isfinite(value := e.summary["chance"])})
-    legend_height = 0.22 * len(evaluations)
-    height = legend_height + 0.15 + 0.17 * len(chances) + 2.7 + 0.55
+    chances = {f"chance {value:.3f}": value for e in evaluations if math.isfinite(value := e.summary["chance"])}
+    height = _LEGEND_STEP * len(evaluations) + 0.12 + 0.17 * len(chances) + 2.7 + 0.55
     note = "A latent right of the chance line is active on images that are more alike than random ones are on average."
     with picture(title or "MonoScore of the latents: the further right, the better", note, height) as figure:
         axes = place_axes(figure, 0.62, 0.55, WIDTH - 0.62 - 0.25, 2.7)
         axes.set_xlabel("MonoScore of a latent (-1 to 1); ▲ mean of the run")
         axes.set_ylabel("latents")
-        edges = _bins(scores, chances)
+        edges = _bins(scores, list(chances.values()))
         pad = 0.01 * (edges[-1] - edges[0])
         axes.set_xlim(edges[0] - pad, edges[-1] + pad)
         for i, (evaluation, values) in enumerate(zip(evaluations, scores, strict=True)):
-            _draw_run(axes, values, edges, colors.get(evaluation.name, INK), i)
+            fill = 0.16 if len(evaluations) <= 3 else 0.0  # more would be mud
+            _draw_run(axes, values, edges, colors.get(evaluation.name, INK), _line(i), fill)
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        for level, chance in enumerate(chances):
-            _draw_chance(axes, chance, level)
+        for level, (label, chance) in enumerate(chances.items()):
+            _draw_chance(axes, chance, label, level)
         if not any(len(values) for values in scores):
             axes.text(0.5, 0.5, "no latent has a defined score", transform=axes.transAxes, ha="center", color=QUIET)
-        _run_legend(figure, evaluations, colors, (height - 0.02))
+        _write_legend(inch_axes(figure, height), evaluations, colors)
     return figure
 
 
@@ -174,21 +176,28 @@ def _bins(scores: Sequence[NDArray[np.float64]], chances: Sequence[float]) -> ND
     return np.linspace(low - margin, high + margin, n_bins + 1)
 
 
-def _draw_run(axes: Axes, values: NDArray[np.float64], edges: NDArray[np.float64], color: str, index: int) -> None:
+def _draw_run(
+    axes: Axes,
+    values: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    color: str,
+    line: Literal["solid", "dashed"],
+    fill: float,
+) -> None:
     counts = np.histogram(values, edges)[0].astype(np.float64)
     counts[counts == 0] = np.nan  # no line along the axis
-    axes.stairs(counts, edges, fill=True, color=color, alpha=0.16, linewidth=0)
-    axes.stairs(counts, edges, color=color, linewidth=1.8, linestyle=_line(index), gid="run")
+    axes.stairs(counts, edges, fill=True, color=color, alpha=fill, linewidth=0)
+    axes.stairs(counts, edges, color=color, linewidth=1.8, linestyle=line, gid="run")
     if len(values):
         axes.plot(values.mean(), 0, "^", color=color, markersize=9, markeredgecolor="white", clip_on=False, zorder=5)
 
 
-def _draw_chance(axes: Axes, chance: float, level: int) -> None:
+def _draw_chance(axes: Axes, chance: float, label: str, level: int) -> None:
     """A dashed line and its label above it, on a line of its own for each value."""
     axes.axvline(chance, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), gid="chance")
     left, right = axes.get_xlim()
     axes.annotate(
-        f"chance {chance:.3f}",
+        label,
         (chance, 1),
         (0, 3 + 12 * level),
         xycoords=("data", "axes fraction"),
@@ -204,18 +213,17 @@ def _line(index: int) -> Literal["solid", "dashed"]:
     return "solid" if index < len(COLORS) else "dashed"
 
 
-def _run_legend(figure: Figure, evaluations: Sequence[Evaluation], colors: Mapping[str, str], top: float) -> None:
-    handles, texts = [], []
-    for i, evaluation in enumerate(evaluations):
-        handles.append(
-            Line2D(
-                [], [], color=colors.get(evaluation.name, INK), linewidth=4, linestyle=_line(i), solid_capstyle="butt"
-            )
-        )
+def _write_legend(axes: Axes, evaluations: Sequence[Evaluation], colors: Mapping[str, str]) -> None:
+    """A line for each run: its colour, its name, its mean and how many latents are undefined."""
+    names = [fit(evaluation.name, 3.6, PLAIN_SIZE) for evaluation in evaluations]
+    start = 0.52 + max(text_width(name, PLAIN_SIZE) for name in names) + 0.2
+    for i, (name, evaluation) in enumerate(zip(names, evaluations, strict=True)):
+        y, color = _LEGEND_STEP * (i + 0.5), colors.get(evaluation.name, INK)
+        axes.plot([MARGIN, 0.44], [y, y], color=color, linewidth=4, linestyle=_line(i), solid_capstyle="butt")
         n, n_defined = len(evaluation.latents["score"]), len(_defined_scores(evaluation))
-        name = fit(evaluation.name, 3.5, PLAIN_SIZE)
-        texts.append(f"{name}: mean {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} undefined")
-    legend_above(figure, handles, texts, top, n_columns=1)
+        axes.text(0.52, y, name, va="center", gid="legend")
+        facts = f"mean {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
+        axes.text(start, y, facts, va="center", color=QUIET)
 
 
 def _start_panel(axes: Axes, heading: str, body: float) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -16,20 +15,23 @@ from numpy.typing import NDArray
 from monoloss.evaluation.result import Evaluation
 from monoloss.report.drawing import (
     INK,
+    MARGIN,
     PLAIN_SIZE,
     QUIET,
     SMALL_SIZE,
     WIDTH,
     check_groups,
     fit,
-    legend_above,
+    inch_axes,
     picture,
     place_axes,
+    text_width,
     variant_colors,
     variant_of,
 )
 
 _MARKERS = "osD^vPX*"
+_GROUPS_A_LINE, _LEGEND_STEP = 4, 0.21  # the step in inches
 
 
 def trade_off(
@@ -66,9 +68,10 @@ def trade_off(
     note = "Each line starts at a baseline; up and not to the left of it is a gain that costs no reconstruction."
     if missing:
         note += f" Not drawn, without a defined score or reconstruction: {', '.join(missing)}."
-    height = 4.55
+    legend_height = _LEGEND_STEP * math.ceil(len(groups) / _GROUPS_A_LINE)
+    height = legend_height + 0.2 + 3.6 + 0.58
     with picture(title or "Up: latents that mean one thing. Right: a better reconstruction.", note, height) as figure:
-        axes = place_axes(figure, 0.75, 0.58, WIDTH - 0.75 - 0.25, height - 0.58 - 0.38)
+        axes = place_axes(figure, 0.75, 0.58, WIDTH - 0.75 - 0.25, 3.6)
         axes.set_xlabel("explained variance, pooled (1: perfect, 0: the mean of the data)")
         axes.set_ylabel("mean MonoScore over defined latents (-1 to 1)")
         axes.grid(color="#ececec", linewidth=0.8)
@@ -76,7 +79,7 @@ def trade_off(
         drawn = [point for group in points.values() for point in group if point is not None]
         _wide_limits(axes, drawn)
         labels = []
-        for marker, (group, evaluations) in zip(_cycle(_MARKERS, len(groups)), groups.items(), strict=True):
+        for marker, (group, evaluations) in zip(_markers(len(groups)), groups.items(), strict=True):
             start = points[group][0]
             for evaluation, point in zip(evaluations, points[group], strict=True):
                 if point is None:
@@ -88,14 +91,19 @@ def trade_off(
                 axes.plot(*point, marker, color=color, markersize=9, markeredgecolor="white", zorder=3, gid="point")
                 labels.append((point, fit(variant_of(evaluation.name, group), 1.5, SMALL_SIZE, n_lines=2)))
         _label_points(axes, labels, [(points[g][0], p) for g in groups for p in points[g]])
-        _group_legend(figure, list(groups), height)
+        _group_legend(inch_axes(figure, height), list(groups))
     return figure
 
 
-def _group_legend(figure: Figure, groups: Sequence[str], top: float) -> None:
-    handles = [Line2D([], [], linestyle="", marker=m, color=QUIET, markersize=7) for m in _cycle(_MARKERS, len(groups))]
-    room = (WIDTH - 1.0) / min(len(groups), 4) - 0.5
-    legend_above(figure, handles, [fit(group, room, PLAIN_SIZE) for group in groups], top, n_columns=len(groups))
+def _group_legend(axes: Axes, groups: Sequence[str]) -> None:
+    """Up to four groups a line, each after its marker."""
+    room = (WIDTH - 2 * MARGIN) / min(len(groups), _GROUPS_A_LINE)
+    names = [fit(group, room - 0.4, PLAIN_SIZE) for group in groups]
+    room = min(room, 0.55 + max(text_width(name, PLAIN_SIZE) for name in names))
+    for i, (name, marker) in enumerate(zip(names, _markers(len(groups)), strict=True)):
+        x, y = MARGIN + room * (i % _GROUPS_A_LINE), _LEGEND_STEP * (i // _GROUPS_A_LINE + 0.5)
+        axes.plot(x + 0.08, y, marker, color=QUIET, markersize=7)
+        axes.text(x + 0.22, y, name, va="center", gid="legend")
 
 
 def _trade_off_point(evaluation: Evaluation) -> tuple[float, float] | None:
@@ -136,7 +144,7 @@ def _label_points(
                 ha = "center" if abs(dx) < 1 else ("left" if dx > 0 else "right")
                 va = "center" if abs(dy) < 1 else ("bottom" if dy > 0 else "top")
                 text.set(position=(dx, dy), ha=ha, va=va)
-                cost = _cost(text.get_window_extent(), spots, taken, axes.bbox) + distance / 10
+                cost = _cost(text.get_window_extent(), spots, taken, axes.bbox.frozen()) + distance / 10
                 if best is None or cost < best[0]:
                     best = (cost, (dx, dy), ha, va)
         assert best is not None  # noqa: S101 - there are candidates
@@ -154,5 +162,5 @@ def _cost(box: Bbox, spots: NDArray[np.float64], taken: Sequence[Bbox], room: Bb
     return float(4 * sticks_out + 2 * covers + 40 * hits)
 
 
-def _cycle(letters: str, n: int) -> list[str]:
-    return [letters[i % len(letters)] for i in range(n)]
+def _markers(n: int) -> str:
+    return (_MARKERS * n)[:n]

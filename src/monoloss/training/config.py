@@ -24,6 +24,11 @@ class SaeTraining:
         clip_norm: largest norm of this SAE's gradient; None does not clip (the paper's TopK runs).
         redraw_dead_every_steps: draw dead latents anew so often (the paper's TopK runs: 10 000); None never.
         seed: of the initial weights.
+
+    Example:
+        >>> from monoloss import TopKConfig
+        >>> SaeTraining(TopKConfig("topk", n_latents=8192, k=64), mono_weight=0.09).lr
+        0.0001
     """
 
     sae: SaeConfig
@@ -57,6 +62,13 @@ class TrainingConfig:
         epochs: passes over the data.
         log_every_steps: optimiser steps between two logged lines.
         seed: of the order of the rows.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from monoloss import TopKConfig
+        >>> base = SaeTraining(TopKConfig("topk", n_latents=8192, k=64))
+        >>> TrainingConfig({"base": base, "mono": replace(base, mono_weight=0.09)}).batch_size
+        2048
     """
 
     saes: Mapping[str, SaeTraining]

@@ -1,0 +1,145 @@
+"""Evaluations as files: what is written comes back, and nothing else is overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from monoloss.errors import InputError
+from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    nan = math.nan
+    return Evaluation(
+        "mono, paper's 3e-4 / ü",
+        {"n_rows": 10, "class_names": ["a", "b"], "centred": False, "store_fingerprint": "00ff"},
+        {"score_mean": 1 / 3, "lift_mean": nan, "n_latents": 3.0, "l0": 0.1},
+        {
+            "score": torch.tensor([0.1, nan, 1 / 3], dtype=torch.float64),
+            "dominant_class": torch.tensor([1, -1, 0]),
+            "density": torch.tensor([[0.5, 7.0], [0.0, 7.0], [1.0, 7.0]], dtype=torch.float64)[:, 0],  # not contiguous
+        },
+        TopExamples(
+            torch.tensor([[3, 1], [-1, -1], [0, -1]]),
+            torch.tensor([[2.0, 0.1], [0.0, 0.0], [5.0, 0.0]], dtype=torch.float64),
+        ),
+    )
+
+
+def assert_same(one: Evaluation, other: Evaluation) -> None:
+    assert (one.name, dict(one.facts)) == (other.name, dict(other.facts))
+    assert list(one.summary) == list(other.summary)
+    for key, value in one.summary.items():
+        assert value == other.summary[key] or (math.isnan(value) and math.isnan(other.summary[key]))
+    assert set(one.latents) == set(other.latents)
+    for key, column in one.latents.items():
+        assert column.dtype == other.latents[key].dtype
+        assert torch.equal(column.nan_to_num(-9.0), other.latents[key].nan_to_num(-9.0))
+    assert torch.equal(one.examples.rows, other.examples.rows)
+    assert torch.equal(one.examples.values, other.examples.values)
+
+
+def test_round_trip(evaluation, tmp_path):
+    folder = evaluation.save(tmp_path / "run" / "evaluations" / "mono")
+    assert folder == tmp_path / "run" / "evaluations" / "mono"
+    assert_same(Evaluation.load(folder), evaluation)
+    assert_same(Evaluation.load(str(folder)), evaluation)
+    assert {path.name for path in folder.iterdir()} == {"evaluation.json", "latents.safetensors"}
+    assert [path.name for path in folder.parent.iterdir()] == ["mono"]  # nothing temporary is left
+
+
+def test_what_the_files_hold(evaluation, tmp_path):
+    folder = evaluation.save(tmp_path / "e")
+    written = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    assert written["format_version"] == 1
+    assert written["name"] == evaluation.name
+    assert written["facts"] == dict(evaluation.facts)
+    assert written["summary"] == {"score_mean": 1 / 3, "lift_mean": None, "n_latents": 3.0, "l0": 0.1}
+    columns = load_file(folder / LATENTS)
+    assert set(columns) == {"score", "dominant_class", "density", "example_rows", "example_values"}
+
+
+def test_replaces_an_earlier_evaluation(evaluation, tmp_path):
+    folder = evaluation.save(tmp_path / "e")
+    second = replace(evaluation, name="second", summary={"l0": math.nan}, latents={"score": torch.zeros(3)})
+    second.save(folder)
+    assert_same(Evaluation.load(folder), second)
+    (tmp_path / "empty").mkdir()
+    assert_same(Evaluation.load(second.save(tmp_path / "empty")), second)
+
+
+def test_a_second_save_that_fails_leaves_the_first(evaluation, tmp_path):
+    folder = evaluation.save(tmp_path / "e")
+    with pytest.raises(InputError):
+        replace(evaluation, summary={"l0": math.inf}).save(folder)
+    assert_same(Evaluation.load(folder), evaluation)
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize("files", [["notes.txt"], [FACTS, "notes.txt"], [LATENTS, "weights.pt"]])
+@pytest.mark.door
+def test_other_files_are_not_overwritten(evaluation, tmp_path, files):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        evaluation.save(folder)
+    needed = "a new folder, or one with an evaluation only"
+    assert str(caught.value) == f"{folder}: got a folder with other files; needed {needed}"
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == dict.fromkeys(files, "mine")
+
+
+@pytest.mark.door
+def test_a_file_in_the_place_of_the_folder(evaluation, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="got a file; needed a path for a folder"):
+        evaluation.save(file)
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def fewer_columns(folder: Path) -> None:
+    columns = load_file(folder / LATENTS)
+    save_file({"score": columns["score"]}, folder / LATENTS)
+
+
+def other_json(folder: Path, **changes: object) -> None:
+    content = json.loads((folder / FACTS).read_text(encoding="utf-8")) | changes
+    (folder / FACTS).write_text(json.dumps(content), encoding="utf-8")
+
+
+DAMAGES = {
+    "no folder": (FACTS, lambda folder: folder.rename(folder.with_name("away"))),
+    "no json": (FACTS, lambda folder: (folder / FACTS).unlink()),
+    "torn json": (FACTS, lambda folder: (folder / FACTS).write_bytes((folder / FACTS).read_bytes()[:-20])),
+    "another version": (FACTS, lambda folder: other_json(folder, format_version=2)),
+    "a list for the summary": (FACTS, lambda folder: other_json(folder, summary=[1.0])),
+    "text for a number": (FACTS, lambda folder: other_json(folder, summary={"l0": "many"})),
+    "facts of another kind": (FACTS, lambda folder: other_json(folder, facts=3)),
+    "no latents": (LATENTS, lambda folder: (folder / LATENTS).unlink()),
+    "torn latents": (LATENTS, lambda folder: (folder / LATENTS).write_bytes((folder / LATENTS).read_bytes()[:-8])),
+    "empty latents": (LATENTS, lambda folder: (folder / LATENTS).write_bytes(b"")),
+    "fewer columns": (LATENTS, fewer_columns),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.door
+def test_a_damaged_file_is_named(evaluation, tmp_path, damage):
+    folder = evaluation.save(tmp_path / "e")
+    name, do = DAMAGES[damage]
+    do(folder)
+    with pytest.raises(InputError) as caught:
+        Evaluation.load(folder)
+    assert caught.value.argument == str(folder / name)
+    assert str(caught.value).startswith(f"{folder / name}: got ")

@@ -1,0 +1,328 @@
+"""MonoLoss the module: the paper's loss by default, and what memory remembers, refuses, saves and scales."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reference
+from mono_checks import check_memory_keeps_scores_in_range, gradients
+from mono_samples import LAYOUTS, as_dense, fixed_k, ragged, some_activations, some_embeddings
+from monoloss.errors import InputError
+from monoloss.functional.loss import mono_loss
+from monoloss.functional.score import mono_score
+from monoloss.losses import MonoLoss
+from monoloss.sparse import SparseActivations
+
+G = 0.7
+
+
+def batches(n_steps: int, dtype: torch.dtype = torch.float64, n: int = 40) -> list[tuple[Tensor, Tensor]]:
+    """Batches of unequal sizes with activations >= 0."""
+    return [
+        (
+            some_embeddings(n + 3 * step, seed=step, dtype=dtype),
+            some_activations(n + 3 * step, step, dtype).clamp(min=0),
+        )
+        for step in range(n_steps)
+    ]
+
+
+def buffers(criterion: MonoLoss) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in criterion.named_buffers()}
+
+
+def assert_equal_buffers(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, buffer in one.items():
+        assert buffer.dtype == other[name].dtype, name
+        assert torch.equal(buffer, other[name]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_memory_it_is_the_batch_loss(layout):
+    embeddings, activations = some_embeddings(), LAYOUTS[layout](some_activations())
+    center = embeddings.mean(0)
+    for criterion, mean in ((MonoLoss(), None), (MonoLoss(center=center), center)):
+        result = criterion.detailed(embeddings, activations)
+        needed = mono_loss(embeddings, activations, center=mean)
+        assert torch.equal(result.loss, needed)
+        assert torch.equal(criterion(embeddings, activations), needed)
+        scores = mono_score(embeddings, activations, center=mean)
+        assert torch.equal(result.scores.nan_to_num(7), scores.nan_to_num(7))
+        assert not result.scores.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("with_center", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_scores_decayed_sums(layout, with_center, dtype):
+    center = some_embeddings(dtype=dtype).mean(0) if with_center else None
+    criterion, seen = MonoLoss(center=center, memory=G), []
+    for embeddings, dense in batches(5, dtype):
+        activations = LAYOUTS[layout](dense)
+        seen.append((embeddings, as_dense(activations)))
+        loss, scores = criterion.detailed(embeddings, activations)
+        expected = reference.memory_scores(seen, G, center)
+        atol = 1e-12 if dtype == torch.float64 else 1e-5
+        np.testing.assert_allclose(scores.double().numpy(), expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(float(loss), 1 - np.nanmean(expected), rtol=0, atol=atol)
+
+
+def test_memory_keeps_scores_in_range():
+    check_memory_keeps_scores_in_range()
+
+
+def numeric_gradient(criterion: MonoLoss, embeddings: Tensor, values: Tensor, layout: str) -> Tensor:
+    """Central differences of the value; each call starts from the same memory."""
+
+    def value(changed: Tensor) -> float:
+        activations = LAYOUTS[layout](values)
+        if isinstance(activations, SparseActivations):
+            activations = activations.with_values(changed[activations.rows, activations.flat_indices])
+        else:
+            activations = changed
+        return float(copy.deepcopy(criterion)(embeddings, activations))
+
+    gradient, step = torch.zeros_like(values), 1e-6
+    for row, latent in values.nonzero().tolist():
+        above, below = values.clone(), values.clone()
+        above[row, latent] += step
+        below[row, latent] -= step
+        gradient[row, latent] = (value(above) - value(below)) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("with_center", [False, True])
+@pytest.mark.parametrize("layout", ["dense", "ragged"])
+def test_gradient_of_step_t_is_the_numeric_one_times_the_steps_remembered(layout, with_center):
+    center = some_embeddings().mean(0) if with_center else None
+    criterion = MonoLoss(center=center, memory=G)
+    for t, (embeddings, dense) in enumerate(batches(4, n=4), start=1):
+        values = dense[:, 7:]
+        numeric = numeric_gradient(criterion, embeddings, values, layout)
+        leaf = values.clone().requires_grad_()
+        criterion(embeddings, LAYOUTS[layout](leaf)).backward()
+        needed = numeric * (1 - G**t) / (1 - G)
+        torch.testing.assert_close(torch.where(values != 0, leaf.grad, 0.0), needed, rtol=1e-6, atol=1e-9)
+        assert needed.abs().max() > 1e-3
+        assert int(criterion.step) == t
+
+
+def remembered_loss(seen: list[tuple[Tensor, Tensor]], embeddings: Tensor, values: Tensor) -> Tensor:
+    """The same formulas for autograd: faded sums of the batches seen plus this one."""
+    u = v = w = 0
+    for e, z in [*seen, (embeddings, values)]:
+        h = e / e.norm(dim=1, keepdim=True)
+        u, v, w = G * u + z.sum(0), G * v + z.square().sum(0), G * w + z.T @ h
+    took_part = (u > 0) & (u.square() >= 2 * v)
+    scores = (w.square().sum(1) - v)[took_part] / (u.square() - v)[took_part]
+    return 1 - scores.mean()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_with_memory_are_those_of_autograd(layout):
+    criterion, seen = MonoLoss(memory=G), []
+    for t, (embeddings, dense) in enumerate(batches(4), start=1):
+        activations = LAYOUTS[layout](dense)
+        gain = (1 - G**t) / (1 - G)
+        of_embeddings, of_dense = gradients(partial(remembered_loss, seen), embeddings, as_dense(activations))
+        leaf = embeddings.clone().requires_grad_()
+        if isinstance(activations, SparseActivations):
+            values = activations.values.clone().requires_grad_()
+            criterion(leaf, activations.with_values(values)).backward()
+            needed = of_dense[activations.rows, activations.flat_indices].reshape(values.shape)
+        else:
+            values = activations.clone().requires_grad_()
+            criterion(leaf, values).backward()
+            needed = of_dense
+        torch.testing.assert_close(values.grad, gain * needed, rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(leaf.grad, gain * of_embeddings, rtol=1e-9, atol=1e-14)
+        seen.append((embeddings, as_dense(activations)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_autocast_changes_no_bit_with_memory(layout):
+    def run(*, forward: bool, backward: bool) -> list[Tensor]:
+        criterion, came = MonoLoss(memory=G), []
+        for embeddings, dense in batches(3, torch.float32):
+            leaf = dense.clone().requires_grad_()
+            activations = LAYOUTS[layout](leaf)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=forward):
+                loss = criterion(embeddings, activations)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward):
+                loss.backward()
+            came += [loss.detach(), leaf.grad, *buffers(criterion).values()]
+        return came
+
+    plain = run(forward=False, backward=False)
+    for backward in (False, True):
+        for one, other in zip(run(forward=True, backward=backward), plain, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_eval_is_the_batch_loss_and_touches_nothing():
+    criterion = MonoLoss(memory=G)
+    (embeddings, activations), (others, signed) = *batches(1), (some_embeddings(50), some_activations(50))
+    fresh = MonoLoss(memory=G).eval()
+    assert torch.equal(fresh(others, signed), mono_loss(others, signed))
+    assert fresh.memory_w.numel() == 0
+    criterion(embeddings, activations)
+    before = buffers(criterion)
+    criterion.eval()
+    for z in (signed, ragged(signed)):
+        values = (z.values if isinstance(z, SparseActivations) else z).clone().requires_grad_()
+        loss = criterion(others, z.with_values(values) if isinstance(z, SparseActivations) else values)
+        loss.backward()
+        assert torch.equal(loss.detach(), mono_loss(others, z))
+        assert values.grad.abs().sum() > 0
+    assert_equal_buffers(buffers(criterion), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
+def test_a_copy_goes_on_bit_for_bit(way, dtype, tmp_path):
+    steps = batches(6, dtype)
+    criterion = MonoLoss(center=some_embeddings(dtype=dtype).mean(0), memory=G)
+    for embeddings, activations in steps[:3]:
+        criterion(embeddings, activations)
+    if way == "state_dict":
+        torch.save(criterion.state_dict(), tmp_path / "state.pt")
+        other = MonoLoss(center=torch.zeros(8, dtype=dtype), memory=G)
+        other(some_embeddings(5, dtype=dtype), some_activations(5, dtype=dtype)[:, :0])  # had another size before
+        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    elif way == "deepcopy":
+        other = copy.deepcopy(criterion)
+    else:
+        torch.save(criterion, tmp_path / "module.pt")
+        other = torch.load(tmp_path / "module.pt", weights_only=False)
+    assert int(other.step) == 3
+    for embeddings, activations in steps[3:]:
+        leaves = [activations.clone().requires_grad_() for _ in range(2)]
+        losses = [module(embeddings, leaf) for module, leaf in zip((criterion, other), leaves, strict=True)]
+        sum(losses).backward()
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(leaves[0].grad, leaves[1].grad)
+    assert_equal_buffers(buffers(other), buffers(criterion))
+
+
+def test_a_module_that_was_never_called_can_be_saved_and_loaded():
+    other = MonoLoss(memory=G)
+    other(*batches(1)[0])
+    other.load_state_dict(MonoLoss(memory=G).state_dict())
+    assert_equal_buffers(buffers(other), buffers(MonoLoss(memory=G)))
+
+
+def test_reset_forgets():
+    criterion, (embeddings, activations) = MonoLoss(memory=G), batches(1)[0]
+    first = criterion(embeddings, activations)
+    criterion(embeddings, activations)
+    criterion.reset()
+    assert_equal_buffers(buffers(criterion), buffers(MonoLoss(memory=G)))
+    assert torch.equal(criterion(embeddings, activations), first)
+    criterion.reset()
+    criterion(some_embeddings(9, 5), some_activations(9)[:, 3:5])  # other sizes
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float()])
+def test_casting_a_model_keeps_the_sums(cast):
+    model = nn.ModuleDict({"layer": nn.Linear(2, 2), "loss": MonoLoss(some_embeddings().mean(0), memory=G)})
+    criterion = model["loss"]
+    for embeddings, activations in batches(2):
+        criterion(embeddings, activations)
+    before = buffers(criterion)
+    cast(model)
+    assert model["layer"].weight.dtype != torch.float64
+    assert_equal_buffers(buffers(criterion), before)
+    embeddings, activations = batches(3)[2]
+    again = MonoLoss(some_embeddings().mean(0), memory=G)
+    again.load_state_dict(before)
+    assert torch.equal(criterion(embeddings, activations), again(embeddings, activations))
+
+
+def test_memory_is_not_on_the_graph():
+    criterion = MonoLoss(memory=G)
+    for embeddings, activations in batches(3):
+        criterion(embeddings, activations.clone().requires_grad_())
+    assert not any(buffer.requires_grad for buffer in criterion.buffers())
+
+
+@pytest.mark.parametrize("memory", [0.0, G])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_batches_without_rows_or_activity_are_harmless(layout, memory):
+    criterion = MonoLoss(memory=memory)
+    nothing, silent = some_activations()[:0], torch.zeros(20, 13, dtype=torch.float64)
+    for dense in (nothing, silent):
+        leaf = dense.clone().requires_grad_()
+        result = criterion.detailed(some_embeddings(dense.shape[0]), LAYOUTS[layout](leaf))
+        assert float(result.loss.detach()) == 1.0
+        assert torch.isnan(result.scores).all()
+        result.loss.backward()
+        assert not leaf.grad.any()
+    embeddings, activations = batches(1)[0]
+    assert math.isfinite(float(criterion(embeddings, LAYOUTS[layout](activations))))
+
+
+def test_extra_repr():
+    assert repr(MonoLoss()) == "MonoLoss(memory=0.0, center=None)"
+    assert repr(MonoLoss(torch.zeros(3), 0.5)) == "MonoLoss(memory=0.5, center=(3,))"
+
+
+E6, Z6 = some_embeddings(6), some_activations(6).clamp(min=0)
+REFUSED = [
+    (lambda: MonoLoss(memory=1.0), "memory: got 1.0; needed a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory=-0.1), "memory: got -0.1; needed a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory=math.nan), "memory: got nan; needed a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory="0.5"), "memory: got '0.5'; needed a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(torch.tensor([0.0, torch.nan])), "center: got NaN or infinity; needed finite numbers"),
+    (lambda: MonoLoss(torch.zeros(1, 2)),
+     "center: got shape (1, 2), dtype torch.float32; needed a floating-point tensor of shape (any width,)"),
+    (lambda: MonoLoss(torch.zeros(3))(E6, Z6),
+     "center: got shape (3,), dtype torch.float32; needed a floating-point tensor of shape (8,)"),
+    (lambda: MonoLoss(memory=G)(E6, Z6 - 0.5), "activations: got -0.5 on latent 0; needed values of at least 0"),
+    (lambda: MonoLoss(memory=G)(E6, ragged(-Z6)), "activations: got -0.1 on latent 1; needed values of at least 0"),
+    (lambda: MonoLoss(memory=G)(E6, Z6[:5]), "activations: got 5 rows; needed as many as embeddings has, 6"),
+]  # fmt: skip
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(("call", "text"), REFUSED)
+def test_what_does_not_fit_is_refused(call, text):
+    with pytest.raises(InputError) as refusal:
+        call()
+    assert str(refusal.value).startswith(text)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("embeddings", "activations", "text"),
+    [
+        (
+            E6,
+            Z6[:, :5],
+            "activations: got 5 latents of width 8; needed as in the steps remembered, 13 latents of width 8",
+        ),
+        (
+            E6[:, :4],
+            Z6,
+            "activations: got 13 latents of width 4; needed as in the steps remembered, 13 latents of width 8",
+        ),
+        (E6, Z6 - 1, "activations: got -1 on latent 0; needed values of at least 0, because of memory"),
+        (E6, Z6.index_fill(1, torch.tensor(2), torch.nan), "activations: got nan (row 0, latent 2)"),
+        (E6.index_fill(0, torch.tensor(4), 0.0), fixed_k(Z6), "embeddings: got a row of zeros (row 4)"),
+    ],
+)
+def test_what_is_refused_is_not_remembered(embeddings, activations, text):
+    criterion = MonoLoss(memory=G)
+    criterion(E6, Z6)
+    before = buffers(criterion)
+    with pytest.raises(InputError) as refusal:
+        criterion(embeddings, activations)
+    assert str(refusal.value).startswith(text)
+    assert_equal_buffers(buffers(criterion), before)
