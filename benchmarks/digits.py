@@ -32,6 +32,7 @@ RISING = ("score_mean", "score_mean_zero_filled", "lift_mean", "purity_weighted"
 
 
 def main() -> None:
+    """Measure, print, assert, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)

@@ -30,13 +30,14 @@ FIGURES = ("r2", "score_mean_zero_filled", "score_mean", "n_alive", "purity_bina
 
 
 def main() -> None:
+    """Measure, print, assert, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
     with tempfile.TemporaryDirectory() as folder:
         train, val = (_store(data, split, Path(folder)) for split in ("train", "val"))
         saes = train_saes(train, _config(), Path(folder) / "run")
-        evaluations = evaluate(val, saes)
+        evaluations = evaluate(val, saes, progress=True)
     Console().print(evaluation_table({"BatchTopK": list(evaluations.values())}, "Tiny-ImageNet, validation"))
     for name, expected in EXPECTED.items():
         summary = evaluations[name].summary

@@ -40,6 +40,17 @@ def some_activations(n: int = 64, seed: int = 0, dtype: torch.dtype = torch.floa
     return (relu + offset).to(dtype)
 
 
+def some_batches(n_steps: int, dtype: torch.dtype = torch.float64, n: int = 40) -> list[tuple[Tensor, Tensor]]:
+    """Embeddings and activations >= 0 of batches of unequal sizes."""
+    return [
+        (
+            some_embeddings(n + 3 * step, seed=step, dtype=dtype),
+            some_activations(n + 3 * step, step, dtype).clamp(min=0),
+        )
+        for step in range(n_steps)
+    ]
+
+
 def ragged(dense: Tensor) -> SparseActivations:
     """The non-zero entries only."""
     return SparseActivations.from_dense(dense)

@@ -72,7 +72,7 @@ def check_aux_is_zero_without_dead_latents() -> None:
         sae = some_sae(variant, aux=AuxLoss(k=4, dead_after_samples=100))
         sae.samples_since_active.fill_(99)
         terms = objective(sae, sae(some_rows()))
-        assert float(terms.aux) == 0.0
+        assert float(terms.aux.detach()) == 0.0
         assert torch.equal(terms.total, terms.reconstruction)
 
 

@@ -85,7 +85,7 @@ def aux_codes(done: Pass, dead: Array, k: int) -> Array:
 
 
 def aux_loss(kind: str, done: Pass, weights: Weights, dead: Array, k: int) -> float:
-    """How far dead latents are from what the reconstruction leaves over (Gao et al., section 2.4); 0 if none is dead."""
+    """How far dead latents are from what the reconstruction leaves over (Gao et al., 2.4); 0 if none is dead."""
     if not dead.any():
         return 0.0
     rebuilt = aux_codes(done, dead, k) @ weights.decoder * done.scale

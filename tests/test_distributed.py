@@ -43,7 +43,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_are_one(name, ranks):
-    """Gradients of rows are those of the joined batch once halved, as DistributedDataParallel averages; all else is equal."""
+    """All is equal but the gradients of rows: those are halved first, as DistributedDataParallel averages."""
     alone = SCENARIOS[name](slice(0, N_ROWS))
     first, second = ranks[0][name], ranks[1][name]
     assert first.keys() == second.keys() == alone.keys()

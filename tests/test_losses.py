@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-import reference
-from mono_checks import check_memory_keeps_scores_in_range, gradients
-from mono_samples import LAYOUTS, as_dense, fixed_k, ragged, some_activations, some_embeddings
+from mono_samples import LAYOUTS, fixed_k, ragged, some_activations, some_batches, some_embeddings
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.score import mono_score
@@ -21,17 +17,6 @@ from monoloss.losses import MonoLoss
 from monoloss.sparse import SparseActivations
 
 G = 0.7
-
-
-def batches(n_steps: int, dtype: torch.dtype = torch.float64, n: int = 40) -> list[tuple[Tensor, Tensor]]:
-    """Batches of unequal sizes with activations >= 0."""
-    return [
-        (
-            some_embeddings(n + 3 * step, seed=step, dtype=dtype),
-            some_activations(n + 3 * step, step, dtype).clamp(min=0),
-        )
-        for step in range(n_steps)
-    ]
 
 
 def buffers(criterion: MonoLoss) -> dict[str, Tensor]:
@@ -59,117 +44,9 @@ def test_without_memory_it_is_the_batch_loss(layout):
         assert not result.scores.requires_grad
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("with_center", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_scores_decayed_sums(layout, with_center, dtype):
-    center = some_embeddings(dtype=dtype).mean(0) if with_center else None
-    criterion, seen = MonoLoss(center=center, memory=G), []
-    for embeddings, dense in batches(5, dtype):
-        activations = LAYOUTS[layout](dense)
-        seen.append((embeddings, as_dense(activations)))
-        loss, scores = criterion.detailed(embeddings, activations)
-        expected = reference.memory_scores(seen, G, center)
-        atol = 1e-12 if dtype == torch.float64 else 1e-5
-        np.testing.assert_allclose(scores.double().numpy(), expected, rtol=0, atol=atol)
-        np.testing.assert_allclose(float(loss), 1 - np.nanmean(expected), rtol=0, atol=atol)
-
-
-def test_memory_keeps_scores_in_range():
-    check_memory_keeps_scores_in_range()
-
-
-def numeric_gradient(criterion: MonoLoss, embeddings: Tensor, values: Tensor, layout: str) -> Tensor:
-    """Central differences of the value; each call starts from the same memory."""
-
-    def value(changed: Tensor) -> float:
-        activations = LAYOUTS[layout](values)
-        if isinstance(activations, SparseActivations):
-            activations = activations.with_values(changed[activations.rows, activations.flat_indices])
-        else:
-            activations = changed
-        return float(copy.deepcopy(criterion)(embeddings, activations))
-
-    gradient, step = torch.zeros_like(values), 1e-6
-    for row, latent in values.nonzero().tolist():
-        above, below = values.clone(), values.clone()
-        above[row, latent] += step
-        below[row, latent] -= step
-        gradient[row, latent] = (value(above) - value(below)) / (2 * step)
-    return gradient
-
-
-@pytest.mark.parametrize("with_center", [False, True])
-@pytest.mark.parametrize("layout", ["dense", "ragged"])
-def test_gradient_of_step_t_is_the_numeric_one_times_the_steps_remembered(layout, with_center):
-    center = some_embeddings().mean(0) if with_center else None
-    criterion = MonoLoss(center=center, memory=G)
-    for t, (embeddings, dense) in enumerate(batches(4, n=4), start=1):
-        values = dense[:, 7:]
-        numeric = numeric_gradient(criterion, embeddings, values, layout)
-        leaf = values.clone().requires_grad_()
-        criterion(embeddings, LAYOUTS[layout](leaf)).backward()
-        needed = numeric * (1 - G**t) / (1 - G)
-        torch.testing.assert_close(torch.where(values != 0, leaf.grad, 0.0), needed, rtol=1e-6, atol=1e-9)
-        assert needed.abs().max() > 1e-3
-        assert int(criterion.step) == t
-
-
-def remembered_loss(seen: list[tuple[Tensor, Tensor]], embeddings: Tensor, values: Tensor) -> Tensor:
-    """The same formulas for autograd: faded sums of the batches seen plus this one."""
-    u = v = w = 0
-    for e, z in [*seen, (embeddings, values)]:
-        h = e / e.norm(dim=1, keepdim=True)
-        u, v, w = G * u + z.sum(0), G * v + z.square().sum(0), G * w + z.T @ h
-    took_part = (u > 0) & (u.square() >= 2 * v)
-    scores = (w.square().sum(1) - v)[took_part] / (u.square() - v)[took_part]
-    return 1 - scores.mean()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradients_with_memory_are_those_of_autograd(layout):
-    criterion, seen = MonoLoss(memory=G), []
-    for t, (embeddings, dense) in enumerate(batches(4), start=1):
-        activations = LAYOUTS[layout](dense)
-        gain = (1 - G**t) / (1 - G)
-        of_embeddings, of_dense = gradients(partial(remembered_loss, seen), embeddings, as_dense(activations))
-        leaf = embeddings.clone().requires_grad_()
-        if isinstance(activations, SparseActivations):
-            values = activations.values.clone().requires_grad_()
-            criterion(leaf, activations.with_values(values)).backward()
-            needed = of_dense[activations.rows, activations.flat_indices].reshape(values.shape)
-        else:
-            values = activations.clone().requires_grad_()
-            criterion(leaf, values).backward()
-            needed = of_dense
-        torch.testing.assert_close(values.grad, gain * needed, rtol=1e-9, atol=1e-14)
-        torch.testing.assert_close(leaf.grad, gain * of_embeddings, rtol=1e-9, atol=1e-14)
-        seen.append((embeddings, as_dense(activations)))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_autocast_changes_no_bit_with_memory(layout):
-    def run(*, forward: bool, backward: bool) -> list[Tensor]:
-        criterion, came = MonoLoss(memory=G), []
-        for embeddings, dense in batches(3, torch.float32):
-            leaf = dense.clone().requires_grad_()
-            activations = LAYOUTS[layout](leaf)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=forward):
-                loss = criterion(embeddings, activations)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward):
-                loss.backward()
-            came += [loss.detach(), leaf.grad, *buffers(criterion).values()]
-        return came
-
-    plain = run(forward=False, backward=False)
-    for backward in (False, True):
-        for one, other in zip(run(forward=True, backward=backward), plain, strict=True):
-            assert torch.equal(one, other)
-
-
 def test_eval_is_the_batch_loss_and_touches_nothing():
     criterion = MonoLoss(memory=G)
-    (embeddings, activations), (others, signed) = *batches(1), (some_embeddings(50), some_activations(50))
+    (embeddings, activations), (others, signed) = *some_batches(1), (some_embeddings(50), some_activations(50))
     fresh = MonoLoss(memory=G).eval()
     assert torch.equal(fresh(others, signed), mono_loss(others, signed))
     assert fresh.memory_w.numel() == 0
@@ -188,7 +65,7 @@ def test_eval_is_the_batch_loss_and_touches_nothing():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
 def test_a_copy_goes_on_bit_for_bit(way, dtype, tmp_path):
-    steps = batches(6, dtype)
+    steps = some_batches(6, dtype)
     criterion = MonoLoss(center=some_embeddings(dtype=dtype).mean(0), memory=G)
     for embeddings, activations in steps[:3]:
         criterion(embeddings, activations)
@@ -214,13 +91,13 @@ def test_a_copy_goes_on_bit_for_bit(way, dtype, tmp_path):
 
 def test_a_module_that_was_never_called_can_be_saved_and_loaded():
     other = MonoLoss(memory=G)
-    other(*batches(1)[0])
+    other(*some_batches(1)[0])
     other.load_state_dict(MonoLoss(memory=G).state_dict())
     assert_equal_buffers(buffers(other), buffers(MonoLoss(memory=G)))
 
 
 def test_reset_forgets():
-    criterion, (embeddings, activations) = MonoLoss(memory=G), batches(1)[0]
+    criterion, (embeddings, activations) = MonoLoss(memory=G), some_batches(1)[0]
     first = criterion(embeddings, activations)
     criterion(embeddings, activations)
     criterion.reset()
@@ -234,13 +111,13 @@ def test_reset_forgets():
 def test_casting_a_model_keeps_the_sums(cast):
     model = nn.ModuleDict({"layer": nn.Linear(2, 2), "loss": MonoLoss(some_embeddings().mean(0), memory=G)})
     criterion = model["loss"]
-    for embeddings, activations in batches(2):
+    for embeddings, activations in some_batches(2):
         criterion(embeddings, activations)
     before = buffers(criterion)
     cast(model)
     assert model["layer"].weight.dtype != torch.float64
     assert_equal_buffers(buffers(criterion), before)
-    embeddings, activations = batches(3)[2]
+    embeddings, activations = some_batches(3)[2]
     again = MonoLoss(some_embeddings().mean(0), memory=G)
     again.load_state_dict(before)
     assert torch.equal(criterion(embeddings, activations), again(embeddings, activations))
@@ -248,7 +125,7 @@ def test_casting_a_model_keeps_the_sums(cast):
 
 def test_memory_is_not_on_the_graph():
     criterion = MonoLoss(memory=G)
-    for embeddings, activations in batches(3):
+    for embeddings, activations in some_batches(3):
         criterion(embeddings, activations.clone().requires_grad_())
     assert not any(buffer.requires_grad for buffer in criterion.buffers())
 
@@ -265,7 +142,7 @@ def test_batches_without_rows_or_activity_are_harmless(layout, memory):
         assert torch.isnan(result.scores).all()
         result.loss.backward()
         assert not leaf.grad.any()
-    embeddings, activations = batches(1)[0]
+    embeddings, activations = some_batches(1)[0]
     assert math.isfinite(float(criterion(embeddings, LAYOUTS[layout](activations))))
 
 

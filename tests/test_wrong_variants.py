@@ -56,12 +56,12 @@ def raw_sums_shifted_at_the_end(patch: Patch) -> None:
 
 
 def undefined_latents_count_as_zero_in_the_loss(patch: Patch) -> None:
-    patch.setattr(loss, "loss_of", lambda scores, defined: 1.0 - scores.mean())
+    patch.setattr(loss, "loss_of", lambda scores, _defined: 1.0 - scores.mean())
 
 
 def undefined_latents_count_as_zero_in_the_mean(patch: Patch) -> None:
     right = monoloss.metrics.score_of
-    patch.setattr(monoloss.metrics, "score_of", lambda sums, undefined: right(sums, undefined="zero"))
+    patch.setattr(monoloss.metrics, "score_of", lambda sums, **_: right(sums, undefined="zero"))
 
 
 def memory_without_the_rule(patch: Patch) -> None:

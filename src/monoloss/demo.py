@@ -91,7 +91,7 @@ def run_demo(
     with _one_thread(), atomic_folder(out, replace=True) as folder:
         digits = digits_stores(folder / "stores", seed)
         saes = train_saes(digits.train, demo_config(seed), folder, progress=progress)
-        evaluations = evaluate(digits.held_out, saes)
+        evaluations = evaluate(digits.held_out, saes, progress=progress)
         for name, evaluation in evaluations.items():
             evaluation.save(folder / "evaluations" / name)
         pictures = draw(evaluations, digits.held_out, folder / "pictures")

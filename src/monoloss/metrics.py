@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from monoloss.checks import check_choice, check_number, check_rows, check_vector
+from monoloss.checks import check_choice, check_matrix, check_number, check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional import moments as mono
 from monoloss.functional.moments import MonoMoments, batch_moments, unit_rows
 from monoloss.functional.purity import ClassPurityResult, PurityCounts, class_counts, purity_from_counts
 from monoloss.functional.reconstruction import ReconstructionQuality, ReconstructionSums
 from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
+from monoloss.functional.sparsity import check_activations
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
@@ -270,7 +271,11 @@ class ClassPurity(SumsMetric[PurityCounts]):
 
     def update(self, activations: Activations, labels: Integer[Tensor, " n"] | Bool[Tensor, "n c"]) -> None:
         """Add rows: activations ``(n, m)``, dense or sparse; labels ``(n,)``, or ``(n, n_classes)`` bool."""
-        class_counts(activations, labels, self.rows.shape[1], into=self.sums)
+        check_activations(activations)
+        m, n_classes = self.rows.shape
+        if activations.shape[1] != m:
+            raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
+        class_counts(activations, labels, n_classes, into=self.sums)
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Purities ``(m,)``, NaN for latents without an active row; or their mean."""
@@ -339,8 +344,7 @@ class Reconstruction(SumsMetric[ReconstructionSums]):
 
     def update(self, inputs: Float[Tensor, "n d"], reconstruction: Float[Tensor, "n d"]) -> None:
         """Add rows: inputs and their reconstruction, ``(n, d)`` each."""
-        if inputs.ndim == 2 and inputs.shape[1] != self.mean.shape[0]:
-            raise InputError("inputs", f"width {inputs.shape[1]}", f"width {self.mean.shape[0]}")
+        check_matrix("inputs", inputs, width=self.mean.shape[0])
         self._take(self.sums.merge(ReconstructionSums.of_batch(inputs, reconstruction)))
 
     def compute(self) -> Float[Tensor, ""]:

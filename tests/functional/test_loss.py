@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
+import monoloss.sparse
 from mono_checks import (
     check_gradient,
     check_gradient_above_a_floor,
@@ -190,6 +191,25 @@ def test_autocast_changes_no_bit_of_value_and_gradient(layout):
         outside = loss_now()
     for came in (inside, [outside.detach(), *gradients_of(outside)]):
         assert all(torch.equal(one, other) for one, other in zip(came, plain, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["ragged", "every_entry", "fixed_k"])
+def test_gradient_without_sparse_kernels(layout, monkeypatch):
+    monkeypatch.setattr(monoloss.sparse, "has_sparse_kernels", lambda _device: False)
+    monkeypatch.setattr(monoloss.sparse, "_BLOCK_ELEMENTS", 100)
+    check_gradient(LAYOUTS[layout](some_activations(40, offset=-0.7)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_float32_is_that_of_float64(layout):
+    for offset in (0.0, 100.0, -0.7):
+        activations = LAYOUTS[layout](some_activations(dtype=torch.float32, offset=offset))
+        embeddings, values = some_embeddings(dtype=torch.float32), values_of(activations)
+        came = gradients(lambda e, v, z=activations: loss_of_values(e, z, v), embeddings, values)
+        wide = activations.to(torch.float64)
+        needed = gradients(lambda e, v, z=wide: loss_of_values(e, z, v), embeddings.double(), values.double())
+        for one, other in zip(came, needed, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
 def test_embeddings_without_gradient_get_none():

@@ -123,7 +123,7 @@ def test_no_rows():
 def test_threshold_leaves_k_active_on_average(size, data):
     k = data.draw(st.integers(1, size["m"]))
     pre = some_pre_activations(**size)
-    threshold = batch_topk_threshold(pre, k)
+    threshold = batch_topk_threshold(pre.split(3), k * len(pre))
     codes = threshold_codes(pre, threshold)
     np.testing.assert_array_equal(codes.to_dense(), reference.batch_top_k_codes(pre, k))  # also: k n active, or all
     in_order = np.sort(np.maximum(pre.numpy().ravel(), 0.0))[::-1]
@@ -136,10 +136,10 @@ def test_threshold_leaves_k_active_on_average(size, data):
 
 def test_threshold_by_hand():
     pre = torch.tensor([[4.0, 1.0, -1.0], [3.0, 2.0, 0.5]])
-    assert float(batch_topk_threshold(pre, 1)) == 2.5
-    assert float(batch_topk_threshold(pre, 2)) == 0.75
-    assert float(batch_topk_threshold(pre, 3)) == 0.0
-    assert float(batch_topk_threshold(-pre.abs(), 1)) == 0.0
+    assert float(batch_topk_threshold([pre], 2)) == 2.5
+    assert float(batch_topk_threshold([pre], 4)) == 0.75
+    assert float(batch_topk_threshold([pre], 6)) == 0.0
+    assert float(batch_topk_threshold([-pre.abs()], 2)) == 0.0
     assert threshold_codes(torch.tensor([[2.5, 2.6]]), torch.tensor(2.5)).values.tolist() == [pytest.approx(2.6)]
 
 
@@ -155,7 +155,7 @@ def test_module_topk_is_the_same_in_training_and_at_inference():
 def test_module_batch_topk_uses_its_threshold_at_inference_only():
     rows, other, module = some_pre_activations(5, 40, 8), some_pre_activations(6, 9, 8), BatchTopK(3).double()
     np.testing.assert_array_equal(module(other).to_dense(), reference.batch_top_k_codes(other, 3))
-    module.calibrate_(rows)
+    module.calibrate_([rows], len(rows))
     np.testing.assert_array_equal(module(other).to_dense(), reference.batch_top_k_codes(other, 3))
     module.eval()
     np.testing.assert_array_equal(module(rows).to_dense(), reference.batch_top_k_codes(rows, 3))

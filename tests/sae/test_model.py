@@ -15,7 +15,7 @@ from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConf
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
 from sae_checks import check_a_row_is_its_own_affair
-from sae_samples import D, K, M, VARIANTS, bits_of, reference_pass, some_config, some_rows, some_sae
+from sae_samples import VARIANTS, D, K, M, bits_of, reference_pass, some_config, some_rows, some_sae
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 
@@ -226,7 +226,9 @@ def test_the_decoders_gradient_leaves_its_rows(variant):
         rows, grad = sae.decoder_weight.detach().numpy(), sae.decoder_weight.grad.numpy()
         assert np.abs((grad * rows).sum(1)).max() < 1e-12
         taken = grads["decoder_weight"].numpy() - grad
-        np.testing.assert_allclose(taken, (taken * rows).sum(1, keepdims=True) * rows, atol=1e-12)  # along the rows only
+        np.testing.assert_allclose(
+            taken, (taken * rows).sum(1, keepdims=True) * rows, atol=1e-12
+        )  # along the rows only
         assert np.abs(taken).max() > 1e-2
 
 
@@ -260,7 +262,9 @@ def test_redraw_changes_the_given_latents_only(variant):
         if name not in latents_along:
             np.testing.assert_array_equal(tensor, before[name], err_msg=name)
             continue
-        old, new, drawn = (state.movedim(latents_along[name], 0) for state in (before[name], tensor, dict(start.state_dict())[name]))
+        old, new, drawn = (
+            state.movedim(latents_along[name], 0) for state in (before[name], tensor, dict(start.state_dict())[name])
+        )
         assert torch.equal(new[~chosen], old[~chosen])
         torch.testing.assert_close(new[chosen], drawn[chosen], rtol=0, atol=1e-7, msg=name)  # as at the start
         assert not torch.equal(new[chosen], old[chosen])

@@ -13,7 +13,7 @@ from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from sae_checks import check_aux_is_zero_without_dead_latents
-from sae_samples import M, VARIANTS, kind_of, reference_pass, some_rows, some_sae, weights_of
+from sae_samples import VARIANTS, M, kind_of, reference_pass, some_rows, some_sae, weights_of
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 AUX = AuxLoss(k=4, weight=0.25, dead_after_samples=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -73,3 +74,9 @@ def modes(models: dict[str, Encoder]) -> list[tuple[nn.Module, bool]]:
     """Every module below the models with its training flag, so that evaluation can put it back."""
     found = [model for model in models.values() if isinstance(model, nn.Module)]
     return [(part, part.training) for model in found for part in model.modules()]
+
+
+def device_of(model: Encoder, otherwise: torch.device) -> torch.device:
+    """Where a model wants its rows: the device of its parameters, if it has any."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), otherwise)

@@ -14,7 +14,7 @@ from monoloss.checks import check_number
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
 from monoloss.evaluation.examples import TopExamples
-from monoloss.evaluation.protocol import Encoder, check_models, judge, modes
+from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, modes
 from monoloss.evaluation.result import Evaluation
 from monoloss.functional.score import chance, lift, n_eff, score_of
 from monoloss.functional.sparsity import activation_counts, density, l0
@@ -32,6 +32,7 @@ def evaluate(
     center: Tensor | None = None,
     n_examples: int = 15,
     batch_size: int = 2048,
+    progress: bool = False,
 ) -> dict[str, Evaluation]:
     """Judge models on a store: MonoScore, class purity, reconstruction, L0, and the rows that show each latent.
 
@@ -47,6 +48,7 @@ def evaluate(
         center: mean vector ``(d,)`` taken off the embeddings; None as in the paper.
         n_examples: most active rows kept for each latent.
         batch_size: rows encoded at a time; the results do not depend on it.
+        progress: show a progress bar.
 
     Returns:
         An :class:`monoloss.Evaluation` for each name.
@@ -78,10 +80,25 @@ def evaluate(
             raise InputError("store", came, f"its width, {model.d_in}")
     with _in_eval_mode(models):
         sums = {name: _Sums(name, model, store, judge_purity, center, n_examples) for name, model in models.items()}
-        for batch in store.batches(batch_size):
+        for batch in _shown(store, batch_size, progress):
             for part in sums.values():
                 part.add(batch)
     return {name: part.evaluation() for name, part in sums.items()}
+
+
+def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
+    """The batches of a store, with a progress bar in rows if asked for."""
+    if not progress:
+        yield from store.batches(batch_size)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("evaluating", total=store.n_rows)
+        for batch in store.batches(batch_size):
+            yield batch
+            bar.advance(task, len(batch.embeddings))
 
 
 @contextmanager
@@ -113,13 +130,15 @@ class _Sums:
 
     def add(self, batch: StoredBatch) -> None:
         """Encode a batch and add it up."""
-        judged = judge(self.name, self.model, batch.embeddings)
+        device = device_of(self.model, batch.embeddings.device)
+        embeddings = batch.embeddings.to(device)
+        judged = judge(self.name, self.model, embeddings)
         if self.score is None:
             self._start(judged.activations.shape[1], judged.activations.device)
         assert self.score is not None  # noqa: S101 - set by _start
-        self.score.update(batch.embeddings, judged.activations)
+        self.score.update(embeddings, judged.activations)
         if self.class_purity is not None and batch.labels is not None:
-            self.class_purity.update(judged.activations, batch.labels)
+            self.class_purity.update(judged.activations, batch.labels.to(device))
         if judged.reconstruction is not None:
             if self.reconstruction is None:
                 self.reconstruction = Reconstruction(judged.target.shape[1]).to(judged.target.device)

@@ -35,8 +35,8 @@ COLUMNS = (
 def evaluation_table(groups: Mapping[str, Sequence[Evaluation]], title: str) -> Table:
     """One row for each evaluation, under the heading of its group; 80 characters wide with names of up to 17.
 
-    The score is a mean over defined latents, beside it ("all") over all with undefined ones as 0; purity is binary, then
-    weighted by activation. A dash is an undefined figure.
+    The score is a mean over defined latents, beside it ("all") over all with undefined ones as 0; purity is binary,
+    then weighted by activation. A dash is an undefined figure.
     """
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("", no_wrap=True)

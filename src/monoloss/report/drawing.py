@@ -228,14 +228,16 @@ def number(value: Any, digits: int = 2) -> str:
 
 def _wrap(text: str, inches: float, size: float, bold: bool) -> list[str]:
     """Lines of at most a width, broken after spaces and the marks that names are made of; within a word if need be."""
-    lines = [""]
+    lines, used, room = [""], 0.0, inches * 72 / size
     for piece in re.findall(r"[^\s_/,-]*[\s_/,-]?", text):
-        if lines[-1] and text_width((lines[-1] + piece).rstrip(), size, bold=bold) > inches:
-            lines.append("")
-        for letter in piece:
-            if lines[-1] and text_width((lines[-1] + letter).rstrip(), size, bold=bold) > inches:
+        whole = sum(_letter_width(letter, bold) for letter in piece.rstrip())
+        for i, letter in enumerate(piece):
+            width = _letter_width(letter, bold)
+            if lines[-1] and used + (whole if i == 0 else 0.0 if letter == " " else width) > room:
                 lines.append("")
+                used = 0.0
             lines[-1] += letter
+            used += width
     return [line.strip() for line in lines if line.strip()]
 
 

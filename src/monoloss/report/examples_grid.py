@@ -37,8 +37,8 @@ def spread_latents(evaluation: Evaluation, n: int) -> list[int]:
     """Latents at evenly spaced ranks of the score, highest first: a choice that nobody has made by eye.
 
     Of ``D`` defined latents, by score (of equal scores the lower number first), those of rank
-    ``floor((i + 1/2) D / n)`` for ``i = 0 .. n - 1``:
-    the middle of each of ``n`` equal parts, so neither the very best nor the very worst.
+    ``floor((i + 1/2) D / n)`` for ``i = 0 .. n - 1``: the middle of each of ``n`` equal parts, so neither the very best
+    nor the very worst.
 
     Args:
         evaluation: whose latents.
@@ -85,7 +85,7 @@ def top_examples_grid(
         thumbnails_left: what gives images ``(r, h, w, c)`` uint8 of row numbers ``(r,)`` of the store that `left` was
             evaluated on: ``store.thumbnails``. ``c`` is 1 (grey), 3 (RGB) or 4 (RGBA).
         thumbnails_right: the same for `right`.
-        latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``.
+        latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``; none is allowed.
         latents_right: latents of `right`, chosen by the same rule.
         n: images of a latent, from 1 to the number of examples that both evaluations keep.
         colors: by the name of the evaluation, as from :func:`monoloss.report.drawing.variant_colors`.
@@ -94,7 +94,7 @@ def top_examples_grid(
         A figure. Its note says how the latents were chosen where both sides are those of :func:`spread_latents`.
 
     Raises:
-        InputError: no latents, a latent that is out of range, `n` out of range, thumbnails that are not images.
+        InputError: a latent that is out of range, `n` out of range, thumbnails that are not images.
 
     Example:
         >>> import tempfile
@@ -119,13 +119,15 @@ def top_examples_grid(
     half = (WIDTH - 2 * MARGIN - _BETWEEN) / 2
     size = min((half + _GAP) / n_across - _GAP, _LARGEST_IMAGE)
     row_height = _CAPTION + n_lines * (size + _GAP) + 0.06
-    height = _HEADING + row_height * max(len(latents_left), len(latents_right)) + 0.04
+    height = _HEADING + row_height * max(len(latents_left), len(latents_right), 1) + 0.04
     title = "A row is a latent: do the images that activate it most show one thing?"
     with picture(title, _rule(left, right, latents_left, latents_right), height) as figure:
         axes = inch_axes(figure, height)
         for i, (_, evaluation, _, latents) in enumerate(sides):
             x = MARGIN + i * (half + _BETWEEN)
             _write_heading(axes, x, half, evaluation, (colors or {}).get(evaluation.name, FAINT))
+            if not latents:
+                axes.text(x, _HEADING + _CAPTION, "no latent to show", size=SMALL_SIZE, color=QUIET)
             for row, latent in enumerate(latents):
                 y = _HEADING + row * row_height
                 _write_caption(axes, x, y + _CAPTION - 0.05, half, evaluation, latent)
@@ -142,8 +144,6 @@ def _check_side(side: str, evaluation: Evaluation, latents: Sequence[int], n: in
         raise InputError(
             "n", str(n), f"at most the {kept} examples that {side} ({evaluation.name!r}) keeps of a latent"
         )
-    if len(latents) == 0:
-        raise InputError(f"latents_{side}", "none", "at least one latent")
     for latent in latents:
         if not 0 <= latent < m:
             raise InputError(f"latents_{side}", f"latent {latent}", f"numbers from 0 to {m - 1}")
@@ -170,7 +170,7 @@ def _rule(left: Evaluation, right: Evaluation, latents_left: Sequence[int], late
     """What the reader must know to judge the picture fairly."""
     images = "Strongest first; a blank tile: no further image activates the latent. "
     if any(
-        latents != spread_latents(evaluation, len(latents))
+        latents and latents != spread_latents(evaluation, len(latents))
         for evaluation, latents in ((left, latents_left), (right, latents_right))
     ):
         return images + "Latents: as they were asked for."

@@ -84,7 +84,8 @@ def score_histogram(
     scores = [_defined_scores(evaluation) for evaluation in evaluations]
     chances = {f"chance {value:.3f}": value for e in evaluations if math.isfinite(value := e.summary["chance"])}
     height = _LEGEND_STEP * len(evaluations) + 0.12 + 0.17 * len(chances) + 2.7 + 0.55
-    note = "A latent right of the chance line is active on images that are more alike than random ones are on average."
+    note = "A latent right of the chance line is active on images that are more alike than random ones are on average. "
+    note += "Scores of latents that few images activate are noise."
     with picture(title or "MonoScore of the latents: the further right, the better", note, height) as figure:
         axes = place_axes(figure, 0.62, 0.55, WIDTH - 0.62 - 0.25, 2.7)
         axes.set_xlabel("MonoScore of a latent (-1 to 1); ▲ mean of the run")

@@ -99,7 +99,7 @@ def _group_legend(axes: Axes, groups: Sequence[str]) -> None:
     """Up to four groups a line, each after its marker."""
     room = (WIDTH - 2 * MARGIN) / min(len(groups), _GROUPS_A_LINE)
     names = [fit(group, room - 0.4, PLAIN_SIZE) for group in groups]
-    room = min(room, 0.55 + max(text_width(name, PLAIN_SIZE) for name in names))
+    room = min(room, 0.45 + max(text_width(name, PLAIN_SIZE) for name in names))
     for i, (name, marker) in enumerate(zip(names, _markers(len(groups)), strict=True)):
         x, y = MARGIN + room * (i % _GROUPS_A_LINE), _LEGEND_STEP * (i // _GROUPS_A_LINE + 0.5)
         axes.plot(x + 0.08, y, marker, color=QUIET, markersize=7)

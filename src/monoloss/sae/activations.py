@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,16 +32,17 @@ def threshold_codes(pre_activations: Float[Tensor, "n m"], threshold: Float[Tens
     return _codes_at(pre_activations, positions, pre_activations.shape[1])
 
 
-def batch_topk_threshold(pre_activations: Float[Tensor, "n m"], k: int) -> Float[Tensor, ""]:
-    """The threshold above which ``k`` latents a row are active on the average of these rows; at least 0.
+def batch_topk_threshold(parts: Iterable[Float[Tensor, "_ m"]], n_active: int) -> Float[Tensor, ""]:
+    """The threshold above which ``n_active`` pre-activations lie, of all rows of all parts together; at least 0.
 
-    Half-way between the last activation that is in and the first that is out.
+    Half-way between the last activation that is in and the first that is out. Holds ``n_active`` numbers and one part.
     """
-    flat = pre_activations.detach().relu().reshape(-1)
-    n_active = k * pre_activations.shape[0]
-    if n_active >= flat.shape[0]:
-        return flat.new_zeros(())
-    largest = flat.topk(n_active + 1).values
+    largest = torch.empty(0)
+    for part in parts:
+        candidates = torch.cat([largest.to(part), part.detach().relu().reshape(-1)])
+        largest = candidates.topk(min(n_active + 1, candidates.shape[0])).values
+    if largest.shape[0] <= n_active:
+        return largest.new_zeros(())
     return (largest[-2] + largest[-1]) / 2
 
 
@@ -78,9 +81,9 @@ class BatchTopK(nn.Module):
         return threshold_codes(pre_activations, self.threshold)
 
     @torch.no_grad()
-    def calibrate_(self, pre_activations: Float[Tensor, "n m"]) -> None:
-        """Set the threshold so that k latents a row are active on the average of these rows."""
-        self.threshold.copy_(batch_topk_threshold(pre_activations, self.k))
+    def calibrate_(self, parts: Iterable[Float[Tensor, "_ m"]], n_rows: int) -> None:
+        """Set the threshold so that k latents a row are active on the average of all ``n_rows`` rows of the parts."""
+        self.threshold.copy_(batch_topk_threshold(parts, self.k * n_rows))
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

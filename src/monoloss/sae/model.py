@@ -171,12 +171,12 @@ class SparseAutoencoder(nn.Module):
             inputs: batches of training rows, together at least 4096, or all there are.
         """
         if isinstance(self.activation, BatchTopK):
-            parts = [self.pre_activations(self.scale(rows).scaled) for rows in inputs]
-            if not parts:
-                raise InputError(
-                    "inputs", "no rows", f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
-                )
-            self.activation.calibrate_(torch.cat(parts))
+            parts = list(inputs)
+            n_rows = sum(len(rows) for rows in parts)
+            if n_rows == 0:
+                needed = f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
+                raise InputError("inputs", "no rows", needed)
+            self.activation.calibrate_((self.pre_activations(self.scale(rows).scaled) for rows in parts), n_rows)
 
     @torch.no_grad()
     def count_activity_(self, codes: SparseActivations) -> None:

@@ -1,0 +1,388 @@
+"""The metrics ClassPurity and Reconstruction: streaming gives what one call gives, also over two processes.
+
+As a program, ``python test_metrics_others.py RANK FOLDER`` is one of the two processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+import reference
+from mono_samples import LAYOUTS, N_LATENTS, ragged, rows_of, some_activations, some_embeddings
+from monoloss.errors import InputError
+from monoloss.functional.purity import class_purity
+from monoloss.functional.reconstruction import reconstruction_quality
+from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
+
+N, D, CLASSES = 64, 8, 5
+
+
+def some_labels(*, multi: bool = False, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if multi:
+        return torch.rand(N, CLASSES, generator=generator) < 0.3  # some rows have several classes, some none
+    return torch.randint(0, CLASSES, (N,), generator=generator)
+
+
+def some_reconstruction() -> Tensor:
+    noise = torch.randn(N, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return some_embeddings() * 0.9 + 0.3 * noise
+
+
+def some_purity(sizes: list[int], layout: str = "dense", *, multi: bool = False, **options: Any) -> ClassPurity:
+    metric, start = ClassPurity(N_LATENTS, CLASSES, **options), 0
+    codes, labels = LAYOUTS[layout](some_activations()), some_labels(multi=multi)
+    for size in sizes:
+        rows = slice(start, start + size)
+        metric.update(rows_of(codes, rows), labels[rows])
+        start += size
+    return metric
+
+
+def some_quality(sizes: list[int], measure: str = "explained_variance") -> Reconstruction:
+    metric, start = Reconstruction(D, measure=measure), 0
+    for size in sizes:
+        rows = slice(start, start + size)
+        metric.update(some_embeddings()[rows], some_reconstruction()[rows])
+        start += size
+    return metric
+
+
+MAKERS: dict[str, Callable[[list[int]], Metric]] = {
+    "purity": some_purity,
+    "multi-label purity": lambda sizes: some_purity(sizes, multi=True),
+    "reconstruction": some_quality,
+}
+CALLS: dict[str, Callable[[], Any]] = {
+    "purity": lambda: class_purity(some_activations(), some_labels(), CLASSES),
+    "multi-label purity": lambda: class_purity(some_activations(), some_labels(multi=True)),
+    "reconstruction": lambda: reconstruction_quality(some_embeddings(), some_reconstruction()),
+}
+
+
+def assert_summary(came: Any, needed: Any) -> None:
+    assert type(came) is type(needed)
+    for field in fields(needed):
+        expected = getattr(needed, field.name)
+        torch.testing.assert_close(
+            getattr(came, field.name), expected, rtol=1e-12, atol=1e-13, equal_nan=True, msg=field.name
+        )
+
+
+def states(metric: Metric) -> dict[str, Tensor]:
+    return {name: getattr(metric, name).clone() for name in metric._defaults}
+
+
+def assert_states(metric: Metric, expected: dict[str, Tensor]) -> None:
+    assert set(metric._defaults) == set(expected)
+    for name, state in expected.items():
+        assert getattr(metric, name).dtype == torch.float64
+        assert torch.equal(getattr(metric, name), state), name
+
+
+# Streaming is the functional call
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("multi", [False, True])
+def test_purity_over_batches_is_that_of_all_rows(layout, multi):
+    codes = LAYOUTS[layout](some_activations())
+    needed = class_purity(codes, some_labels(multi=multi), CLASSES)
+    for sizes in ([64], [1, 0, 40, 23]):
+        assert_summary(some_purity(sizes, layout, multi=multi).summary(), needed)
+    dense = codes if isinstance(codes, Tensor) else codes.to_dense()
+    expected = reference.class_purity(dense, some_labels(multi=multi), CLASSES)
+    for weighted in (False, True):
+        kind = "weighted" if weighted else "binary"
+        for average, key in (("none", kind), ("mean", f"mean_{kind}"), ("mass", f"mass_{kind}")):
+            metric = some_purity([30, 34], layout, multi=multi, weighted=weighted, average=average)
+            np.testing.assert_allclose(metric.compute(), expected[key], rtol=1e-12)
+            assert metric.compute().shape == ((N_LATENTS,) if average == "none" else ())
+            assert metric.compute().dtype == torch.float64
+
+
+@pytest.mark.parametrize("measure", ["explained_variance", "r2", "nmse", "mse"])
+def test_reconstruction_over_batches_is_that_of_all_rows(measure):
+    expected = getattr(reference, {"r2": "r2_uniform"}.get(measure, measure))(some_embeddings(), some_reconstruction())
+    for sizes in ([64], [1, 0, 40, 23]):
+        metric = some_quality(sizes, measure)
+        assert float(metric.compute()) == pytest.approx(expected, rel=1e-11)
+        assert metric.compute().dtype == torch.float64
+        assert_summary(metric.summary(), reconstruction_quality(some_embeddings(), some_reconstruction()))
+        assert metric.higher_is_better == (measure in ("explained_variance", "r2"))
+
+
+@given(cuts=st.lists(st.integers(0, N), max_size=4), which=st.sampled_from(list(MAKERS)))
+def test_any_split(cuts, which):
+    sizes = [stop - start for start, stop in pairwise([0, *sorted(cuts), N])]
+    assert_summary(MAKERS[which](sizes).summary(), CALLS[which]())
+
+
+def test_without_rows():
+    assert bool(torch.isnan(ClassPurity(3, 2).summary().binary).all())
+    assert math.isnan(float(Reconstruction(3).summary().mse))
+
+
+# As torchmetrics' users expect
+
+
+@pytest.mark.parametrize("which", MAKERS)
+def test_forward_gives_the_batch_and_adds_it(which):
+    metric, again, fresh = (MAKERS[which](sizes) for sizes in ([20], [20], []))
+    rows = slice(20, 64)
+    if which == "reconstruction":
+        batch = (some_embeddings()[rows], some_reconstruction()[rows])
+    else:
+        batch = (some_activations()[rows], some_labels(multi=which != "purity")[rows])
+    fresh.update(*batch)
+    torch.testing.assert_close(metric(*batch), fresh.compute(), rtol=1e-12, atol=0, equal_nan=True)
+    assert_summary(metric.summary(), CALLS[which]())
+    again.update(*batch)
+    assert_summary(again.summary(), CALLS[which]())
+
+
+def tail_of(which: str) -> Metric:
+    """A metric that has seen the rows from 20 on."""
+    if which == "reconstruction":
+        metric: Metric = Reconstruction(D)
+        metric.update(some_embeddings()[20:], some_reconstruction()[20:])
+    else:
+        metric = ClassPurity(N_LATENTS, CLASSES)
+        metric.update(some_activations()[20:], some_labels(multi=which != "purity")[20:])
+    return metric
+
+
+@pytest.mark.parametrize("which", MAKERS)
+def test_merged_metrics_have_seen_all_rows(which):
+    first, other = MAKERS[which]([20]), tail_of(which)
+    theirs = states(other)
+    first.compute()  # a value that was kept must not survive
+    for incoming in (other, theirs):
+        merged = first.clone()
+        merged.merge_state(incoming)
+        assert_summary(merged.summary(), CALLS[which]())
+        assert_states(other, theirs)
+    empty = MAKERS[which]([])
+    empty.merge_state(other)
+    assert_states(empty, theirs)
+    other.merge_state(MAKERS[which]([]))
+    assert_states(other, theirs)
+
+
+@pytest.mark.parametrize("which", MAKERS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: m.clone(), lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_go_on_alone(which, copied):
+    metric = MAKERS[which]([20])
+    kept, other = states(metric), copied(metric)
+    assert_states(other, kept)
+    other.merge_state(tail_of(which))
+    assert_summary(other.summary(), CALLS[which]())
+    assert_states(metric, kept)
+
+
+@pytest.mark.parametrize("which", MAKERS)
+def test_reset_forgets_all(which):
+    metric = MAKERS[which]([64])
+    empty = states(MAKERS[which]([]))
+    for _ in range(2):
+        metric.reset()
+        assert_states(metric, empty)
+        metric.merge_state(MAKERS[which]([20]))
+        metric.merge_state(tail_of(which))
+        assert_summary(metric.summary(), CALLS[which]())
+
+
+def test_what_was_computed_before_an_update_stays():
+    metric = some_purity([20])
+    binary, kept = metric.compute(), metric.clone()
+    value = binary.clone()
+    metric.update(some_activations()[20:], some_labels()[20:])
+    assert torch.equal(binary.nan_to_num(7.0), value.nan_to_num(7.0))
+    assert_states(kept, states(some_purity([20])))
+
+
+def test_in_a_collection_called_by_keyword():
+    collection = MetricCollection(
+        {
+            "score": MonoScore(D, N_LATENTS, average="mean"),
+            "binary": ClassPurity(N_LATENTS, CLASSES, average="mean"),
+            "weighted": ClassPurity(N_LATENTS, CLASSES, weighted=True, average="mass"),
+            "variance": Reconstruction(D),
+            "nmse": Reconstruction(D, measure="nmse"),
+        }
+    )
+    for rows in (slice(0, 20), slice(20, 21), slice(21, 64)):
+        collection.update(
+            embeddings=some_embeddings()[rows],
+            activations=ragged(some_activations()[rows]),
+            labels=some_labels()[rows],
+            inputs=some_embeddings()[rows],
+            reconstruction=some_reconstruction()[rows],
+        )
+    came = collection.compute()
+    purity, quality = CALLS["purity"](), CALLS["reconstruction"]()
+    expected = {
+        "score": np.nanmean(reference.mono_score_pairwise(some_embeddings(), some_activations())),
+        "binary": float(purity.mean_binary),
+        "weighted": float(purity.mass_weighted_weighted),
+        "variance": float(quality.explained_variance),
+        "nmse": float(quality.nmse),
+    }
+    assert {name: float(value) for name, value in came.items()} == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("which", MAKERS)
+@pytest.mark.parametrize(
+    "cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.float(), lambda m: m.type(torch.float16)]
+)
+def test_casting_a_model_keeps_float64(which, cast):
+    metric = MAKERS[which]([20])
+    kept = states(metric)
+    cast(nn.ModuleDict({"layer": nn.Linear(2, 2), "metric": metric}))
+    assert_states(metric, kept)
+    metric.merge_state(tail_of(which))
+    assert_summary(metric.summary(), CALLS[which]())
+    metric.reset()
+    assert_states(metric, states(MAKERS[which]([])))
+
+
+def test_nothing_stays_on_the_graph():
+    purity, quality = ClassPurity(N_LATENTS, CLASSES), Reconstruction(D)
+    purity.update(some_activations().requires_grad_(), some_labels())
+    quality.update(some_embeddings().requires_grad_(), some_reconstruction().requires_grad_())
+    for metric in (purity, quality):
+        assert not any(state.requires_grad for state in states(metric).values())
+
+
+# Two processes are one
+
+
+def results_of(rows: slice) -> dict[str, Tensor]:
+    """All figures, as a process that has these rows sees them; its own sums come back after each."""
+    metrics: dict[str, Metric] = {"reconstruction": Reconstruction(D)}
+    for part in (slice(rows.start, rows.start + 9), slice(rows.start + 9, rows.stop)):
+        metrics["reconstruction"].update(some_embeddings()[part], some_reconstruction()[part])
+    for multi in (False, True):
+        metrics[f"purity {multi}"] = ClassPurity(N_LATENTS, CLASSES, average="mean")
+        metrics[f"purity {multi}"].update(some_activations()[rows], some_labels(multi=multi)[rows])
+    results = {}
+    for name, metric in metrics.items():
+        own = states(metric)
+        results[name] = metric.compute()
+        results |= {f"{name} {key}": torch.as_tensor(value) for key, value in asdict(metric.summary()).items()}
+        assert_states(metric, own)
+    return results
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # no name of this machine has to be looked up
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), world_size=2, rank=rank)
+    torch.save(results_of(slice(0, 23) if rank == 0 else slice(23, N)), folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
+def test_two_processes_are_one(tmp_path):
+    program = [sys.executable, "-W", "error", __file__]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    processes = [
+        subprocess.Popen([*program, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=150)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    expected = results_of(slice(0, N))
+    for rank in (0, 1):
+        came = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert came.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(came[name], value, rtol=1e-11, atol=1e-13, equal_nan=True, msg=name)
+
+
+# The door
+
+
+@pytest.mark.door
+def test_error_texts():
+    z, labels, x = some_activations(), some_labels(), some_embeddings()
+    purity, quality = ClassPurity(N_LATENTS, CLASSES), Reconstruction(D)
+    zero_row = x.clone()
+    zero_row[3] = 0
+    nan_code = z.clone()
+    nan_code[5, 2] = torch.nan
+    outside = labels.clone()
+    outside[9] = CLASSES
+    before = [states(purity), states(quality)]
+    for call, text in (
+        (lambda: ClassPurity(0, 2), "m: got 0; needed an integer at least 1"),
+        (lambda: ClassPurity(2, 0), "n_classes: got 0; needed an integer at least 1"),
+        (lambda: ClassPurity(2, 2, average="median"), "average: got 'median'; needed one of 'none', 'mean', 'mass'"),
+        (lambda: Reconstruction(0), "d: got 0; needed an integer at least 1"),
+        (
+            lambda: Reconstruction(2, measure="mae"),
+            "measure: got 'mae'; needed one of 'explained_variance', 'r2', 'nmse', 'mse'",
+        ),
+        (
+            lambda: purity.update([1.0], labels),
+            "activations: got list; needed a floating-point tensor of shape (n, any width)",
+        ),
+        (lambda: purity.update(z[:, :4], labels), "activations: got 4 latents; needed 13 latents"),
+        (lambda: purity.update(z, labels[:9]), "labels: got 9 rows; needed as many as activations has, 64"),
+        (lambda: purity.update(z, outside), "labels: got 5 (row 9); needed labels from 0 to 4"),
+        (lambda: purity.update(nan_code, labels), "activations: got nan (row 5, latent 2); needed finite numbers"),
+        (
+            lambda: quality.update(x[:, :3], x[:, :3]),
+            "inputs: got shape (64, 3); needed a floating-point tensor of shape (n, 8)",
+        ),
+        (
+            lambda: quality.update(x, x[:9]),
+            "reconstruction: got shape (9, 8); needed a floating-point tensor of shape (64, 8)",
+        ),
+        (
+            lambda: quality.update(zero_row, x),
+            "inputs: got a row of zeros (row 3); needed rows of finite numbers, not all zero",
+        ),
+        (lambda: quality.update([1.0], x), "inputs: got list; needed a floating-point tensor of shape (n, 8)"),
+        (
+            lambda: purity.merge_state(ClassPurity(3, CLASSES)),
+            "incoming_state['rows']: got shape (3, 5); needed shape (13, 5)",
+        ),
+        (lambda: quality.merge_state(Reconstruction(3)), "incoming_state['mean']: got shape (3,); needed shape (8,)"),
+        (lambda: quality.merge_state({}), "incoming_state['n']: got nothing; needed a state of shape ()"),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert str(caught.value) == text
+    assert_states(purity, before[0])  # what was refused has left no trace
+    assert_states(quality, before[1])
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
