@@ -372,10 +372,10 @@ def test_error_texts():
         (lambda: quality.update([1.0], x), "inputs: got list; needed a floating-point tensor of shape (n, 8)"),
         (
             lambda: purity.merge_state(ClassPurity(3, CLASSES)),
-            "incoming_state['rows']: got shape (3, 5); needed shape (13, 5)",
+            "incoming_state['rows']: got (3, 5); needed shape (13, 5)",
         ),
-        (lambda: quality.merge_state(Reconstruction(3)), "incoming_state['mean']: got shape (3,); needed shape (8,)"),
-        (lambda: quality.merge_state({}), "incoming_state['n']: got nothing; needed a state of shape ()"),
+        (lambda: quality.merge_state(Reconstruction(3)), "incoming_state['mean']: got (3,); needed shape (8,)"),
+        (lambda: quality.merge_state({}), "incoming_state['n']: got None; needed shape ()"),
     ):
         with pytest.raises(InputError) as caught:
             call()

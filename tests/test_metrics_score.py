@@ -232,7 +232,8 @@ REFUSED = [
     (lambda m: m.merge_state(MonoScore(8, 12)), "incoming_state['b']: got (12,); needed shape (13,)"),
     (lambda m: m.merge_state(MonoScore(7, 13)), "incoming_state['h_sum']: got (7,); needed shape (8,)"),
     (lambda m: m.merge_state({"n": torch.zeros(())}), "incoming_state['h_sum']: got None; needed shape (8,)"),
-    (lambda m: m.merge_state(streamed(E6, Z6, [6], center=E6.mean(0))), "incoming_state: got another center; needed the center of this metric"),
+    (lambda m: m.merge_state(streamed(E6, Z6, [6], center=E6.mean(0))),
+     "incoming_state: got another center; needed the center of this metric"),
 ]  # fmt: skip
 
 

@@ -29,13 +29,14 @@ from monoloss.report.figures import (
     spread_latents,
     top_examples_grid,
     trade_off,
+    variant_colors,
 )
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes
 
-N_LATENTS, K = 128, 8
-BATCH_SIZE, EPOCHS, LR = 256, 80, 1e-3
+N_LATENTS, K = 96, 8
+BATCH_SIZE, EPOCHS, LR = 256, 60, 1e-3
 DEAD_AFTER_SAMPLES = 20_000
 TOPK_WEIGHT, BATCH_TOPK_WEIGHT = 0.1, 2e-3  # TopK's reconstruction error is a sum over dimensions, so it needs more
 MEMORY = 0.9
@@ -163,13 +164,15 @@ def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: 
     """The pictures of a demo as PNG files; returns their names, relative to the parent of ``folder``."""
     folder.mkdir(parents=True)
     groups = grouped(evaluations)
+    colors = variant_colors(groups)
     figures = {
-        "score-against-explained-variance.png": trade_off(groups),
-        "purity.png": purity_bars(groups),
+        "score-against-explained-variance.png": trade_off(groups, colors=colors),
+        "purity.png": purity_bars(groups, colors=colors),
     }
     for (variant, title), group in zip(VARIANTS.items(), groups.values(), strict=True):
-        figures[f"scores-{variant}.png"] = score_histogram(group, title=f"{title}: MonoScore of each latent")
-        left, right = group[0], group[-1]
+        heading = f"{title}: MonoScore of each latent"
+        figures[f"scores-{variant}.png"] = score_histogram(group, title=heading, colors=colors)
+        left, right = (replace(side, name=f"{title}, {side.name}") for side in (group[0], group[-1]))
         figures[f"digits-{variant}.png"] = top_examples_grid(
             left,
             right,
@@ -177,6 +180,7 @@ def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: 
             held_out.thumbnails,
             spread_latents(left, GRID_LATENTS),
             spread_latents(right, GRID_LATENTS),
+            colors={f"{title}, {name}": color for name, color in colors.items()},
         )
     for name, figure in figures.items():
         save_figure(figure, folder / name)

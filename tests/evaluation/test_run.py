@@ -271,6 +271,17 @@ def test_the_last_short_batch_counts(stores, batch_size):
     assert torch.equal(torch.cat(spy.seen), ROWS)
 
 
+def test_progress_goes_to_stderr_and_changes_nothing(stores, capsys):
+    quiet = evaluate(stores["shards"], {"a": MODELS["topk"]})["a"]
+    assert capsys.readouterr() == ("", "")
+    shown = evaluate(stores["shards"], {"a": MODELS["topk"]}, batch_size=20, progress=True)["a"]
+    assert shown.summary == pytest.approx(dict(quiet.summary), rel=1e-5)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "evaluating" in err
+    assert "100%" in err
+
+
 def test_changes_no_tensor(tmp_path):
     check_evaluation_changes_no_tensor(tmp_path)
 

@@ -142,7 +142,7 @@ def test_unit_rows():
 
 
 def test_default_dtype_changes_nothing():
-    embeddings, activations = some_embeddings(300), ragged(some_activations(300))
+    embeddings, activations = some_embeddings(1501), ragged(some_activations(1501))
     needed = moments_of(embeddings, activations)
     torch.set_default_dtype(torch.bfloat16)  # counts above 256 are not whole numbers there
     try:

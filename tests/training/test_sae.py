@@ -183,6 +183,8 @@ def test_figures_come_every_so_many_steps(store, tmp_path):
     assert [int(line["step"]) for line in logged_by(tmp_path / "each")] == list(range(6))
     train(store, tmp_path / "last", ["tied"], log_every_steps=6, epochs=2)
     assert [int(line["step"]) for line in logged_by(tmp_path / "last")] == [5, 11]
+    train(store, tmp_path / "short", ["tied"], log_every_steps=500, epochs=1)
+    assert [int(line["step"]) for line in logged_by(tmp_path / "short")] == [5]  # a short run logs its last step
 
 
 # Each as if it were alone
@@ -438,3 +440,7 @@ def test_error_texts(store, tmp_path):
             call()
         assert str(caught.value) == text
     assert not folder.exists()
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="got a file; needed a path for a folder"):
+        train_saes(store, a_run({"a": topk}), file)

@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+from monoloss.files import check_new_folder
 from monoloss.functional.moments import batch_moments, unit_rows
 from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.functional.score import score_of
@@ -138,6 +140,9 @@ def train_saes(
     for name, settings in config.saes.items():
         if settings.mono_memory > 0 and settings.mono_weight == 0:
             raise InputError(f"saes.{name}.mono_memory", settings.mono_memory, "mono_weight above 0 to make use of it")
+    check_new_folder(run, allow_full=True)
+    n_steps = config.epochs * len(batches)
+    config = replace(config, log_every_steps=min(config.log_every_steps, n_steps))  # a short run logs its last step
     store.load()
     module = SaeRun(config, store.width, store.mean)
     callbacks: list[Callback] = [TrainingProgress(module.names)] if progress else []
