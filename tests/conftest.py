@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-torch.set_num_threads(2)  # sums are split the same way everywhere, and two processes do not fight over the cores
+torch.set_num_threads(1)  # sums run in the same order everywhere, and small products wait for no busy core
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("house")
 

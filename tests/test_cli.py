@@ -88,7 +88,9 @@ def broken_rows(tmp_path, kind):
 
 
 def held_out(tmp_path, width=8, labels=True):
-    return FeatureStore.create(tmp_path / "held", torch.rand(50, width) + 0.1, torch.arange(50) % 10 if labels else None)
+    return FeatureStore.create(
+        tmp_path / "held", torch.rand(50, width) + 0.1, torch.arange(50) % 10 if labels else None
+    )
 
 
 def data_of(kind, tmp_path):
@@ -117,7 +119,7 @@ def data_of(kind, tmp_path):
     ],
 )
 def test_bad_data_is_one_sentence_and_leaves_nothing(small, monkeypatch, tmp_path, capsys, kind, words):
-    monkeypatch.setattr(monoloss.demo, "digits_stores", lambda folder, seed: data_of(kind, tmp_path))
+    monkeypatch.setattr(monoloss.demo, "digits_stores", lambda *_: data_of(kind, tmp_path))
     code, out, err = run_demo(tmp_path, capsys)
     refused(code, err, *words)
     assert not out
@@ -127,7 +129,7 @@ def test_bad_data_is_one_sentence_and_leaves_nothing(small, monkeypatch, tmp_pat
 
 @pytest.mark.door
 def test_purity_without_labels(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(monoloss.demo, "digits_stores", lambda folder, seed: data_of("no labels", tmp_path))
+    monkeypatch.setattr(monoloss.demo, "digits_stores", lambda *_: data_of("no labels", tmp_path))
     code, _, err = run_demo(tmp_path, capsys)
     refused(code, err, "labels")
     assert not (tmp_path / "out").exists()
@@ -140,7 +142,10 @@ def test_purity_without_labels(small, monkeypatch, tmp_path, capsys):
         (lambda n: SparseActivations(torch.full((n, 1), torch.nan), torch.zeros(n, 1, dtype=torch.int64), 4), ["nan"]),
         (lambda n: torch.full((n, 4), torch.nan), ["activations", "nan (row 0, latent 0)"]),
         (lambda n: torch.ones(n - 1, 4), ["shape"]),
-        (lambda n: SparseActivations(torch.ones(n, 2), torch.zeros(n, 2, dtype=torch.int64), 4), ["index 0 twice in row"]),
+        (
+            lambda n: SparseActivations(torch.ones(n, 2), torch.zeros(n, 2, dtype=torch.int64), 4),
+            ["index 0 twice in row"],
+        ),
     ],
 )
 def test_bad_activations_are_one_sentence(small, monkeypatch, tmp_path, capsys, codes, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import UnionType
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int |
 
 
 def check_vector(name: str, value: Any, width: int | None = None) -> None:
-    """Refuse what is not a floating-point ``(width,)`` tensor; None leaves the width free."""
+    """Refuse what is not a floating-point ``(width,)`` tensor, finite on the CPU; None leaves the width free."""
     needed = f"a floating-point tensor of shape ({'any width' if width is None else width},)"
     if not isinstance(value, Tensor):
         raise InputError(name, type(value).__name__, needed)
     if value.ndim != 1 or value.shape[0] != (width or value.shape[0]) or not value.is_floating_point():
         raise InputError(name, f"shape {tuple(value.shape)}, dtype {value.dtype}", needed)
+    if value.device.type == "cpu" and not torch.isfinite(value).all():
+        raise InputError(name, "NaN or infinity", "finite numbers")
 
 
 def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
@@ -53,6 +56,12 @@ def check_same_device(name: str, came: torch.device, other: str, needed: torch.d
     """Refuse two tensors that live on different devices."""
     if came != needed:
         raise InputError(name, f"device {came}", f"the device of {other}, {needed}")
+
+
+def check_type(name: str, value: object, kind: type | UnionType, needed: str) -> None:
+    """Refuse a value that is not of a type."""
+    if not isinstance(value, kind):
+        raise InputError(name, f"a {type(value).__name__}", needed)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

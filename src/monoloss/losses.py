@@ -81,8 +81,6 @@ class MonoLoss(nn.Module):
         check_number("memory", memory, at_least=0.0, below=1.0)
         if center is not None:
             check_vector("center", center)
-            if not torch.isfinite(center).all():
-                raise InputError("center", "NaN or infinity", "finite numbers")
             center = center.detach().clone()
         self.memory = memory
         self.process_group = process_group

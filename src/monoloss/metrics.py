@@ -47,7 +47,7 @@ class SumsMetric(Metric, Generic[SumsT]):
 
     @property
     def sums(self) -> SumsT:
-        """The sums so far, of this process."""
+        """The sums so far, of this process; the next ``update`` may change them in place."""
         values = {field.name: getattr(self, field.name) for field in fields(self._sums_type)}
         result: SumsT = self._sums_type(**values)
         return result

@@ -103,8 +103,9 @@ def expected_figures(
     z: Tensor, target: Tensor, reconstruction: Tensor | None, labels: Tensor | None, center: Tensor | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Summary and columns by loops over all rows at once."""
-    scores = reference.mono_score_pairwise(ROWS, z, center)
-    chance = reference.chance_pairwise(ROWS, center)
+    rows = ROWS if center is None else torch.as_tensor(reference.unit_rows(ROWS))  # a mean is that of unit rows
+    scores = reference.mono_score_pairwise(rows, z, center)
+    chance = reference.chance_pairwise(rows, center)
     kept = scores[~np.isnan(scores)]
     lift, n_eff = reference.lift(scores, chance), reference.n_eff(z)
     summary = {
@@ -194,7 +195,7 @@ def test_purity_is_judged_only_where_asked_for(stores):
     assert "purity_binary" in same["asked"].summary
 
 
-def test_center_is_taken_off_the_embeddings_only(stores):
+def test_center_is_taken_off_the_unit_embeddings_only(stores):
     store, center = stores["single"], torch.linspace(-0.1, 0.3, D)
     evaluation = evaluate(store, {"topk": MODELS["topk"]}, center=center)["topk"]
     assert_figures(evaluation, *expected_figures(*all_at_once(MODELS["topk"]), LABELS, center))

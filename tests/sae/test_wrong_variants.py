@@ -40,10 +40,9 @@ def aux_of_all_latents(sae: SparseAutoencoder, output: SaeOutput) -> Tensor:
     longest = sae.samples_since_active.topk(min(sae.config.aux.k, len(sae.samples_since_active))).indices
     mask = torch.zeros_like(sae.dead).index_fill_(0, longest, True)
     codes = topk_codes(output.pre_activations.masked_fill(~mask, -torch.inf), len(longest))
+    left_over = (output.target - output.reconstruction).detach()
     return objectives._error(
-        sae,
-        codes_matmul(codes, sae.decoder_rows) * output.scale,
-        (output.target - output.reconstruction).detach(),
+        sae, codes_matmul(codes, sae.decoder_rows) * output.scale, left_over, left_over.square().sum(1)
     )
 
 

@@ -104,7 +104,7 @@ def test_the_epoch_rolls_over_before_the_last_batch_is_handed_out(store):
 
 def _at_epoch(store: FeatureStore, epoch: int) -> ShuffledBatches:
     batches = ShuffledBatches(store, 5, seed=1)
-    batches.load_state_dict({"seed": 1, "epoch": epoch, "n_given": 0})
+    batches.load_state_dict({**batches.state_dict(), "epoch": epoch, "n_given": 0})
     return batches
 
 

@@ -219,6 +219,19 @@ class FeatureStore:
         self._shards.load(device)
         return self
 
+    def load_if_small(self) -> FeatureStore:
+        """Load, unless the embeddings are loaded already or take more than a quarter of the machine's memory.
+
+        Returns:
+            The store itself.
+        """
+        memory = (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else self.n_bytes * 4
+        )
+        if not self._shards.is_loaded and self.n_bytes <= memory // 4:
+            self._shards.load(self.device)
+        return self
+
     def verify(self) -> None:
         """Compare the sha256 of every file with the manifest. Reads everything.
 

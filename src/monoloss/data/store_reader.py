@@ -36,6 +36,11 @@ class MappedShards:
         for shard in manifest.shards:
             self.offsets.append(self.offsets[-1] + shard.n_rows)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether all embeddings are in memory."""
+        return self._loaded is not None
+
     def load(self, device: str | torch.device) -> None:
         """Copy all embeddings to `device`, as they are stored."""
         like = self._shards[0]["embeddings"]

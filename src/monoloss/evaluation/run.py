@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monoloss.checks import check_number
+from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
 from monoloss.evaluation.examples import TopExamples
 from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, modes
 from monoloss.evaluation.result import Evaluation
+from monoloss.functional.moments import unit_rows
 from monoloss.functional.score import chance, lift, n_eff, score_of
 from monoloss.functional.sparsity import activation_counts, density, l0
 from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
@@ -37,15 +38,15 @@ def evaluate(
     """Judge models on a store: MonoScore, class purity, reconstruction, L0, and the rows that show each latent.
 
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
-    put back, and no tensor of theirs changes. Memory beyond the models: one batch and, for each, ``m (d + 2 c + 30)``
-    float64 numbers.
+    put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
+    beyond the models: one batch and, for each, ``m (d + 2 c + 30)`` float64 numbers.
 
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
         models: what encodes rows, by name: a :class:`monoloss.SparseAutoencoder`, or any object with
             ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged).
         purity: judge class purity; by default where the store has labels.
-        center: mean vector ``(d,)`` taken off the embeddings; None as in the paper.
+        center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
         n_examples: most active rows kept for each latent.
         batch_size: rows encoded at a time; the results do not depend on it.
         progress: show a progress bar.
@@ -68,6 +69,7 @@ def evaluate(
         ...     evaluate(store, {"mine": sae})["mine"].summary["l0"]
         2.0
     """
+    check_type("store", store, FeatureStore, "a FeatureStore; FeatureStore(folder) opens one")
     check_models(models)
     check_number("n_examples", n_examples, at_least=1, integer=True)
     check_number("batch_size", batch_size, at_least=1, integer=True)
@@ -136,23 +138,26 @@ class _Sums:
         if self.score is None:
             self._start(judged.activations.shape[1], judged.activations.device)
         assert self.score is not None  # noqa: S101 - set by _start
-        self.score.update(embeddings, judged.activations)
+        rows = embeddings if self.center is None else unit_rows(embeddings)
+        self.score.update(rows, judged.activations)
         if self.class_purity is not None and batch.labels is not None:
             self.class_purity.update(judged.activations, batch.labels.to(device))
         if judged.reconstruction is not None:
             if self.reconstruction is None:
-                self.reconstruction = Reconstruction(judged.target.shape[1]).to(judged.target.device)
+                self.reconstruction = Reconstruction(judged.target.shape[1], sync_on_compute=False).to(
+                    judged.target.device
+                )
             self.reconstruction.update(judged.target, judged.reconstruction)
         self.counts += activation_counts(judged.activations)
         self.examples = self.examples.with_batch(judged.activations, self.n_rows)
         self.n_rows += len(batch.embeddings)
 
     def _start(self, m: int, device: torch.device) -> None:
-        self.score = MonoScore(self.store.width, m, center=self.center).to(device)
+        self.score = MonoScore(self.store.width, m, center=self.center, sync_on_compute=False).to(device)
         self.counts = torch.zeros(m, dtype=torch.int64, device=device)
         self.examples = TopExamples.none(m, self.n_examples, sums_device(device))
         if self.purity:
-            self.class_purity = ClassPurity(m, self.store.n_classes).to(device)
+            self.class_purity = ClassPurity(m, self.store.n_classes, sync_on_compute=False).to(device)
 
     def evaluation(self) -> Evaluation:
         """The figures of all rows."""

@@ -15,6 +15,7 @@ from monoloss.precision import autocast_off, product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations, codes_t_matmul
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
+_MANY_ENTRIES = 64  # of a latent in a batch, from which on the order of a float32 sum matters
 _ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
 
 
@@ -197,22 +198,38 @@ def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
     a = z.to(dtype)
     b = minimum(a)
     a = a - b
-    w = _product_in_parts(a, h)
     u, v = torch.zeros(2, a.shape[1], dtype=torch.float64, device=kept)
     for part in a.split(_ROWS_IN_FLOAT64):
         wide = part.to(kept).double()
         u += wide.sum(0)
         v += wide.square().sum(0)
+    large = _large(a, v.sqrt().to(a), (a > 0).sum(0))
+    rows, latents = large.nonzero(as_tuple=True)
+    w = _product_in_parts(a.masked_fill(large, 0.0) if len(rows) else a, h)
+    w.index_add_(0, latents.to(kept), (a[rows, latents, None] * h[rows]).to(w))
     n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept)
-    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=u, v=v, w=w.to(kept))
+    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=u, v=v, w=w)
+
+
+def _large(a: Tensor, root_v: Tensor, counts: Tensor, latents: Tensor | None = None) -> Tensor:
+    """Which weights make up a sixteenth of their latent's ``v`` or more, where a latent has many; none in float64.
+
+    A float32 sum that starts with one of them loses the digits of all that follow; they are added at the end instead.
+    ``latents`` says which latent each weight belongs to, if ``a`` is not dense.
+    """
+    if a.dtype == torch.float64:
+        return torch.zeros_like(a, dtype=torch.bool)
+    bound = torch.where(counts > _MANY_ENTRIES, root_v / 4.0, torch.inf)
+    return a > (bound if latents is None else bound.index_select(0, latents))
 
 
 def _product_in_parts(a: Tensor, h: Tensor) -> Tensor:
+    kept = sums_device(h.device)
     if a.shape[0] <= _ROWS_PER_PRODUCT:
-        return a.t() @ h
-    total = torch.zeros(a.shape[1], h.shape[1], dtype=torch.float64, device=sums_device(h.device))
+        return (a.t() @ h).to(kept)
+    total = torch.zeros(a.shape[1], h.shape[1], dtype=torch.float64, device=kept)
     for part, rows in zip(a.split(_ROWS_PER_PRODUCT), h.split(_ROWS_PER_PRODUCT), strict=True):
-        total += (part.t() @ rows).to(total.device)
+        total += (part.t() @ rows).to(kept)
     return total
 
 
@@ -232,7 +249,7 @@ def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> Mono
     if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or bool((below > 0).any())):
         return _sparse_moments(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
     shifted = values - above.index_select(0, latents)
-    w = codes_t_matmul(z.with_values(shifted.reshape(z.values.shape)), h)
+    w = _sparse_product(z, shifted, h)
     h_sum = _sum64(h)
     a = (shifted + below.index_select(0, latents)).to(kept).double()
     latents, b64, below = latents.to(kept), b.to(kept).double(), below.to(kept).double()
@@ -244,3 +261,15 @@ def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> Mono
         w = torch.addr(w, below, h_sum)
     rows = torch.tensor(n, dtype=torch.float64, device=kept)
     return MonoMoments(n=rows, h_sum=h_sum, b=b64, u=u, v=v, w=w)
+
+
+def _sparse_product(z: SparseActivations, weights: Tensor, h: Tensor) -> Tensor:
+    """``weights^T h`` over the stored entries; of latents with many entries the large ones are added at the end."""
+    counts = z.by_latent.offsets.diff()
+    latents = z.flat_indices
+    v = weights.new_zeros(z.n_latents).index_add_(0, latents, weights.square())
+    large = _large(weights, v.sqrt(), counts, latents)
+    entries = large.nonzero().squeeze(1)
+    rest = weights.masked_fill(large, 0.0) if len(entries) else weights
+    w = codes_t_matmul(z.with_values(rest.reshape(z.values.shape)), h)
+    return w.index_add_(0, latents[entries], weights[entries, None] * h[z.rows[entries]])

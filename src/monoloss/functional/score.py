@@ -15,6 +15,7 @@ from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
 
+_NO_ROOM = 1e-6  # of 1 - chance: what float32 rounding leaves where all rows point the same way
 _RELATIVE_RESIDUE = 1e-12  # of u^2: what rounding leaves of u^2 - v where a single row has weight
 
 
@@ -40,9 +41,9 @@ def mono_score(
         undefined: what a latent gets for which no pair has weight: "nan", or "zero" as the authors' averages count it.
 
     Returns:
-        ``(m,)`` float64 in [-1, 1]: 1 where all active rows point the same way, 0 where they are orthogonal, the
-        mean cosine of the data (``chance`` of :meth:`monoloss.MonoScore.summary`) for a latent that is active at
-        random; NaN where undefined.
+        ``(m,)`` float64 in [-1, 1], up to rounding: 1 where all active rows point the same way, 0 where they are
+        orthogonal, the mean cosine of the data (``chance`` of :meth:`monoloss.MonoScore.summary`) for a latent that is
+        active at random; NaN where undefined.
 
     Raises:
         InputError: shapes that do not fit; on the CPU also a zero or non-finite row, a non-finite activation.
@@ -110,7 +111,7 @@ def lift(score: Float[Tensor, " m"], chance: Float[Tensor, ""]) -> Float[Tensor,
         tensor([0.0000, 0.5000, 1.0000])
     """
     room = 1.0 - chance
-    return torch.where(room > _RELATIVE_RESIDUE, (score - chance) / torch.where(room > 0, room, 1.0), torch.nan)
+    return torch.where(room > _NO_ROOM, (score - chance) / torch.where(room > 0, room, 1.0), torch.nan)
 
 
 def n_eff(moments: MonoMoments) -> Float[Tensor, " m"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_matrix, check_number, check_same_device, check_vector
+from monoloss.checks import check_matrix, check_number, check_same_device, check_type, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import product_dtype
@@ -19,6 +19,7 @@ from monoloss.sae.config import SaeConfig, TopKConfig
 from monoloss.sparse import SparseActivations, codes_matmul
 
 _STD_FLOOR = 1e-5
+_ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ
 MIN_CALIBRATION_ROWS = 4096
 
 
@@ -91,6 +92,7 @@ class SparseAutoencoder(nn.Module):
         self, d_in: int, config: SaeConfig, *, input_mean: Float[Tensor, " d_in"] | None = None, seed: int = 0
     ) -> None:
         super().__init__()
+        check_type("config", config, SaeConfig, "TopKConfig or BatchTopKConfig")
         check_number("d_in", d_in, at_least=2 if config.inputs.standardise else 1, integer=True)
         if config.inputs.center != (input_mean is not None):
             needed = "a mean vector" if config.inputs.center else "none, because config.inputs.center is off"
@@ -142,6 +144,10 @@ class SparseAutoencoder(nn.Module):
 
     def pre_activations(self, scaled: Float[Tensor, "n d_in"]) -> Float[Tensor, "n m"]:
         """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``."""
+        n_rows = scaled.shape[0]
+        if not self.training and n_rows < _ROWS_OF_A_PRODUCT:
+            padded = nn.functional.pad(scaled, (0, 0, 0, _ROWS_OF_A_PRODUCT - n_rows))
+            return self.pre_activations(padded)[:n_rows]
         centred = scaled - self.decoder_bias
         if self.encoder_bias is None:
             return centred @ self.encoder_weight

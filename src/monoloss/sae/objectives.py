@@ -30,15 +30,17 @@ class Objective(NamedTuple):
 
 def objective(sae: SparseAutoencoder, output: SaeOutput) -> Objective:
     """The training loss of one batch without MonoLoss, in the input's own space."""
-    reconstruction = _error(sae, output.reconstruction, output.target)
+    size = output.target.square().sum(1)
+    reconstruction = _error(sae, output.reconstruction, output.target, size)
     aux = _aux_loss(sae, output)
     return Objective(reconstruction, aux, reconstruction + sae.config.aux.weight * aux)
 
 
-def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor) -> Tensor:
+def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor, size: Tensor) -> Tensor:
+    """TopK: squared error of a row in relation to ``size``; BatchTopK: in the squared unit of the inputs."""
     squared = (reconstruction - target).square()
     if isinstance(sae.config, TopKConfig):
-        return (squared.sum(1) / target.square().sum(1).clamp(min=torch.finfo(target.dtype).tiny)).mean()
+        return (squared.sum(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).mean()
     return squared.mean()
 
 
@@ -51,4 +53,6 @@ def _aux_loss(sae: SparseAutoencoder, output: SaeOutput) -> Tensor:
     pre_activations = output.pre_activations.masked_fill(~dead, -torch.inf)
     codes = topk_codes(pre_activations, min(sae.config.aux.k, n_dead))
     left_over = (output.target - output.reconstruction).detach()
-    return _error(sae, codes_matmul(codes, sae.decoder_rows) * output.scale, left_over)
+    rounding = torch.finfo(left_over.dtype).eps * output.target.square().sum(1)  # less than this is nothing left over
+    size = torch.maximum(left_over.square().sum(1), rounding)
+    return _error(sae, codes_matmul(codes, sae.decoder_rows) * output.scale, left_over, size)

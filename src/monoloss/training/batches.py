@@ -47,11 +47,21 @@ class ShuffledBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands."""
-        return {"seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
+        return {**self._identity(), "seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another iteration over the same data stood."""
+        """Go on from where another iteration over the same data stood.
+
+        Raises:
+            InputError: the state is of another store or batch size.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise InputError(f"state[{name!r}]", state.get(name), f"that of these batches, {value}")
         self.seed, self.epoch, self.n_given = state["seed"], state["epoch"], state["n_given"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "store": self.store.fingerprint}
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monoloss.checks import check_number
+from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.sae.config import SaeConfig
 
@@ -42,6 +42,7 @@ class SaeTraining:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_type("sae", self.sae, SaeConfig, "TopKConfig or BatchTopKConfig")
         check_number("mono_weight", self.mono_weight, at_least=0.0)
         check_number("mono_memory", self.mono_memory, at_least=0.0, below=1.0)
         check_number("lr", self.lr, above=0.0)
@@ -78,9 +79,11 @@ class TrainingConfig:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        check_type("saes", self.saes, Mapping, "a mapping from names to SaeTraining")
         if not self.saes:
             raise InputError("saes", "no SAE", "at least one")
-        for name in self.saes:
+        for name, training in self.saes.items():
+            check_type(f"saes[{name!r}]", training, SaeTraining, "SaeTraining(sae, ...)")
             if not name or not all(char.isalnum() or char in "_-.+" for char in name) or name.startswith("."):
                 raise InputError("saes", f"the name {name!r}", "names of letters, digits and _ - . +, no dot first")
         for field in ("batch_size", "epochs", "log_every_steps"):

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.files import check_new_folder
@@ -136,14 +137,19 @@ def train_saes(
         >>> saes["base"].encode(torch.randn(1, 8)).shape
         (1, 16)
     """
+    check_type("store", store, FeatureStore, "a FeatureStore; FeatureStore(folder) opens one")
+    check_type("config", config, TrainingConfig, "a TrainingConfig")
     batches = ShuffledBatches(store, config.batch_size, config.seed)
     for name, settings in config.saes.items():
         if settings.mono_memory > 0 and settings.mono_weight == 0:
             raise InputError(f"saes.{name}.mono_memory", settings.mono_memory, "mono_weight above 0 to make use of it")
+        if settings.sae.inputs.center and not settings.sae.inputs.unit_norm:
+            needed = "unit_norm too: the store's mean is that of unit rows"
+            raise InputError(f"saes.{name}.sae.inputs.center", "True without unit_norm", needed)
     check_new_folder(run, allow_full=True)
     n_steps = config.epochs * len(batches)
     config = replace(config, log_every_steps=min(config.log_every_steps, n_steps))  # a short run logs its last step
-    store.load()
+    store.load_if_small()
     module = SaeRun(config, store.width, store.mean)
     callbacks: list[Callback] = [TrainingProgress(module.names)] if progress else []
     with _quiet_lightning(), _ctrl_c_is_raised():
