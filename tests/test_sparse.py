@@ -11,18 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import monoloss.products
 import monoloss.sparse
 from mono_samples import every_entry, fixed_k, ragged, some_activations
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
-from monoloss.sparse import (
-    SparseActivations,
-    codes_matmul,
-    codes_t_matmul,
-    has_sparse_kernels,
-    offsets_of_sorted_rows,
-    sampled_matmul,
-)
+from monoloss.products import codes_matmul, codes_t_matmul, has_sparse_kernels, sampled_matmul
+from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
 
 
 def integers(*values: object) -> Tensor:
@@ -64,9 +59,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         if not has_sparse_kernels(torch.device("cpu")):
             pytest.skip("torch was built without MKL here")
     else:
-        monkeypatch.setattr(monoloss.sparse, "has_sparse_kernels", lambda _device: False)
+        monkeypatch.setattr(monoloss.products, "has_sparse_kernels", lambda _device: False)
         if "small" in request.param:
-            monkeypatch.setattr(monoloss.sparse, "_BLOCK_ELEMENTS", 7)
+            monkeypatch.setattr(monoloss.products, "_BLOCK_ELEMENTS", 7)
     return request.param
 
 
@@ -175,7 +170,8 @@ def test_sampled_product_ignores_values_that_are_not_finite(way):
 def test_no_warning_reaches_the_user():
     program = """
 import torch
-from monoloss.sparse import SparseActivations, codes_matmul, codes_t_matmul, sampled_matmul
+from monoloss.products import codes_matmul, codes_t_matmul, sampled_matmul
+from monoloss.sparse import SparseActivations
 codes = SparseActivations(torch.ones(4, 2, requires_grad=True), torch.tensor([[0, 1]] * 4), 3)
 left, right = torch.ones(4, 5, requires_grad=True), torch.ones(3, 5, requires_grad=True)
 total = codes_t_matmul(codes, left).sum() + codes_matmul(codes, right).sum() + sampled_matmul(codes, left, right).sum()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import wraps
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from monoloss.checks import check_choice, check_matrix, check_number, check_rows, check_vector
@@ -21,98 +19,10 @@ from monoloss.functional.purity import ClassPurityResult, PurityCounts, class_co
 from monoloss.functional.reconstruction import ReconstructionQuality, ReconstructionSums
 from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
 from monoloss.functional.sparsity import check_activations
-from monoloss.precision import sums_device
 from monoloss.sparse import Activations
+from monoloss.sums_metric import SumsMetric
 
 Average = Literal["none", "mean"]
-SumsT = TypeVar("SumsT")
-
-
-class SumsMetric(Metric, Generic[SumsT]):
-    """A metric whose states are the fields of one dataclass of float64 sums.
-
-    What torchmetrics does not do by itself: two states merge by the sums' own rule; processes reduce instead of
-    gathering every rank's copy; the sums stay float64 whatever the model around them is cast to, and live on the CPU
-    where the device has no float64.
-    """
-
-    full_state_update = False
-    is_differentiable = False
-    _sums_type: ClassVar[type[Any]]
-
-    def __init__(self, empty: SumsT, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for field in fields(self._sums_type):
-            self.add_state(field.name, getattr(empty, field.name), dist_reduce_fx="sum")
-
-    @property
-    def sums(self) -> SumsT:
-        """The sums so far, of this process; the next ``update`` may change them in place."""
-        values = {field.name: getattr(self, field.name) for field in fields(self._sums_type)}
-        result: SumsT = self._sums_type(**values)
-        return result
-
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take over the rows that another metric of the same sizes has seen.
-
-        Raises:
-            InputError: the other metric has other sizes.
-        """
-        state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
-        for name, mine in self.metric_state.items():
-            theirs = state.get(name)
-            if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
-                came = tuple(theirs.shape) if isinstance(theirs, Tensor) else theirs
-                needed = f"shape {tuple(mine.shape)}" if isinstance(mine, Tensor) else "a state"
-                raise InputError(f"incoming_state[{name!r}]", came, needed)
-        super().merge_state(incoming_state)
-        self._update_count += 1
-        self._computed = None
-
-    def _merge(self, left: SumsT, right: SumsT) -> SumsT:
-        raise NotImplementedError
-
-    def _reduce(self, sums: SumsT, group: dist.ProcessGroup | None) -> SumsT:
-        raise NotImplementedError
-
-    def _take(self, sums: SumsT) -> None:
-        for field in fields(self._sums_type):
-            setattr(self, field.name, getattr(sums, field.name))
-
-    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        device = sums_device(self.device)
-        names = [field.name for field in fields(self._sums_type)]
-        self._take(self._merge(self._sums_type(**{name: incoming_state[name].to(device) for name in names}), self.sums))
-
-    def _sync_dist(self, dist_sync_fn: object = None, process_group: dist.ProcessGroup | None = None) -> None:
-        self._take(self._reduce(self.sums, process_group or self.process_group))
-
-    def _synced(self, summary: Callable[[SumsT], Any]) -> Any:
-        """What ``summary`` makes of the sums of all processes."""
-        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
-            return summary(self.sums)
-
-    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        squeezed = super()._wrap_compute(compute)  # torchmetrics makes a scalar of one element
-
-        @wraps(compute)
-        def whole(*args: Any, **kwargs: Any) -> Any:
-            value = squeezed(*args, **kwargs)
-            return value.reshape(-1) if getattr(self, "average", None) == "none" else value
-
-        return whole
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        super()._apply(fn, exclude_state=tuple(self._defaults))
-        device = sums_device(self.device)
-        for name, buffer in kept.items():
-            self._buffers[name] = buffer.to(self.device)
-        for name in self._defaults:
-            self._defaults[name] = torch.as_tensor(self._defaults[name]).to(device)
-            setattr(self, name, getattr(self, name).to(device))
-        self._computed = None  # cast too, if it was kept: computed again from the sums
-        return self
 
 
 class MonoScore(SumsMetric[MonoMoments]):

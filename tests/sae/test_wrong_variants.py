@@ -14,10 +14,11 @@ from torch import Tensor
 
 import sae_checks
 from monoloss.data.store import FeatureStore
+from monoloss.products import codes_matmul
 from monoloss.sae import objectives
 from monoloss.sae.activations import BatchTopK, batch_topk_codes, topk_codes
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
-from monoloss.sparse import SparseActivations, codes_matmul
+from monoloss.sparse import SparseActivations
 from monoloss.training.sae import SaeRun
 
 

@@ -21,7 +21,8 @@ from monoloss.functional.moments import (
 )
 from monoloss.functional.score import is_defined, pair_weight, score_of
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.sparse import Activations, SparseActivations, codes_matmul, sampled_matmul
+from monoloss.products import codes_matmul, sampled_matmul
+from monoloss.sparse import Activations, SparseActivations
 
 
 def mono_loss(

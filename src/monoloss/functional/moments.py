@@ -12,7 +12,8 @@ from torch import Tensor
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import refuse_not_finite
 from monoloss.precision import autocast_off, product_dtype, sums_device
-from monoloss.sparse import Activations, SparseActivations, codes_t_matmul
+from monoloss.products import codes_t_matmul
+from monoloss.sparse import Activations, SparseActivations
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
 _MANY_ENTRIES = 64  # of a latent in a batch, from which on the order of a float32 sum matters

@@ -14,9 +14,10 @@ from monoloss.checks import check_matrix, check_number, check_same_device, check
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import product_dtype
+from monoloss.products import codes_matmul
 from monoloss.sae.activations import BatchTopK, TopK
 from monoloss.sae.config import SaeConfig, TopKConfig
-from monoloss.sparse import SparseActivations, codes_matmul
+from monoloss.sparse import SparseActivations
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ

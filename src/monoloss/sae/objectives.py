@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from monoloss.products import codes_matmul
 from monoloss.sae.activations import topk_codes
 from monoloss.sae.config import TopKConfig
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
-from monoloss.sparse import codes_matmul
 
 
 class Objective(NamedTuple):
