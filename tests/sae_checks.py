@@ -44,6 +44,17 @@ def check_a_row_is_its_own_affair(variant: str) -> None:
         torch.testing.assert_close(apart[both], together[both], rtol=1e-6, atol=0)
 
 
+def check_small_batches_encode_as_large_ones(width: int) -> None:
+    """In float32, where a product of one row sums in another order than one of many."""
+    sae = SparseAutoencoder(width, some_config("topk", 512, 8)).eval()
+    rows = torch.randn(128, width, generator=torch.Generator().manual_seed(0))
+    together = sae.encode(rows).to_dense()
+    for size in (1, 2, 3, 7, 40):
+        apart = torch.cat([sae.encode(part).to_dense() for part in rows.split(size)])
+        assert torch.equal(apart > 0, together > 0)
+        torch.testing.assert_close(apart, together, rtol=1e-6, atol=0)
+
+
 def train_two(folder: Path, epochs: int = 4, **options: object) -> dict[str, SparseAutoencoder]:
     """A TopK and a BatchTopK SAE trained for a moment on rows with structure, with MonoLoss."""
     store = structured_store(folder / "train", 4000)

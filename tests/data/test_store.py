@@ -656,3 +656,21 @@ def test_swapped_lines_are_noticed_when_ids_are_read(store: FeatureStore) -> Non
         InputError, match=r"shard-00000\.jsonl: got changed contents; needed the file as it was written"
     ):
         _ = FeatureStore.open(store.folder).ids
+
+
+def test_loads_by_itself_only_what_is_small(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[object] = []
+    monkeypatch.setattr(type(store._shards), "load", lambda _, device: loads.append(device))
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 4 * store.n_bytes - 1}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert store.load_if_small() is store
+    assert not loads
+    pages["SC_PHYS_PAGES"] += 1
+    store.load_if_small()
+    assert loads == [store.device]
+
+
+def test_what_is_loaded_stays(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.load()
+    monkeypatch.setattr(type(store._shards), "load", lambda *_: pytest.fail("loaded again"))
+    store.load_if_small()

@@ -280,3 +280,16 @@ def test_sparse_activations_of_any_dtype_meet_embeddings_of_any_dtype():
         embeddings, activations = some_embeddings(dtype=e_type), ragged(some_activations(dtype=z_type))
         assert isinstance(activations, SparseActivations)
         assert_scores(mono_score(embeddings, activations), embeddings, as_dense(activations), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["dense", "ragged"])
+@pytest.mark.parametrize("spread", [2.0, 4.0, 6.0])
+def test_float32_keeps_the_rows_behind_one_that_outweighs_them(spread, way):
+    generator = torch.Generator().manual_seed(7)
+    embeddings = torch.randn(2000, 24, generator=generator) + 3.0  # all alike: errors of the products add up
+    activations = torch.exp(spread * torch.randn(2000, 16, generator=generator))
+    scores = mono_score(embeddings, activations if way == "dense" else ragged(activations))
+    judged = reference.n_eff(activations) >= 1.1
+    error = np.abs(scores.numpy() - reference.mono_score_pairwise(embeddings, activations))
+    assert judged.sum() > 8
+    assert error[judged].max() <= 5e-6

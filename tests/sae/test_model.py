@@ -14,7 +14,7 @@ from monoloss.errors import InputError
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
-from sae_checks import check_a_row_is_its_own_affair
+from sae_checks import check_a_row_is_its_own_affair, check_small_batches_encode_as_large_ones
 from sae_samples import VARIANTS, D, K, M, bits_of, reference_pass, some_config, some_rows, some_sae
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
@@ -328,3 +328,8 @@ def test_error_texts():
         with pytest.raises(InputError) as caught:
             call()
         assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("width", [768, 2048])
+def test_small_batches_encode_as_large_ones(width):
+    check_small_batches_encode_as_large_ones(width)

@@ -100,3 +100,13 @@ def test_losses_of_tiny_float32_rows_are_finite():
     sae, _ = sae_with_dead("topk", 9, InputScaling(unit_norm=False))
     terms = objective(sae.float(), sae(some_rows(dtype=torch.float32) * 1e-18))
     assert bool(torch.isfinite(terms.total))
+
+
+def test_aux_is_bounded_where_nothing_is_left_over():
+    sae, _ = sae_with_dead("topk", 3)
+    output = sae(some_rows())
+    output = output._replace(reconstruction=output.target.clone())
+    aux = objective(sae, output).aux
+    assert 0 < aux <= 100 / torch.finfo(aux.dtype).eps
+    aux.backward()
+    assert all(parameter.grad is None or torch.isfinite(parameter.grad).all() for parameter in sae.parameters())

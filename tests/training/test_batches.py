@@ -118,3 +118,12 @@ def test_error_texts(store):
         with pytest.raises(InputError) as caught:
             ShuffledBatches(store, size, seed=0)
         assert str(caught.value) == text
+
+
+@pytest.mark.door
+def test_the_state_of_other_batches_is_refused(store):
+    state = ShuffledBatches(store, 5, seed=0).state_dict()
+    with pytest.raises(InputError, match=r"state\['batch_size'\]: got 5; needed that of these batches, 4"):
+        ShuffledBatches(store, 4, seed=0).load_state_dict(state)
+    with pytest.raises(InputError, match=r"state\['store'\]: got other"):
+        ShuffledBatches(store, 5, seed=0).load_state_dict({**state, "store": "other"})

@@ -399,6 +399,7 @@ def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
 def test_error_texts(store, tmp_path):
     topk = SETTINGS["topk"]
     folder = tmp_path / "run"
+    raw_centred = replace(topk.sae, inputs=InputScaling(unit_norm=False, center=True))
     for call, text in (
         (
             lambda: train_saes(store, a_run({"a": topk}, batch_size=N_ROWS + 1), folder),
@@ -408,6 +409,21 @@ def test_error_texts(store, tmp_path):
             lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_memory=0.5)}), folder),
             "saes.a.mono_memory: got 0.5; needed mono_weight above 0 to make use of it",
         ),
+        (
+            lambda: train_saes(store, a_run({"a": replace(topk, sae=raw_centred)}), folder),
+            (
+                "saes.a.sae.inputs.center: got True without unit_norm; "
+                "needed unit_norm too: the store's mean is that of unit rows"
+            ),
+        ),
+        (
+            lambda: train_saes("folder", a_run({"a": topk}), folder),
+            "store: got a str; needed a FeatureStore; FeatureStore(folder) opens one",
+        ),
+        (lambda: train_saes(store, {"a": topk}, folder), "config: got a dict; needed a TrainingConfig"),
+        (lambda: TrainingConfig([("a", topk)]), "saes: got a list; needed a mapping from names to SaeTraining"),
+        (lambda: TrainingConfig({"a": topk.sae}), "saes['a']: got a TopKConfig; needed SaeTraining(sae, ...)"),
+        (lambda: SaeTraining("topk"), "sae: got a str; needed TopKConfig or BatchTopKConfig"),
         (lambda: TrainingConfig({}), "saes: got no SAE; needed at least one"),
         (
             lambda: TrainingConfig({"a/b": topk}),
