@@ -14,6 +14,7 @@ from monoloss.checks import check_number, check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
 from monoloss.functional.moments import MonoMoments, decay, merge, minimum, unit_rows
+from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
 
@@ -150,21 +151,29 @@ class MonoLoss(nn.Module):
         return MonoMoments(n=zero, h_sum=torch.zeros_like(like.h_sum), b=like.b, u=u, v=v, w=w.to(like.w.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MonoLoss:
-        # .half() or .to(bfloat16) of a whole model must not lower the sums; devices are followed
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        # .half() or .to(bfloat16) of a whole model must not lower the sums, and they stay where there is float64;
+        # the counter of steps shows the device
+        kept = {name: buffer for name, buffer in self._buffers.items() if name != "step"}
+        self._buffers = {"step": self.step}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's, without types
-        for name, before in kept.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != before.dtype:
-                self._buffers[name] = before.to(moved.device)
+        device = self.step.device
+        for name, buffer in kept.items():
+            self._buffers[name] = None if buffer is None else _moved(buffer, device, summed=name != "center")
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in ("memory_u", "memory_v", "memory_w"):  # sized by the batches that were seen
             saved = state_dict.get(prefix + name)
             if saved is not None:
-                self._buffers[name] = torch.empty_like(saved, device=self.step.device)
+                self._buffers[name] = torch.empty_like(saved, device=sums_device(self.step.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _moved(buffer: Tensor, device: torch.device, *, summed: bool) -> Tensor:
+    """A sum to where sums live, the mean vector to ``device`` itself."""
+    if summed or sums_device(device) == device:
+        return buffer.to(sums_device(device))
+    return buffer.to(device, torch.float32)
 
 
 def _check_not_negative(activations: Activations) -> None:

@@ -284,3 +284,20 @@ def test_input_that_does_not_fit_is_refused(call, text):
     with pytest.raises(InputError) as refusal:
         call(some_embeddings(6), some_activations(6))
     assert str(refusal.value) == text
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e-12, 1e12, 1e30])
+def test_float32_gradient_at_any_scale_of_a_latent(scale, layout):
+    embeddings = some_embeddings(20).float()
+    plain = some_activations(20).relu().float()
+    grads = []
+    for factor in (1.0, scale):
+        leaf = embeddings.clone().requires_grad_()
+        dense = (plain * factor).requires_grad_()
+        mono_loss(leaf, LAYOUTS[layout](dense) if isinstance(LAYOUTS, dict) else dense).backward()
+        grads.append((leaf.grad, dense.grad * factor))
+    tolerance = 1e-3 if scale == 1e-40 else 1e-4  # denormal numbers hold few digits
+    for one, other in zip(*grads, strict=True):
+        assert torch.isfinite(other).all()
+        torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance * float(one.abs().max()))

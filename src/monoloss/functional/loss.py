@@ -190,15 +190,17 @@ class _Scores(torch.autograd.Function):
         h, values = ctx.saved_tensors
         moments, scores = ctx.moments, ctx.scores
         with autocast_off(h.device):
-            factor = 2.0 * ctx.gain * grad.to(scores) / torch.where(ctx.defined, pair_weight(moments), 1.0)
+            # with a / u and w / u in the place of a and w nothing depends on the scale of a latent but 1 / u in front
+            u = torch.where(ctx.defined, moments.u, 1.0)
+            factor = 2.0 * ctx.gain * grad.to(scores) * (u / torch.where(ctx.defined, pair_weight(moments), 1.0))
             factor = torch.where(ctx.defined, factor, 0.0)
             of_minimum = None
             if ctx.shared is not None:
-                inward = moments.w.double() @ moments.h_sum - moments.u - scores * (moments.n - 1.0) * moments.u
+                inward = moments.w.double() @ moments.h_sum / u - 1.0 - scores * (moments.n - 1.0)
                 of_minimum = torch.where(ctx.shared > 0, -factor * inward / ctx.shared.clamp(min=1.0), 0.0)
             batch = _Batch(h, values, ctx.codes, moments, grad.dtype)
             of_values = batch.gradient_of_values(factor, scores, of_minimum) if ctx.needs_input_grad[1] else None
-            of_h = batch.gradient_of_embeddings(factor) if ctx.needs_input_grad[0] else None
+            of_h = batch.gradient_of_embeddings(factor * u) if ctx.needs_input_grad[0] else None
         return of_h, of_values, None, None, None, None, None
 
 
@@ -213,22 +215,24 @@ class _Batch:
         self.codes = codes
         self.w = self._here(moments.w)
         self.b = self._here(moments.b)
-        self.u = self._here(moments.u)
+        self.u = self._here(moments.u).clamp(min=torch.finfo(dtype).tiny)
         self.moments = moments
 
     def _here(self, sums: Tensor) -> Tensor:
-        return sums.to(device=self.h.device, dtype=self.h.dtype)
+        largest = torch.finfo(self.h.dtype).max
+        return sums.to(self.h.device).clamp(-largest, largest).to(self.h.dtype)
 
     def gradient_of_values(self, factor: Tensor, scores: Tensor, of_minimum: Tensor | None) -> Tensor:
         factor, scores = self._here(factor), self._here(scores)
         if self.codes is None:
-            a = self.values.to(self.h.dtype) - self.b
-            grad = factor * (self.h @ self.w.t() - a - scores * (self.u - a))
+            a = (self.values.to(self.h.dtype) - self.b) / self.u
+            grad = factor * (self.h @ self.w.t() / self.u - a - scores * (1.0 - a))
         else:
             latents = self.codes.flat_indices
-            a = self.values.reshape(-1).to(self.h.dtype) - self.b[latents]
-            similarity = sampled_matmul(self.codes, self.h, self.w)
-            grad = factor[latents] * (similarity - a - scores[latents] * (self.u[latents] - a))
+            u = self.u[latents]
+            a = (self.values.reshape(-1).to(self.h.dtype) - self.b[latents]) / u
+            similarity = sampled_matmul(self.codes, self.h, self.w) / u
+            grad = factor[latents] * (similarity - a - scores[latents] * (1.0 - a))
         if of_minimum is not None:
             z: Activations = self.values if self.codes is None else self.codes
             share = self._here(of_minimum)
@@ -237,14 +241,14 @@ class _Batch:
         return grad.reshape(self.values.shape).to(self.values.dtype)
 
     def gradient_of_embeddings(self, factor: Tensor) -> Tensor:
-        factor = self._here(factor)
+        factor, w = self._here(factor), self.w / self.u[:, None]
         if self.codes is None:
-            return ((self.values.to(self.h.dtype) - self.b) * factor) @ self.w
+            return ((self.values.to(self.h.dtype) - self.b) / self.u * factor) @ w
         # stored entries weigh z - above, and every row below: together z - b at the entries, -b elsewhere. No row is
         # elsewhere for a latent that each row stores: its b is taken off at the entries, where it cancels exactly
         latents = self.codes.flat_indices
         everywhere = stored_in_every_row(self.codes)
         above, below = torch.where(everywhere, self.b, 0.0), torch.where(everywhere, 0.0, -self.b)
         shifted = self.values.reshape(-1).to(self.h.dtype) - above[latents]
-        weights = self.codes.with_values((shifted * factor[latents]).reshape(self.values.shape))
-        return codes_matmul(weights, self.w) + (below * factor) @ self.w
+        weights = self.codes.with_values((shifted / self.u[latents] * factor[latents]).reshape(self.values.shape))
+        return codes_matmul(weights, w) + (below / self.u * factor) @ w
