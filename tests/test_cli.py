@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -168,6 +169,45 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(monkeypatch, tmp_path, capsys):
     assert code == 130
     assert "interrupted" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["train_saes", "evaluate", "draw"])
+def test_sigterm_ends_with_143_and_leaves_nothing(small, monkeypatch, tmp_path, capsys, where):
+    monkeypatch.setattr(monoloss.demo, where, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    code, _, err = run_demo(tmp_path, capsys)
+    assert code == 143
+    assert "terminated" in err
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_in_the_middle_of_a_step(monkeypatch, tmp_path, capsys):
+    forward = SparseAutoencoder.forward
+
+    def hit(self, inputs):
+        signal.raise_signal(signal.SIGTERM)
+        return forward(self, inputs)
+
+    monkeypatch.setattr(SparseAutoencoder, "forward", hit)
+    code, _, err = run_demo(tmp_path, capsys)
+    assert code == 143
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.door
+def test_seed_that_is_too_large(tmp_path, capsys):
+    code, _, err = run_demo(tmp_path, capsys, "--seed", str(2**32))
+    refused(code, err, "seed", "below 4294967296")
+
+
+@pytest.mark.door
+def test_out_below_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    assert main(["demo", "--out", str(tmp_path / "file" / "deep" / "out")]) == 2
+    refused(2, capsys.readouterr().err, "below the file")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
 
 def test_missing_extra_is_one_sentence(monkeypatch, tmp_path, capsys):

@@ -125,3 +125,16 @@ def test_autocast_changes_no_bit_with_memory(layout):
     for backward in (False, True):
         for one, other in zip(run(forward=True, backward=backward), plain, strict=True):
             assert torch.equal(one, other)
+
+
+def test_memory_follows_to_a_device_without_float64():
+    def to_mps(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.float64:
+            raise TypeError("no float64 here")
+        return tensor
+
+    criterion = MonoLoss(memory=0.5, center=torch.zeros(4))
+    criterion(torch.randn(6, 4), torch.rand(6, 3))
+    before = criterion.memory_u.clone()
+    criterion._apply(to_mps)
+    assert torch.equal(criterion.memory_u, before)

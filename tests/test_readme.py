@@ -15,10 +15,11 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(examples) == 3
-    names: dict[str, object] = {}
     for example in examples:
+        names: dict[str, object] = {}  # each can be pasted alone
         exec(example, names)  # noqa: S102 - our own text
-    assert names["scores"].shape == (128,)
+        if "scores" in names:
+            assert names["scores"].shape == (128,)
     assert "n_defined=128" in capsys.readouterr().out
     assert (tmp_path / "run" / "evaluations" / "mono" / "evaluation.json").is_file()
 

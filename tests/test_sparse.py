@@ -239,9 +239,11 @@ REFUSED = [
      "indices: got index 2 twice in row 1; needed each index at most once in a row"),
     ([1.0, 1.0, 1.0], [1, 0, 1], 3, [0, 0, 3],
      "indices: got index 1 twice in row 1; needed each index at most once in a row"),
-    ([1.0, 1.0], [1, 0], 3, [0, 2, 1, 2], "row_offsets: got offsets from 0 to 2; needed rising from 0 to 2"),
-    ([1.0, 1.0], [1, 0], 3, [0, 1], "row_offsets: got offsets from 0 to 1; needed rising from 0 to 2"),
-    ([1.0, 1.0], [1, 0], 3, [1, 2], "row_offsets: got offsets from 1 to 2; needed rising from 0 to 2"),
+    ([1.0, 1.0], [1, 0], 3, [0, 2, 1, 2], "row_offsets: got 2 before 1 (row 1); needed offsets that never fall"),
+    ([1.0, 1.0], [1, 0], 3, [0, 1],
+     "row_offsets: got offsets from 0 to 1; needed offsets from 0 to the number of entries, 2"),
+    ([1.0, 1.0], [1, 0], 3, [1, 2],
+     "row_offsets: got offsets from 1 to 2; needed offsets from 0 to the number of entries, 2"),
     ([1.0, 1.0], [1, 0], 3, [[0, 2]],
      "row_offsets: got shape (1, 2), dtype torch.int64; needed an int64 tensor of shape (n + 1,)"),
     ([1.0, 1.0], [1, 0], 3, [0.0, 2.0],
@@ -251,7 +253,7 @@ REFUSED = [
     ([[1]], [[0]], 3, None, "values: got dtype torch.int64; needed a floating-point dtype"),
     ([[1.0]], [[0.0]], 3, None, "indices: got dtype torch.float32; needed torch.int64"),
     ([[1.0]], [[0, 1]], 3, None, "indices: got shape (1, 2); needed the shape of values, (1, 1)"),
-    ([[1.0]], [[0]], 0, None, "n_latents: got 0; needed at least 1"),
+    ([[1.0]], [[0]], 0, None, "n_latents: got 0; needed an integer at least 1"),
 ]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def check_number(
     below: float | int | None = None,
     integer: bool = False,
 ) -> None:
-    """Refuse what is not a number within its bounds."""
+    """Refuse what is not a finite number within its bounds."""
     bounds = [f"at least {at_least}"] * (at_least is not None)
     bounds += [f"above {above}"] * (above is not None) + [f"below {below}"] * (below is not None)
     kind = int if integer else (int, float)
@@ -87,6 +87,6 @@ def check_number(
     if ok:
         number = float(value)  # type: ignore[arg-type]
         ok = (at_least is None or number >= at_least) and (above is None or number > above)
-        ok = ok and (below is None or number < below) and not math.isnan(number)
+        ok = ok and (below is None or number < below) and math.isfinite(number)
     if not ok:
         raise InputError(name, repr(value), " ".join(["an integer" if integer else "a number", " and ".join(bounds)]))

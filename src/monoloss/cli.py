@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from monoloss.errors import InputError, missing_extra
 
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM came: raised, so that what is half-written is cleaned up."""
 
 
 def demo(seed: int = 0, out: str = "demo-output", progress: bool = True) -> None:
@@ -19,7 +27,7 @@ def demo(seed: int = 0, out: str = "demo-output", progress: bool = True) -> None
     training digits; then a table of held-out figures in the terminal, pictures and evaluation files in a folder.
 
     Args:
-        seed: of the split into training and held-out digits, the initial weights and the order of the rows; 0 or more
+        seed: of the split, the initial weights and the order of the rows; from 0 to 4294967295
         out: folder for the results; an earlier demo's there is replaced
         progress: show progress bars
     """
@@ -32,14 +40,15 @@ COMMANDS = {"demo": demo}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for input that cannot be used, 130 for Ctrl-C.
+    """Run a command; returns the exit code: 0, 2 for input that cannot be used, 130 for Ctrl-C, 143 for SIGTERM.
 
     Example:
         >>> main(["demo", "--seed", "-1"])
         2
     """
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        with _sigterm_is_raised():
+            return _run(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         return _refuse(error)
     except ModuleNotFoundError as error:
@@ -50,6 +59,26 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("monoloss: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except _Terminated:
+        print("monoloss: terminated", file=sys.stderr)
+        return EXIT_TERMINATED
+
+
+@contextmanager
+def _sigterm_is_raised() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does. Only the main thread may handle signals; elsewhere it stays as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(argv: list[str]) -> int:

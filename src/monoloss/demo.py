@@ -84,7 +84,7 @@ def run_demo(
     Raises:
         InputError: a negative seed, or a folder that holds something else.
     """
-    check_number("seed", seed, at_least=0, integer=True)
+    check_number("seed", seed, at_least=0, below=2**32, integer=True)
     out, console = Path(out), console or Console()
     if out.exists() and not (out / MARK).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier demo's")

@@ -97,8 +97,10 @@ def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) 
         monoloss.errors.InputError: ...: got a file; needed a path for a folder
     """
     target = Path(path)
-    if target.exists() and not target.is_dir():
-        raise InputError(str(target), "a file", "a path for a folder")
+    nearest = next(place for place in (target, *target.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        where = "a file" if nearest == target else f"a path below the file {nearest}"
+        raise InputError(str(target), where, "a path for a folder")
     if not allow_full and target.is_dir() and any(target.iterdir()):
         raise InputError(str(target), "a folder that is not empty", "a folder that is empty or does not exist yet")
 
@@ -211,7 +213,10 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
     new_parents = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(str(target), f"a place that cannot be written ({error.strerror})", "another") from error
         yield temporary
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

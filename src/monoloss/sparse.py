@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_same_device
+from monoloss.checks import check_matrix, check_number, check_same_device
 from monoloss.errors import InputError
 
 
@@ -63,6 +63,7 @@ class SparseActivations:
             >>> SparseActivations.from_dense(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).values
             tensor([2.])
         """
+        check_matrix("dense", dense)
         rows, indices = dense.detach().nonzero(as_tuple=True)
         offsets = offsets_of_sorted_rows(rows, dense.shape[0])
         return cls(dense[rows, indices], indices, dense.shape[1], offsets, check=False)
@@ -175,8 +176,7 @@ def _group_by_latent(codes: SparseActivations) -> EntriesByLatent:
 
 def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -> None:
     _check_entries(values, indices)
-    if n_latents < 1:
-        raise InputError("n_latents", n_latents, "at least 1")
+    check_number("n_latents", n_latents, at_least=1, integer=True)
     if row_offsets is None:
         if values.ndim != 2:
             raise InputError("values", f"shape {tuple(values.shape)}", "shape (n, k), or 1-D values with row_offsets")
@@ -207,11 +207,14 @@ def _check_entries(values: Any, indices: Any) -> None:
 def _check_indices(codes: SparseActivations) -> None:
     offsets, indices = codes.row_offsets, codes.flat_indices
     if offsets is not None:
-        ends = (int(offsets[0]), int(offsets[-1]))
-        if ends != (0, indices.shape[0]) or bool((offsets.diff() < 0).any()):
-            raise InputError(
-                "row_offsets", f"offsets from {ends[0]} to {ends[1]}", f"rising from 0 to {indices.shape[0]}"
-            )
+        if int(offsets[0]) != 0 or int(offsets[-1]) != indices.shape[0]:
+            came = f"offsets from {int(offsets[0])} to {int(offsets[-1])}"
+            raise InputError("row_offsets", came, f"offsets from 0 to the number of entries, {indices.shape[0]}")
+        falls = (offsets.diff() < 0).nonzero()
+        if falls.shape[0]:
+            row = int(falls[0])
+            came = f"{int(offsets[row])} before {int(offsets[row + 1])} (row {row})"
+            raise InputError("row_offsets", came, "offsets that never fall")
     outside = ((indices < 0) | (indices >= codes.n_latents)).nonzero()
     if outside.shape[0]:
         position = int(outside[0])

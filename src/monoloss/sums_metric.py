@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.precision import sums_device
 
@@ -48,6 +49,7 @@ class SumsMetric(Metric, Generic[SumsT]):
         Raises:
             InputError: the other metric has other sizes.
         """
+        check_type("incoming_state", incoming_state, dict | Metric, "a metric or its state")
         state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         for name, mine in self.metric_state.items():
             theirs = state.get(name)

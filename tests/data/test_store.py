@@ -674,3 +674,24 @@ def test_what_is_loaded_stays(store: FeatureStore, monkeypatch: pytest.MonkeyPat
     store.load()
     monkeypatch.setattr(type(store._shards), "load", lambda *_: pytest.fail("loaded again"))
     store.load_if_small()
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("field", ["mean", "n_classes", "norms", "scale"])
+def test_verify_compares_the_manifest_with_the_shards(store: FeatureStore, field: str) -> None:
+    changed = {"mean": [0.5] * store.width, "n_classes": 2, "norms": [1.0, 1.0], "scale": 2.0}[field]
+    manifest = json.loads((store.folder / "manifest.json").read_text(encoding="utf-8"))
+    (store.folder / "manifest.json").write_text(json.dumps({**manifest, field: changed}), encoding="utf-8")
+    with pytest.raises(InputError, match="manifest"):
+        FeatureStore(store.folder).verify()
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    "change", [{"n_classes": "x"}, {"norms": "x"}, {"norms": None}, {"mean": None}, {"width": None}]
+)
+def test_a_manifest_of_other_types_is_refused(store: FeatureStore, change: dict[str, object]) -> None:
+    manifest = json.loads((store.folder / "manifest.json").read_text(encoding="utf-8"))
+    (store.folder / "manifest.json").write_text(json.dumps({**manifest, **change}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        FeatureStore(store.folder)

@@ -333,3 +333,21 @@ def test_error_texts():
 @pytest.mark.parametrize("width", [768, 2048])
 def test_small_batches_encode_as_large_ones(width):
     check_small_batches_encode_as_large_ones(width)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_half_precision_weights_encode_and_decode(variant, dtype):
+    sae, rows = some_sae(variant, seed=2).float(), some_rows(80).float()
+    sae.calibrate_([rows])
+    whole, half = sae.eval()(rows), sae.to(dtype).eval()(rows)
+    assert half.reconstruction.dtype == torch.float32
+    assert (whole.reconstruction - half.reconstruction).square().mean() < 0.05 * whole.target.square().mean()
+
+
+@pytest.mark.door
+def test_rows_that_are_not_finite_are_refused_without_unit_norm_too():
+    sae, rows = some_sae("topk", InputScaling(unit_norm=False)), some_rows()
+    rows[4, 2] = torch.nan
+    with pytest.raises(InputError, match=r"inputs: got NaN or infinity \(row 4\); needed finite numbers"):
+        sae.encode(rows)

@@ -6,6 +6,8 @@ import csv
 import io
 import math
 import signal
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -213,7 +215,7 @@ def test_each_setting_of_the_loss_changes_the_result(store, tmp_path):
     base = SETTINGS["memory.centred+0.9"]
     variants = {
         "base": base,
-        "none": replace(base, mono_weight=0.0, mono_memory=0.0),
+        "none": replace(base, mono_weight=0.0, mono_memory=0.0, mono_center=False),
         "weight": replace(base, mono_weight=2e-2),
         "memory": replace(base, mono_memory=0.0),
         "center": replace(base, mono_center=False),
@@ -377,6 +379,45 @@ def test_ctrl_c_is_raised_and_gives_terminal_and_signal_back(store, tmp_path, mo
     assert "4/18 steps" in screen.getvalue().split("training")[-1]
 
 
+def test_sigterm_is_not_swallowed(store, tmp_path, monkeypatch):
+    forward, received = SparseAutoencoder.forward, []
+
+    def hit(self, inputs):
+        if self.training and not received:
+            received.append("sent")
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, inputs)
+
+    monkeypatch.setattr(SparseAutoencoder, "forward", hit)
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("mine"))
+    try:
+        with pytest.raises(SystemExit) as caught:
+            train_saes(store, a_run({"a": SETTINGS["topk"]}), tmp_path / "run", progress=False)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert received == ["sent", "mine"]  # what the caller wants done at SIGTERM is done, once
+
+
+def test_sigterm_ends_a_script_as_it_always_does(tmp_path):
+    script = """
+import os, signal, sys, torch
+from monoloss import FeatureStore, SaeTraining, SparseAutoencoder, TopKConfig, TrainingConfig, train_saes
+forward = SparseAutoencoder.forward
+def hit(self, inputs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return forward(self, inputs)
+SparseAutoencoder.forward = hit
+store = FeatureStore.create(sys.argv[1] + "/store", torch.randn(64, 8))
+config = TrainingConfig({"a": SaeTraining(TopKConfig("topk", 16, 2))}, batch_size=16, epochs=3)
+train_saes(store, config, sys.argv[1] + "/run", progress=False)
+print("after")
+"""
+    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False, text=True)
+    assert result.returncode == -signal.SIGTERM
+    assert "after" not in result.stdout
+
+
 def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
     screen = a_terminal(monkeypatch)
 
@@ -387,7 +428,7 @@ def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError, match="a fault"):
         train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
     assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
-    with pytest.raises(SystemExit) as caught, training._ctrl_c_is_raised():
+    with pytest.raises(SystemExit) as caught, training._signals_stay():
         raise SystemExit(3)
     assert caught.value.code == 3
 
@@ -424,6 +465,18 @@ def test_error_texts(store, tmp_path):
         (lambda: TrainingConfig([("a", topk)]), "saes: got a list; needed a mapping from names to SaeTraining"),
         (lambda: TrainingConfig({"a": topk.sae}), "saes['a']: got a TopKConfig; needed SaeTraining(sae, ...)"),
         (lambda: SaeTraining("topk"), "sae: got a str; needed TopKConfig or BatchTopKConfig"),
+        (
+            lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_center=True)}), folder),
+            "saes.a.mono_center: got True; needed mono_weight above 0 to make use of it",
+        ),
+        (lambda: replace(topk, mono_center="yes"), "mono_center: got a str; needed True or False"),
+        (lambda: replace(topk, lr=float("inf")), "lr: got inf; needed a number above 0.0"),
+        (lambda: replace(topk, seed="x"), "seed: got 'x'; needed an integer at least 0 and below 9223372036854775808"),
+        (lambda: TrainingConfig({3: topk}), "saes: got a int; needed strings as names"),
+        (lambda: InputScaling(unit_norm="no"), "inputs.unit_norm: got a str; needed True or False"),
+        (lambda: replace(topk.sae, tied="no"), "tied: got a str; needed True or False"),
+        (lambda: replace(topk.sae, inputs=None), "inputs: got a NoneType; needed an InputScaling"),
+        (lambda: replace(topk.sae, aux=None), "aux: got a NoneType; needed an AuxLoss"),
         (lambda: TrainingConfig({}), "saes: got no SAE; needed at least one"),
         (
             lambda: TrainingConfig({"a/b": topk}),

@@ -23,11 +23,12 @@ from monoloss.data.store_format import (
     ShardLines,
     SkippedFile,
     decode,
+    open_tensors,
     shard_names,
 )
 from monoloss.data.store_reader import MappedShards
 from monoloss.data.store_rows import check_array, check_ids, check_same_rows
-from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions
+from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions, manifest_of
 from monoloss.errors import InputError
 from monoloss.files import atomic_folder, check_new_folder, sha256
 
@@ -233,7 +234,7 @@ class FeatureStore:
         return self
 
     def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest. Reads everything.
+        """Compare the sha256 of every file with the manifest, and the manifest with the files. Reads everything.
 
         Raises:
             InputError: files are missing or have changed; the error names them all.
@@ -244,9 +245,19 @@ class FeatureStore:
             for name, expected in shard.sha256.items()
             if not (self.folder / name).is_file() or sha256(self.folder / name) != expected
         ]
+        if not wrong and self._rebuilt_manifest() != self.manifest:
+            wrong.append(MANIFEST)
         if wrong:
             came = f"changed contents in {', '.join(wrong)}"
             raise InputError(str(self.folder), came, f"the files whose sha256 {MANIFEST} holds")
+
+    def _rebuilt_manifest(self) -> Manifest:
+        headers, unit_sum = [], torch.zeros((), dtype=torch.float64)
+        for index in range(len(self.manifest.shards)):
+            header, tensors = open_tensors(self.folder / shard_names(index)[0], index)
+            headers.append(header)
+            unit_sum = unit_sum + tensors["unit_sum"]
+        return manifest_of(headers, self.manifest.shards, unit_sum, self.manifest.image_root, len(self.skipped))
 
     @property
     def ids(self) -> list[str]:

@@ -231,6 +231,8 @@ class Manifest:
             manifest = cls(**content)
             fits = (
                 manifest.dtype in DTYPES
+                and all(isinstance(getattr(manifest, name), int) for name in ("n_rows", "width", "n_classes"))
+                and all(isinstance(number, float) for number in (*manifest.mean, *manifest.norms))
                 and manifest.n_rows == sum(shard.n_rows for shard in manifest.shards)
                 and len(manifest.mean) == manifest.width
                 and (manifest.class_names is None or len(manifest.class_names) == manifest.n_classes)

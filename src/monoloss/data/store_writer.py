@@ -239,7 +239,7 @@ class FeatureStoreWriter:
         if not seen:
             raise InputError(str(self.folder), "a store without rows", "at least one row")
         remove_temporaries(self.folder)
-        _manifest(headers, shards, unit_sum, self.image_root, n_skipped).write(self.folder)
+        manifest_of(headers, shards, unit_sum, self.image_root, n_skipped).write(self.folder)
 
     def _check_folder(self, *, resume: bool) -> None:
         check_new_folder(self.folder, allow_full=resume)
@@ -260,13 +260,14 @@ class FeatureStoreWriter:
             self._first = self._first or header
 
 
-def _manifest(
+def manifest_of(
     headers: Sequence[ShardHeader],
     shards: list[ShardFiles],
     unit_sum: Float64[Tensor, " d"],
     image_root: str | None,
     n_skipped: int,
 ) -> Manifest:
+    """What the shards of a store say together; ``unit_sum`` is the sum of theirs, in their order."""
     first, n_rows = headers[0], sum(header.n_rows for header in headers)
     norms = [norm for header in headers for norm in header.norms or ()]
     return Manifest(

@@ -122,6 +122,9 @@ def _wide_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.set(xlim=(left - across, right + across), ylim=(low - up, high + up))
 
 
+_NEAR = 10  # points within which a label needs no line to its point
+
+
 def _label_points(
     axes: Axes,
     labels: Sequence[tuple[tuple[float, float], str]],
@@ -138,17 +141,20 @@ def _label_points(
         text = axes.annotate(label, point, xytext=(0, 0), textcoords="offset points", size=SMALL_SIZE)
         text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         best: tuple[float, tuple[float, float], str, str] | None = None
-        for distance in (8, 16, 26, 38):
+        for distance in (8, 14, 22, 30):
             for angle in (0, 90, 270, 180, 45, 315, 135, 225):
                 dx, dy = distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))
                 ha = "center" if abs(dx) < 1 else ("left" if dx > 0 else "right")
                 va = "center" if abs(dy) < 1 else ("bottom" if dy > 0 else "top")
                 text.set(position=(dx, dy), ha=ha, va=va)
-                cost = _cost(text.get_window_extent(), spots, taken, axes.bbox.frozen()) + distance / 10
+                cost = _cost(text.get_window_extent(), spots, taken, axes.bbox.frozen()) + distance
                 if best is None or cost < best[0]:
                     best = (cost, (dx, dy), ha, va)
         assert best is not None  # noqa: S101 - there are candidates
         text.set(position=best[1], ha=best[2], va=best[3])
+        if math.hypot(*best[1]) > _NEAR:  # a line says whose label it is
+            line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
+            axes.annotate("", point, xytext=best[1], textcoords="offset points", arrowprops=line)
         taken.append(text.get_window_extent().padded(2))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from monoloss.checks import check_choice, check_number
+from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 
 
@@ -28,6 +28,10 @@ class InputScaling:
     unit_norm: bool = True
     center: bool = False
     standardise: bool = False
+
+    def __post_init__(self) -> None:
+        for step in ("unit_norm", "center", "standardise"):
+            check_type(f"inputs.{step}", getattr(self, step), bool, "True or False")
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class TopKConfig:
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("topk",))
-        _check_sizes(self.n_latents, self.k)
+        check_type("tied", self.tied, bool, "True or False")
+        _check_parts(self)
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,16 @@ class BatchTopKConfig:
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("batch_topk",))
-        _check_sizes(self.n_latents, self.k)
+        _check_parts(self)
 
 
 SaeConfig: TypeAlias = TopKConfig | BatchTopKConfig
 
 
-def _check_sizes(n_latents: int, k: int) -> None:
-    check_number("n_latents", n_latents, at_least=1, integer=True)
-    check_number("k", k, at_least=1, integer=True)
-    if k > n_latents:
-        raise InputError("k", k, f"at most n_latents, {n_latents}")
+def _check_parts(config: SaeConfig) -> None:
+    check_number("n_latents", config.n_latents, at_least=1, integer=True)
+    check_number("k", config.k, at_least=1, integer=True)
+    if config.k > config.n_latents:
+        raise InputError("k", config.k, f"at most n_latents, {config.n_latents}")
+    check_type("inputs", config.inputs, InputScaling, "an InputScaling")
+    check_type("aux", config.aux, AuxLoss, "an AuxLoss")

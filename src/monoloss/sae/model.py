@@ -130,7 +130,7 @@ class SparseAutoencoder(nn.Module):
         check_matrix("inputs", inputs, width=self.d_in)
         check_same_device("inputs", inputs.device, "the model", self.encoder_weight.device)
         inputs, scaling = inputs.to(product_dtype(self.encoder_weight.dtype)), self.config.inputs
-        target = _unit_inputs(inputs) if scaling.unit_norm else inputs
+        target = _unit_inputs(inputs) if scaling.unit_norm else _finite_inputs(inputs)
         scaled, shift, spread = target, target.new_zeros(()), target.new_ones(())
         if self.input_mean is not None:
             shift = self.input_mean.to(target.dtype)
@@ -150,9 +150,10 @@ class SparseAutoencoder(nn.Module):
             padded = nn.functional.pad(scaled, (0, 0, 0, _ROWS_OF_A_PRODUCT - n_rows))
             return self.pre_activations(padded)[:n_rows]
         centred = scaled - self.decoder_bias
+        weight = self.encoder_weight.to(centred.dtype)  # of a model in half precision: products run in float32
         if self.encoder_bias is None:
-            return centred @ self.encoder_weight
-        return torch.addmm(self.encoder_bias, centred, self.encoder_weight)
+            return centred @ weight
+        return torch.addmm(self.encoder_bias.to(centred.dtype), centred, weight)
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
         """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
@@ -161,6 +162,7 @@ class SparseAutoencoder(nn.Module):
 
     def decode(self, codes: SparseActivations) -> Float[Tensor, "n d_in"]:
         """``codes W_dec + b_dec``: reconstructions in the space that the encoder sees, ``(n, d_in)``."""
+        check_type("codes", codes, SparseActivations, "SparseActivations; SparseActivations.from_dense makes them")
         return codes_matmul(codes, self.decoder_rows) + self.decoder_bias
 
     def forward(self, inputs: Float[Tensor, "n d_in"]) -> SaeOutput:
@@ -224,3 +226,12 @@ def _unit_inputs(inputs: Tensor) -> Tensor:
         return unit_rows(inputs)
     except InputError as error:  # it speaks of embeddings
         raise InputError("inputs", error.came, error.needed) from None
+
+
+def _finite_inputs(inputs: Tensor) -> Tensor:
+    """The rows as they are; on the CPU one with NaN or infinity is refused."""
+    if inputs.device.type == "cpu" and not torch.isfinite(inputs.sum()):
+        bad = (~torch.isfinite(inputs)).any(1).nonzero()
+        if len(bad):
+            raise InputError("inputs", f"NaN or infinity (row {int(bad[0])})", "finite numbers")
+    return inputs

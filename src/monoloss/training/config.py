@@ -43,6 +43,8 @@ class SaeTraining:
 
     def __post_init__(self) -> None:
         check_type("sae", self.sae, SaeConfig, "TopKConfig or BatchTopKConfig")
+        check_type("mono_center", self.mono_center, bool, "True or False")
+        check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
         check_number("mono_weight", self.mono_weight, at_least=0.0)
         check_number("mono_memory", self.mono_memory, at_least=0.0, below=1.0)
         check_number("lr", self.lr, above=0.0)
@@ -82,7 +84,9 @@ class TrainingConfig:
         check_type("saes", self.saes, Mapping, "a mapping from names to SaeTraining")
         if not self.saes:
             raise InputError("saes", "no SAE", "at least one")
+        check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
         for name, training in self.saes.items():
+            check_type("saes", name, str, "strings as names")
             check_type(f"saes[{name!r}]", training, SaeTraining, "SaeTraining(sae, ...)")
             if not name or not all(char.isalnum() or char in "_-.+" for char in name) or name.startswith("."):
                 raise InputError("saes", f"the name {name!r}", "names of letters, digits and _ - . +, no dot first")

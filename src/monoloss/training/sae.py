@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from monoloss.checks import check_type
@@ -141,8 +142,10 @@ def train_saes(
     check_type("config", config, TrainingConfig, "a TrainingConfig")
     batches = ShuffledBatches(store, config.batch_size, config.seed)
     for name, settings in config.saes.items():
-        if settings.mono_memory > 0 and settings.mono_weight == 0:
-            raise InputError(f"saes.{name}.mono_memory", settings.mono_memory, "mono_weight above 0 to make use of it")
+        for option in ("mono_memory", "mono_center"):
+            if getattr(settings, option) and settings.mono_weight == 0:
+                needed = "mono_weight above 0 to make use of it"
+                raise InputError(f"saes.{name}.{option}", getattr(settings, option), needed)
         if settings.sae.inputs.center and not settings.sae.inputs.unit_norm:
             needed = "unit_norm too: the store's mean is that of unit rows"
             raise InputError(f"saes.{name}.sae.inputs.center", "True without unit_norm", needed)
@@ -152,7 +155,7 @@ def train_saes(
     store.load_if_small()
     module = SaeRun(config, store.width, store.mean)
     callbacks: list[Callback] = [TrainingProgress(module.names)] if progress else []
-    with _quiet_lightning(), _ctrl_c_is_raised():
+    with _quiet_lightning(), _signals_stay():
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -222,11 +225,19 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 @contextmanager
-def _ctrl_c_is_raised() -> Iterator[None]:
-    """Lightning answers Ctrl-C with ``sys.exit(1)`` and ignores the signal from then on: here it stays what it was."""
+def _signals_stay() -> Iterator[None]:
+    """Lightning ends with code 1 at Ctrl-C, which it ignores from then on, and with code 0 at SIGTERM.
+
+    Here Ctrl-C is a ``KeyboardInterrupt``, and SIGTERM ends the process as it would have without Lightning; where the
+    caller has a handler, which Lightning has called, training ends with code 143 after it.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SIGTERMException:
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
