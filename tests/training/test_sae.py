@@ -359,6 +359,15 @@ def test_progress_ends_at_the_last_step_with_the_last_figures(store, tmp_path, m
         assert [float(cell) for cell in row.split()[1:]] == pytest.approx(figures, abs=0.06)
 
 
+@pytest.fixture
+def python_answers_ctrl_c():
+    """As in a terminal: a shell's background jobs are born ignoring SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_answers_ctrl_c")
 def test_ctrl_c_is_raised_and_gives_terminal_and_signal_back(store, tmp_path, monkeypatch):
     screen, handler = a_terminal(monkeypatch), signal.getsignal(signal.SIGINT)
     n_calls = 0
@@ -402,6 +411,7 @@ def test_sigterm_is_not_swallowed(store, tmp_path, monkeypatch):
 def test_sigterm_ends_a_script_as_it_always_does(tmp_path):
     script = """
 import os, signal, sys, torch
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 from monoloss import FeatureStore, SaeTraining, SparseAutoencoder, TopKConfig, TrainingConfig, train_saes
 forward = SparseAutoencoder.forward
 def hit(self, inputs):
