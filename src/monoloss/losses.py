@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
-from monoloss.functional.moments import MonoMoments, decay, merge, minimum, unit_rows
+from monoloss.functional.moments import MonoMoments, decay, merge, unit_rows
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
@@ -133,9 +133,9 @@ class MonoLoss(nn.Module):
             came = f"{m} latents of width {d}"
             remembered = "{} latents of width {}".format(*self.memory_w.shape)
             raise InputError("activations", came, f"as in the steps remembered, {remembered}; or reset()")
-        _check_not_negative(activations)
         h = unit_rows(embeddings, self.center)
         batch, world = global_moments(h, activations, self.process_group, sync=True)
+        _check_not_negative(batch.b)
         batch = about_zero(batch)
         total = merge(decay(self._remembered(batch), self.memory), batch) if self.memory_w.numel() else batch
         with torch.no_grad():
@@ -176,8 +176,8 @@ def _moved(buffer: Tensor, device: torch.device, *, summed: bool) -> Tensor:
     return buffer.to(device, torch.float32)
 
 
-def _check_not_negative(activations: Activations) -> None:
-    lowest = minimum(activations.detach())
+def _check_not_negative(lowest: Tensor) -> None:
+    """Refuse minima below 0, on every process of the group alike; on a GPU they are not waited for."""
     if lowest.device.type == "cpu" and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
         came = f"{float(lowest[latent]):.4g} on latent {latent}"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from monoloss.checks import check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import SparseActivations
@@ -179,5 +180,4 @@ def _same_dtype(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def _check_factor(name: str, factor: Tensor, codes: SparseActivations, *, rows: int) -> None:
     if factor.ndim != 2 or factor.shape[0] != rows:
         raise InputError(name, f"shape {tuple(factor.shape)}", f"shape ({rows}, d) to multiply {codes!r}")
-    if factor.device != codes.device:
-        raise InputError(name, f"device {factor.device}", f"the device of the codes, {codes.device}")
+    check_same_device(name, factor.device, "the codes", codes.device)

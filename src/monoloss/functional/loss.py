@@ -142,7 +142,9 @@ def _shared_minimum(
 ) -> Tensor | None:
     """How many rows of the (global) batch are at each latent's minimum, 0 where that is 0; None where all are 0."""
     z = activations.detach()
-    b = moments.b
+    b = moments.b  # of the global batch: every process comes to the same answer
+    if b.device.type == "cpu" and not b.any():  # the codes of a ReLU: nothing to count
+        return None
     at_minimum = _at(z, b)
     if isinstance(z, SparseActivations):
         count = torch.zeros_like(b).index_add(0, z.flat_indices.to(b.device), at_minimum.to(b).reshape(-1))
@@ -151,8 +153,6 @@ def _shared_minimum(
     count = torch.where(b == 0, 0.0, count)
     if sync:
         dist.all_reduce(count, group=group)
-    elif b.device.type == "cpu" and not count.any():
-        return None
     return count
 
 
@@ -219,11 +219,15 @@ class _Batch:
         self.moments = moments
 
     def _here(self, sums: Tensor) -> Tensor:
+        return sums.to(device=self.h.device, dtype=self.h.dtype)
+
+    def _finite(self, factors: Tensor) -> Tensor:
+        """Factors of latents, those that this dtype cannot hold as its largest number: times 0 that stays 0."""
         largest = torch.finfo(self.h.dtype).max
-        return sums.to(self.h.device).clamp(-largest, largest).to(self.h.dtype)
+        return self._here(factors.clamp(-largest, largest))
 
     def gradient_of_values(self, factor: Tensor, scores: Tensor, of_minimum: Tensor | None) -> Tensor:
-        factor, scores = self._here(factor), self._here(scores)
+        factor, scores = self._finite(factor), self._here(scores)
         if self.codes is None:
             a = (self.values.to(self.h.dtype) - self.b) / self.u
             grad = factor * (self.h @ self.w.t() / self.u - a - scores * (1.0 - a))
@@ -235,13 +239,13 @@ class _Batch:
             grad = factor[latents] * (similarity - a - scores[latents] * (1.0 - a))
         if of_minimum is not None:
             z: Activations = self.values if self.codes is None else self.codes
-            share = self._here(of_minimum)
+            share = self._finite(of_minimum)
             share = share if self.codes is None else share[self.codes.flat_indices]
             grad = grad + torch.where(_at(z, self.moments.b).reshape(grad.shape), share, 0.0)
         return grad.reshape(self.values.shape).to(self.values.dtype)
 
     def gradient_of_embeddings(self, factor: Tensor) -> Tensor:
-        factor, w = self._here(factor), self.w / self.u[:, None]
+        factor, w = self._finite(factor), self.w / self.u[:, None]
         if self.codes is None:
             return ((self.values.to(self.h.dtype) - self.b) / self.u * factor) @ w
         # stored entries weigh z - above, and every row below: together z - b at the entries, -b elsewhere. No row is
