@@ -94,3 +94,18 @@ def rows_of(activations: Tensor | SparseActivations, rows: Tensor | slice) -> Te
     entries = torch.cat([*parts, torch.zeros(0, dtype=torch.int64)])
     offsets = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
     return SparseActivations(activations.values[entries], activations.indices[entries], activations.n_latents, offsets)
+
+
+CLASSES = 5
+
+
+def some_labels(*, multi: bool = False, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if multi:
+        return torch.rand(64, CLASSES, generator=generator) < 0.3  # some rows have several classes, some none
+    return torch.randint(0, CLASSES, (64,), generator=generator)
+
+
+def some_reconstruction() -> Tensor:
+    noise = torch.randn(64, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return some_embeddings() * 0.9 + 0.3 * noise

@@ -1,52 +1,41 @@
-"""The metrics ClassPurity and Reconstruction: streaming gives what one call gives, also over two processes.
-
-As a program, ``python test_metrics_others.py RANK FOLDER`` is one of the two processes.
-"""
+"""The metrics ClassPurity and Reconstruction: streaming gives what one call gives."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from datetime import timedelta
+from dataclasses import fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 import reference
-from mono_samples import LAYOUTS, N_LATENTS, ragged, rows_of, some_activations, some_embeddings
+from mono_samples import (
+    CLASSES,
+    LAYOUTS,
+    N_LATENTS,
+    ragged,
+    rows_of,
+    some_activations,
+    some_embeddings,
+    some_labels,
+    some_reconstruction,
+)
 from monoloss.errors import InputError
 from monoloss.functional.purity import class_purity
 from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
 
-N, D, CLASSES = 64, 8, 5
-
-
-def some_labels(*, multi: bool = False, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if multi:
-        return torch.rand(N, CLASSES, generator=generator) < 0.3  # some rows have several classes, some none
-    return torch.randint(0, CLASSES, (N,), generator=generator)
-
-
-def some_reconstruction() -> Tensor:
-    noise = torch.randn(N, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return some_embeddings() * 0.9 + 0.3 * noise
+N, D = 64, 8
 
 
 def some_purity(sizes: list[int], layout: str = "dense", *, multi: bool = False, **options: Any) -> ClassPurity:
@@ -274,58 +263,6 @@ def test_nothing_stays_on_the_graph():
         assert not any(state.requires_grad for state in states(metric).values())
 
 
-# Two processes are one
-
-
-def results_of(rows: slice) -> dict[str, Tensor]:
-    """All figures, as a process that has these rows sees them; its own sums come back after each."""
-    metrics: dict[str, Metric] = {"reconstruction": Reconstruction(D)}
-    for part in (slice(rows.start, rows.start + 9), slice(rows.start + 9, rows.stop)):
-        metrics["reconstruction"].update(some_embeddings()[part], some_reconstruction()[part])
-    for multi in (False, True):
-        metrics[f"purity {multi}"] = ClassPurity(N_LATENTS, CLASSES, average="mean")
-        metrics[f"purity {multi}"].update(some_activations()[rows], some_labels(multi=multi)[rows])
-    results = {}
-    for name, metric in metrics.items():
-        own = states(metric)
-        results[name] = metric.compute()
-        results |= {f"{name} {key}": torch.as_tensor(value) for key, value in asdict(metric.summary()).items()}
-        assert_states(metric, own)
-    return results
-
-
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # no name of this machine has to be looked up
-    rendezvous = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), world_size=2, rank=rank)
-    torch.save(results_of(slice(0, 23) if rank == 0 else slice(23, N)), folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
-def test_two_processes_are_one(tmp_path):
-    program = [sys.executable, "-W", "error", __file__]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    processes = [
-        subprocess.Popen([*program, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    try:
-        said = [process.communicate(timeout=150)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    expected = results_of(slice(0, N))
-    for rank in (0, 1):
-        came = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
-        assert came.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(came[name], value, rtol=1e-11, atol=1e-13, equal_nan=True, msg=name)
-
-
 # The door
 
 
@@ -382,7 +319,3 @@ def test_error_texts():
         assert str(caught.value) == text
     assert_states(purity, before[0])  # what was refused has left no trace
     assert_states(quality, before[1])
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mono_samples import fixed_k, ragged, some_activations, some_embeddings
+from mono_samples import (
+    CLASSES,
+    fixed_k,
+    ragged,
+    some_activations,
+    some_embeddings,
+    some_labels,
+    some_reconstruction,
+)
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
 from monoloss.losses import MonoLoss
-from monoloss.metrics import MonoScore
+from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
 from monoloss.sparse import SparseActivations
 
 N_ROWS, N_FIRST = 64, 23  # the first process has rows 0 to 22, the second the rest
@@ -42,16 +51,36 @@ def metric_of(rows: Rows, offset: float = 0.0, *, sparse: bool = False) -> MonoS
 
 
 def score(rows: Rows) -> Result:
-    """Scores and summary; the sums of each process are its own again afterwards."""
+    """Scores and summary."""
+    return figures_of(
+        {
+            "score dense": metric_of(rows),
+            "score sparse": metric_of(rows, sparse=True),
+            "score offset": metric_of(rows, 100.0),
+        }
+    )
+
+
+def purity_and_reconstruction(rows: Rows) -> Result:
+    reconstruction = Reconstruction(8)
+    for part in (slice(rows.start, rows.start + 9), slice(rows.start + 9, rows.stop)):
+        reconstruction.update(some_embeddings(N_ROWS)[part], some_reconstruction()[part])
+    metrics: dict[str, ClassPurity | Reconstruction] = {"reconstruction": reconstruction}
+    for multi in (False, True):
+        activations = some_activations(N_ROWS)
+        purity = ClassPurity(activations.shape[1], CLASSES, average="mean")
+        purity.update(activations[rows], some_labels(multi=multi)[rows])
+        metrics[f"purity, multi-label {multi}"] = purity
+    return figures_of(metrics)
+
+
+def figures_of(metrics: Mapping[str, Any]) -> Result:
+    """What each metric computes, and its summary; the sums of each process are its own again afterwards."""
     result = {}
-    for name, metric in {
-        "dense": metric_of(rows),
-        "sparse": metric_of(rows, sparse=True),
-        "offset": metric_of(rows, 100.0),
-    }.items():
+    for name, metric in metrics.items():
         before = {state: value.clone() for state, value in metric.metric_state.items()}
-        result[f"score {name}"] = metric.compute()
-        result |= {f"{name} {key}": torch.tensor(float(value)) for key, value in asdict(metric.summary()).items()}
+        result[name] = metric.compute()
+        result |= {f"{name}, {key}": torch.as_tensor(value) for key, value in asdict(metric.summary()).items()}
         for state, value in metric.metric_state.items():
             assert torch.equal(value, before[state]), f"{state} of one process is not its own after compute"
     return result
@@ -207,6 +236,7 @@ SCENARIOS: dict[str, Callable[[Rows], Result]] = {
     scenario.__name__: scenario
     for scenario in (
         score,
+        purity_and_reconstruction,
         score_of_an_idle_process,
         loss_dense,
         loss_with_minima_below_zero,
