@@ -1,56 +1,22 @@
+"""Feature stores: what comes back is what was written."""
+
 from __future__ import annotations
 
-import json
 import pickle
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from monoloss.data import store_rows, store_writer
+from monoloss.data import store_rows
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST, SkippedFile
-from monoloss.data.store_writer import FeatureStoreWriter
 from monoloss.errors import InputError
-
-ODD_IDS = [
-    "plain",
-    "",
-    "a\nb",
-    'quote " \\',
-    "ünï/çödé 图",
-    "\u2028\u0085\x1c\r",
-    "\x00",
-    "{}",
-    "\udc80 undecodable",
-    "🙂",
-]
-
-
-def rows_of(n: int, d: int = 5, seed: int = 0) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-
-
-def everything_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    """Ten rows in four shards: 3, 3, 3, 1."""
-    labels, ids = torch.arange(10) % 4, [f"image {i}" for i in range(10)]
-    return FeatureStore.create(tmp_path / "store", rows_of(10), labels, ids, rows_per_shard=3)
-
-
-# Round trips
+from store_samples import ODD_IDS, rows_of, with_row
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -201,9 +167,6 @@ def test_any_split_into_shards_reads_the_same(data: st.DataObject) -> None:
         store.verify()
 
 
-# What the manifest says
-
-
 def test_the_mean_is_that_of_the_unit_rows(tmp_path: Path) -> None:
     rows = rows_of(10, 4).numpy() * np.arange(1, 11)[:, None]  # norms that differ: the mean of the rows is another one
     store = FeatureStore.create(tmp_path / "s", rows, rows_per_shard=3)
@@ -258,9 +221,6 @@ def test_repr_and_pickle(store: FeatureStore) -> None:
     assert len(data) < 500  # the folder travels, not the rows
     copy = pickle.loads(data)
     assert torch.equal(copy.embeddings(), store.embeddings())
-
-
-# Reading
 
 
 def test_batches_read_every_row_once_in_order_and_never_cross_a_shard(store: FeatureStore) -> None:
@@ -337,327 +297,6 @@ def test_asking_for_labels_that_are_not_there(tmp_path: Path) -> None:
         store.labels()
 
 
-# Bad input writes nothing
-
-
-def with_row(row: int, value: float) -> Tensor:
-    rows = rows_of(10)
-    rows[row] = value
-    return rows
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"embeddings": with_row(7, 0.0)}, r"embeddings: got only zeros once stored as float32 \(row 7, id '7'\); needed"),
-    ({"embeddings": with_row(4, float("nan"))}, r"embeddings: got NaN or inf \(row 4, id '4'\); needed finite rows"),
-    ({"embeddings": with_row(9, -float("inf"))}, r"embeddings: got NaN or inf \(row 9, id '9'\); needed finite rows"),
-    ({"embeddings": with_row(8, 1e5), "dtype": "float16"}, r"a value outside float16 \(row 8.*from -65504 to 65504"),
-    ({"embeddings": with_row(8, 1e-9), "dtype": "float16"}, r"only zeros once stored as float16 \(row 8"),
-    ({"embeddings": rows_of(10).double() * 1e300}, r"a value outside float32 \(row 0"),
-    ({"dtype": "uint8", "scale": 0.5}, r"a value outside uint8 \(row 0.*needed values from 0 to 127.5"),
-    ({"embeddings": with_row(6, 200).abs(), "dtype": "uint8", "scale": 0.5}, r"a value outside uint8 \(row 6"),
-    ({"embeddings": with_row(6, float("nan")).abs() + 1, "dtype": "uint8", "scale": 0.5}, r"NaN or inf \(row 6"),
-    ({"embeddings": torch.ones(3, 2, dtype=torch.uint8)}, "scale: got None; needed a number for dtype 'uint8'"),
-    ({"embeddings": torch.ones(3, 2, dtype=torch.uint8), "dtype": "float32"}, "torch.uint8 rows to store as float32"),
-    ({"embeddings": torch.ones(3, 2, dtype=torch.int32)}, "embeddings: got torch.int32 rows"),
-    ({"embeddings": np.array([["a", "b"]])}, "embeddings: got dtype <U1"),
-    ({"embeddings": [[1.0, 2.0]]}, "embeddings: got list; needed a torch tensor or a NumPy array"),
-    ({"embeddings": torch.ones(3)}, r"embeddings: got shape \(3,\); needed \(rows, width\)"),
-    ({"embeddings": torch.ones(0, 3)}, r"embeddings: got shape \(0, 3\)"),
-    ({"embeddings": torch.ones(3, 0)}, r"embeddings: got shape \(3, 0\)"),
-    ({"scale": 0.1}, "scale: got 0.1; needed a number for dtype 'uint8' and None for every other"),
-    ({"dtype": "uint8", "scale": 0.0}, "scale: got 0.0; needed a number above 0"),
-    ({"dtype": "uint8", "scale": float("inf")}, "scale: got inf; needed a number above 0"),
-    ({"dtype": "float8"}, "dtype: got 'float8'; needed one of 'float16', 'bfloat16', 'float32', 'uint8'"),
-    ({"rows_per_shard": 0}, "rows_per_shard: got 0; needed an integer at least 1"),
-    ({"labels": torch.zeros(9, dtype=torch.int64)}, "labels: got 9 rows; needed as many as embeddings has, 10"),
-    ({"ids": list("abc")}, "ids: got 3 rows; needed as many as embeddings has, 10"),
-    ({"paths": list("abc")}, "paths: got 3 rows"),
-    ({"thumbnails": torch.zeros(9, 2, 2, 3, dtype=torch.uint8)}, "thumbnails: got 9 rows"),
-    ({"ids": list("abcdefghib")}, r"ids: got 'b' twice \(rows 1 and 9\); needed an id of its own"),
-    ({"ids": [*"abcdefghi", 3]}, r"ids: got 3 \(row 9\); needed strings"),
-    ({"labels": torch.tensor([0] * 7 + [-1, 0, 0])}, r"labels: got -1 \(row 7, id '7'\); needed labels from 0"),
-    ({"labels": torch.arange(10), "class_names": list("abcdefgh")}, r"labels: got 8 \(row 8.*from 0 to 7"),
-    ({"labels": torch.zeros(10)}, r"labels: got torch.float32 of shape \(rows\); needed integers"),
-    ({"labels": torch.zeros(10, dtype=torch.bool)}, r"labels: got torch.bool of shape \(rows\)"),
-    ({"labels": torch.zeros(10, 2, dtype=torch.int64)}, r"labels: got torch.int64 of shape \(rows, 2\)"),
-    (
-        {"labels": torch.zeros(10, 2, dtype=torch.bool), "class_names": ["a"]},
-        "labels: got 2 columns; needed one for each",
-    ),
-    ({"labels": [0] * 10}, "labels: got list"),
-    ({"class_names": ["a"]}, "class_names: got names without labels"),
-    ({"labels": torch.zeros(10, dtype=torch.int64), "class_names": []}, r"class_names: got \[\]"),
-    ({"thumbnails": torch.zeros(10, 2, 2, 3)}, "thumbnails: got torch.float32"),
-    (
-        {"thumbnails": torch.zeros(10, 2, 2, 2, dtype=torch.uint8)},
-        r"thumbnails: got torch.uint8 of shape \(rows, 2, 2, 2\)",
-    ),
-    ({"encoder": {"name": "vit"}}, r"encoder: got the keys \['name'\]; needed name, weights and preprocessing"),
-    ({"encoder": {"name": 1, "weights": {1}, "preprocessing": 0}}, "encoder: got Object of type set"),
-]
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(("change", "message"), BAD)
-def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = {"embeddings": rows_of(10), "rows_per_shard": 4, **change}
-    with pytest.raises(InputError, match=message):
-        FeatureStore.create(tmp_path / "new" / "store", **arguments)
-    assert everything_in(tmp_path) == []
-
-
-@pytest.mark.door
-def test_a_folder_that_is_not_empty_is_refused(store: FeatureStore, tmp_path: Path) -> None:
-    before = everything_in(tmp_path)
-    for write in (lambda: FeatureStore.create(store.folder, rows_of(2)), lambda: FeatureStoreWriter(store.folder)):
-        with pytest.raises(InputError, match="store: got a folder that is not empty; needed a folder that is empty or"):
-            write()
-    assert everything_in(tmp_path) == before
-    (tmp_path / "empty").mkdir()
-    assert len(FeatureStore.create(tmp_path / "empty", rows_of(2))) == 2
-
-
-# Interrupted writing
-
-
-def stop_at_call(monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]) -> None:
-    calls = []
-    save_file = store_writer.save_file
-
-    def failing(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        calls.append(path)
-        if len(calls) == number:
-            path.write_bytes(b"half a shard")
-            raise error
-        save_file(tensors, path, metadata)
-
-    monkeypatch.setattr(store_writer, "save_file", failing)
-
-
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_failure_in_the_second_shard_leaves_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    stop_at_call(monkeypatch, 2, error)
-    with pytest.raises(error):
-        FeatureStore.create(tmp_path / "s", rows_of(10), rows_per_shard=3)
-    assert everything_in(tmp_path) == []
-
-
-@pytest.mark.door
-def test_a_writer_that_fails_leaves_an_unfinished_folder_that_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows, ids = rows_of(10), [f"image {i}" for i in range(10)]
-
-    def write(folder: Path, *, resume: bool) -> None:
-        writer = FeatureStoreWriter(folder, rows_per_shard=3, resume=resume)
-        for index in range(4):
-            if index not in writer.written:
-                part = slice(3 * index, 3 * index + 3)
-                writer.write_shard(index, rows[part], ids[part])
-        writer.finish(n_shards=4)
-
-    write(tmp_path / "whole", resume=False)
-    stop_at_call(monkeypatch, 2, KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "resumed", resume=True)
-    lines = "shard-00001.jsonl"  # harmless: written again with its shard
-    assert everything_in(tmp_path / "resumed") == ["shard-00000.jsonl", "shard-00000.safetensors", lines]
-    with pytest.raises(InputError, match=r"resumed: got a folder without manifest\.json; needed a store that has been"):
-        FeatureStore.open(tmp_path / "resumed")
-    (tmp_path / "resumed" / ".shard-00001.safetensors.0123abcd.tmp").mkdir()  # what a kill would leave
-    write(tmp_path / "resumed", resume=True)
-    assert everything_in(tmp_path / "resumed") == everything_in(tmp_path / "whole")
-    for name in everything_in(tmp_path / "whole"):
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    with pytest.raises(InputError, match="resumed: got a finished store; needed an unfinished one"):
-        write(tmp_path / "resumed", resume=True)
-
-
-def test_shards_come_in_any_order_from_several_writers(tmp_path: Path) -> None:
-    rows, labels, ids = rows_of(10), torch.arange(10), [str(i) for i in range(10)]
-    ranks = [FeatureStoreWriter(tmp_path / "s", rows_per_shard=3, resume=True) for _ in range(2)]
-    for index in (3, 1, 0, 2):
-        part = slice(3 * index, 3 * index + 3)
-        ranks[index % 2].write_shard(index, rows[part], ids[part], labels[part])
-    ranks[1].finish()
-    whole = FeatureStore.create(tmp_path / "whole", rows, labels, ids, rows_per_shard=3)
-    for name in everything_in(tmp_path / "whole"):
-        assert (tmp_path / "s" / name).read_bytes() == (whole.folder / name).read_bytes()
-
-
-def test_skipped_files_and_a_shard_without_rows(tmp_path: Path) -> None:
-    writer = FeatureStoreWriter(tmp_path / "s", rows_per_shard=2, image_root="root")
-    none = torch.zeros(0, dtype=torch.int64)
-    bad = [
-        SkippedFile(0, "a.png", "truncated"),
-        SkippedFile(1, "b\n.png", "no image"),
-        SkippedFile(3, "d.png", "empty"),
-    ]
-    writer.write_shard(0, torch.empty(0, 5), [], none, skipped=bad[:2])
-    writer.write_shard(1, rows_of(1), ["c"], torch.tensor([4]), paths=["c.png"], skipped=bad[2:])
-    writer.write_shard(2, rows_of(2, seed=1), ["e", "f"], torch.tensor([1, 0]))
-    writer.finish()
-    store = FeatureStore.open(tmp_path / "s")
-    assert store.ids == ["c", "e", "f"]
-    assert store.paths == ["c.png", None, None]
-    assert store.skipped == bad
-    assert store.manifest.n_skipped == 3
-    assert store.shard_offsets == [0, 0, 1, 3]
-    assert store.rows(torch.tensor([2, 0])).tolist() == torch.cat([rows_of(2, seed=1)[1:], rows_of(1)]).tolist()
-    assert [batch.start for batch in store.batches(5)] == [0, 1]
-    assert store.labels().tolist() == [4, 1, 0]
-    assert store.n_classes == 5
-    assert torch.equal(store.load().embeddings(), torch.cat([rows_of(1), rows_of(2, seed=1)]))
-
-
-@pytest.mark.door
-def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
-    writer = FeatureStoreWriter(tmp_path / "s", rows_per_shard=2)
-    writer.write_shard(0, rows_of(2), ["a", "b"])
-    with pytest.raises(InputError, match="shard 1: got width 4; needed 5, as in shard 0"):
-        writer.write_shard(1, rows_of(2, 4), ["c", "d"])
-    with pytest.raises(InputError, match="shard 1: got labels 'single'; needed None, as in shard 0"):
-        writer.write_shard(1, rows_of(2), ["c", "d"], torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="index: got 0, which is written already"):
-        writer.write_shard(0, rows_of(2), ["c", "d"])
-    with pytest.raises(InputError, match=r"embeddings: got shape \(3, 5\); needed \(rows, width\) with at most 2 rows"):
-        writer.write_shard(1, rows_of(3), ["c", "d", "e"])
-    assert writer.written == [0]
-    writer.write_shard(2, rows_of(2), ["e", "a"])
-    with pytest.raises(InputError, match=r"shard-00001\.safetensors: got no such shard; needed shards 0 to 2"):
-        writer.finish()
-    with pytest.raises(InputError, match=r"shard-00003\.safetensors: got no such shard|shard-00001"):
-        writer.finish(n_shards=4)
-    writer.write_shard(1, rows_of(2), ["c", "d"])
-    with pytest.raises(InputError, match=r"shard-00002\.safetensors: got a shard too many; needed shards 0 to 1"):
-        writer.finish(n_shards=2)
-    with pytest.raises(InputError, match=r"ids: got 'a' twice \(shards 0 and 2\); needed an id of its own"):
-        writer.finish()
-    assert not (tmp_path / "s" / MANIFEST).exists()
-
-
-@pytest.mark.door
-def test_resuming_with_other_arguments_or_in_a_strange_folder(tmp_path: Path) -> None:
-    FeatureStoreWriter(tmp_path / "s", dtype="float16").write_shard(0, rows_of(2), ["a", "b"])
-    with pytest.raises(
-        InputError, match=r"shard-00000\.safetensors: got a shard with dtype 'float16'; needed 'float32'"
-    ):
-        FeatureStoreWriter(tmp_path / "s", resume=True)
-    (tmp_path / "s" / "letter.txt").write_text("dear ...")
-    with pytest.raises(InputError, match=r"letter\.txt: got a file that is no part of a store"):
-        FeatureStoreWriter(tmp_path / "s", dtype="float16", resume=True)
-
-
-@pytest.mark.door
-def test_a_store_needs_rows(tmp_path: Path) -> None:
-    writer = FeatureStoreWriter(tmp_path / "s")
-    with pytest.raises(InputError, match="got no such shard; needed shards 0 to 0"):
-        writer.finish()
-    writer.write_shard(0, torch.empty(0, 5), [])
-    with pytest.raises(InputError, match="got a store without rows; needed at least one row"):
-        writer.finish()
-
-
-# Damaged stores
-
-
-def change_manifest(folder: Path, **changes: object) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**content, **changes}))
-
-
-def swap(folder: Path, suffix: str) -> None:
-    first, second = folder / f"shard-00000.{suffix}", folder / f"shard-00001.{suffix}"
-    first.rename(folder / "x")
-    second.rename(first)
-    (folder / "x").rename(second)
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-8])
-
-
-def set_size(folder: Path, name: str) -> None:
-    """Make the manifest agree with the size of a file that has been cut, so that its own header has to tell."""
-    content = json.loads((folder / MANIFEST).read_text())
-    for shard in content["shards"]:
-        if name in shard["n_bytes"]:
-            shard["n_bytes"][name] = (folder / name).stat().st_size
-    (folder / MANIFEST).write_text(json.dumps(content))
-
-
-def cut_and_hide(folder: Path) -> None:
-    truncate(folder / "shard-00002.safetensors")
-    set_size(folder, "shard-00002.safetensors")
-
-
-DAMAGE: list[tuple[Callable[[Path], object], str]] = [
-    (
-        lambda f: (f / MANIFEST).unlink(),
-        r"store: got a folder without manifest\.json; needed a store that has been fin",
-    ),
-    (lambda f: truncate(f / MANIFEST), r"manifest\.json: got a file that is not JSON"),
-    (lambda f: change_manifest(f, format_version=2), r"manifest\.json: got format_version 2; needed format_version 1"),
-    (lambda f: change_manifest(f, surprise=1), r"manifest\.json: got no manifest of a store .*surprise"),
-    (lambda f: change_manifest(f, shards=[{}]), r"manifest\.json: got no manifest of a store"),
-    (lambda f: change_manifest(f, n_rows=11), r"manifest\.json: got figures that contradict each other"),
-    (lambda f: change_manifest(f, mean=[0.0]), r"manifest\.json: got figures that contradict each other"),
-    (lambda f: change_manifest(f, dtype="float16"), r"shard-00000\.safetensors: got a shard of another store"),
-    (
-        lambda f: truncate(f / "shard-00002.safetensors"),
-        r"shard-00002\.safetensors: got \d+ bytes; needed the \d+ that",
-    ),
-    (lambda f: truncate(f / "shard-00001.jsonl"), r"shard-00001\.jsonl: got \d+ bytes; needed the \d+ that manifest"),
-    (cut_and_hide, r"shard-00002\.safetensors: got no shard of a store"),
-    (lambda f: (f / "shard-00003.safetensors").unlink(), r"shard-00003\.safetensors: got no such file; needed the"),
-    (lambda f: (f / "shard-00000.jsonl").unlink(), r"shard-00000\.jsonl: got no such file; needed the"),
-    (lambda f: (swap(f, "safetensors"), swap(f, "jsonl")), r"shard-00000\.safetensors: got shard 1; needed shard 0"),
-    (shutil.rmtree, r"store/manifest\.json: got No such file or directory"),
-]
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_a_damaged_store_does_not_open(store: FeatureStore, damage: Callable[[Path], object], message: str) -> None:
-    damage(store.folder)
-    with pytest.raises(InputError, match=message):
-        FeatureStore.open(store.folder)
-
-
-@pytest.mark.door
-def test_a_shard_of_another_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
-    ids = [f"other {i}" for i in range(10)]  # as long as "image {i}", so every size agrees
-    other = FeatureStore.create(tmp_path / "other", rows_of(10), torch.arange(10) % 4, ids, rows_per_shard=3)
-    shutil.copy(other.folder / "shard-00001.safetensors", store.folder)
-    with pytest.raises(InputError, match=r"store/shard-00001\.safetensors: got a shard of another store"):
-        FeatureStore.open(store.folder)
-
-
-@pytest.mark.door
-def test_verify_names_every_changed_file(store: FeatureStore) -> None:
-    store.verify()
-    for name in ("shard-00001.safetensors", "shard-00002.jsonl"):
-        content = bytearray((store.folder / name).read_bytes())
-        content[-3] ^= 1
-        (store.folder / name).write_bytes(content)
-    again = FeatureStore.open(store.folder)
-    with pytest.raises(
-        InputError, match=r"got changed contents in shard-00001\.safetensors, shard-00002\.jsonl; needed"
-    ):
-        again.verify()
-
-
-@pytest.mark.door
-def test_swapped_lines_are_noticed_when_ids_are_read(store: FeatureStore) -> None:
-    swap(store.folder, "jsonl")
-    with pytest.raises(
-        InputError, match=r"shard-00000\.jsonl: got changed contents; needed the file as it was written"
-    ):
-        _ = FeatureStore.open(store.folder).ids
-
-
 def test_loads_by_itself_only_what_is_small(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[object] = []
     monkeypatch.setattr(type(store._shards), "load", lambda _, device: loads.append(device))
@@ -674,24 +313,3 @@ def test_what_is_loaded_stays(store: FeatureStore, monkeypatch: pytest.MonkeyPat
     store.load()
     monkeypatch.setattr(type(store._shards), "load", lambda *_: pytest.fail("loaded again"))
     store.load_if_small()
-
-
-@pytest.mark.door
-@pytest.mark.parametrize("field", ["mean", "n_classes", "norms", "scale"])
-def test_verify_compares_the_manifest_with_the_shards(store: FeatureStore, field: str) -> None:
-    changed = {"mean": [0.5] * store.width, "n_classes": 2, "norms": [1.0, 1.0], "scale": 2.0}[field]
-    manifest = json.loads((store.folder / "manifest.json").read_text(encoding="utf-8"))
-    (store.folder / "manifest.json").write_text(json.dumps({**manifest, field: changed}), encoding="utf-8")
-    with pytest.raises(InputError, match="manifest"):
-        FeatureStore(store.folder).verify()
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(
-    "change", [{"n_classes": "x"}, {"norms": "x"}, {"norms": None}, {"mean": None}, {"width": None}]
-)
-def test_a_manifest_of_other_types_is_refused(store: FeatureStore, change: dict[str, object]) -> None:
-    manifest = json.loads((store.folder / "manifest.json").read_text(encoding="utf-8"))
-    (store.folder / "manifest.json").write_text(json.dumps({**manifest, **change}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"manifest\.json"):
-        FeatureStore(store.folder)

@@ -1,145 +1,28 @@
-"""A run against a loop written by hand, bit for bit; what it writes, shows and leaves behind."""
+"""Training: the same as a loop by hand, each SAE as if it were alone."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import signal
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import reference
-from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.losses import MonoLoss
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sae.objectives import objective
 from monoloss.training import sae as training
-from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes
 from sae_checks import check_decoder_rows_after_training, check_l0_at_inference
-from sae_samples import bits_of, some_config, some_sae, structured_store
-
-AUX = AuxLoss(k=8, dead_after_samples=150)
-SETTINGS = {
-    "topk": SaeTraining(
-        some_config("topk", 48, 3, aux=AUX), mono_weight=0.1, lr=1e-3, clip_norm=None, redraw_dead_every_steps=7
-    ),
-    "tied": SaeTraining(some_config("topk_tied", 40, 3, aux=AUX), mono_weight=0.0, lr=2e-3, clip_norm=0.05, seed=1),
-    "memory.centred+0.9": SaeTraining(
-        some_config("batch_topk", 48, 3, aux=AUX, inputs=InputScaling(center=True)),
-        mono_weight=1e-2,
-        mono_memory=0.9,
-        mono_center=True,
-        lr=1e-3,
-        clip_norm=0.005,
-        seed=2,
-    ),
-}
-FIGURES = {"loss", "reconstruction", "aux", "score", "explained_variance", "l0", "dead"}
-N_ROWS, BATCH, EPOCHS, LOG_EVERY = 330, 50, 3, 4  # 6 steps an epoch, 18 in all
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return structured_store(tmp_path_factory.mktemp("training") / "store", N_ROWS, rows_per_shard=100)
-
-
-def a_run(saes: dict[str, SaeTraining], **options: Any) -> TrainingConfig:
-    sizes: dict[str, Any] = {"batch_size": BATCH, "epochs": EPOCHS, "log_every_steps": LOG_EVERY}
-    return TrainingConfig(saes, **(sizes | options))
-
-
-def train(store: FeatureStore, folder: Path, names: list[str], **options: Any) -> dict[str, SparseAutoencoder]:
-    saes = {name: SETTINGS[name] for name in names}
-    return train_saes(store, a_run(saes, **options), folder, progress=False)
-
-
-class Step(NamedTuple):
-    """What one step of the loop by hand saw."""
-
-    batch: Tensor
-    codes: Tensor
-    target: Tensor
-    reconstruction: Tensor
-    loss: float
-    n_dead: int
-    grad_norm: float
-
-
-def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencoder, list[Step]]:
-    """The same training, plainly."""
-    mean = store.mean.float()
-    sae = SparseAutoencoder(
-        store.width, settings.sae, input_mean=mean if settings.sae.inputs.center else None, seed=settings.seed
-    )
-    mono = MonoLoss(center=mean if settings.mono_center else None, memory=settings.mono_memory)
-    adam = torch.optim.Adam(sae.parameters(), lr=settings.lr, eps=settings.adam_eps, fused=True)
-    batches, steps = ShuffledBatches(store, BATCH, 42), []
-    for _ in range(EPOCHS):
-        for batch in batches:
-            output = sae(batch)
-            loss = objective(sae, output).total
-            if settings.mono_weight:
-                unit = batch / torch.linalg.vector_norm(batch, dim=1, keepdim=True, dtype=torch.float64).float()
-                loss = loss + settings.mono_weight * mono(unit, output.codes)
-            sae.count_activity_(output.codes)
-            adam.zero_grad()
-            loss.backward()
-            decoder = sae.decoder_weight
-            with torch.no_grad():
-                if decoder is not None:
-                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
-            if settings.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(sae.parameters(), settings.clip_norm)
-            grad_norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in sae.parameters()))
-            adam.step()
-            with torch.no_grad():
-                if decoder is not None:
-                    decoder /= decoder.norm(dim=1, keepdim=True)
-            steps.append(
-                Step(
-                    batch,
-                    output.codes.to_dense().detach(),
-                    output.target,
-                    output.reconstruction.detach(),
-                    float(loss.detach()),
-                    int((sae.samples_since_active >= settings.sae.aux.dead_after_samples).sum()),
-                    grad_norm,
-                )
-            )
-            every = settings.redraw_dead_every_steps
-            if every and len(steps) % every == 0:
-                dead = sae.samples_since_active >= settings.sae.aux.dead_after_samples
-                sae.redraw_(dead, settings.seed + len(steps))
-                for parameter, along in ((sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)):
-                    for moment in ("exp_avg", "exp_avg_sq"):
-                        adam.state[parameter][moment].movedim(along, 0)[dead] = 0.0
-    sae.calibrate_([store.embeddings()])
-    return sae.eval(), steps
-
-
-def logged_by(folder: Path) -> list[dict[str, str]]:
-    with (folder / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# The same as a loop by hand
+from sae_samples import bits_of, some_sae
+from training_samples import FIGURES, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -187,9 +70,6 @@ def test_figures_come_every_so_many_steps(store, tmp_path):
     assert [int(line["step"]) for line in logged_by(tmp_path / "last")] == [5, 11]
     train(store, tmp_path / "short", ["tied"], log_every_steps=500, epochs=1)
     assert [int(line["step"]) for line in logged_by(tmp_path / "short")] == [5]  # a short run logs its last step
-
-
-# Each as if it were alone
 
 
 def test_another_sae_changes_no_bit_of_the_others(store, tmp_path):
@@ -247,9 +127,6 @@ def test_each_saes_gradient_is_clipped_by_its_own_norm(store, tmp_path):
     np.testing.assert_allclose(tied, [step.grad_norm for step in by_hand(store, SETTINGS["tied"])[1]], rtol=1e-6)
 
 
-# Dead latents drawn anew
-
-
 def test_dead_latents_are_drawn_anew_after_every_so_many_steps(store, tmp_path, monkeypatch):
     calls = []
 
@@ -288,9 +165,6 @@ def test_adam_forgets_latents_that_were_drawn_anew(variant):
     assert sae.samples_since_active[[1, 4]].tolist() == [0, 0]
 
 
-# What comes back
-
-
 def test_saes_come_back_ready_to_encode(store, tmp_path):
     for name, sae in train(store, tmp_path, list(SETTINGS)).items():
         assert not any(part.training for part in sae.modules())
@@ -314,9 +188,6 @@ def test_decoder_rows_have_length_1_after_training(tmp_path):
     check_decoder_rows_after_training(tmp_path)
 
 
-# What a run writes and shows
-
-
 def test_writes_its_figures_and_nothing_else(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(store, Path("runs/first"), ["topk", "tied"])
@@ -337,113 +208,6 @@ def test_is_silent_and_warns_of_nothing(store, tmp_path, capfd):
         train(store, tmp_path / "2", ["topk"], epochs=1, batch_size=N_ROWS, log_every_steps=100)
     assert [str(warning.message) for warning in seen] == []
     assert capfd.readouterr() == ("", "")
-
-
-def a_terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What the progress bar of a run draws from now on."""
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
-    monkeypatch.setattr(training, "TrainingProgress", partial(training.TrainingProgress, console=console))
-    return screen
-
-
-def test_progress_ends_at_the_last_step_with_the_last_figures(store, tmp_path, monkeypatch):
-    screen = a_terminal(monkeypatch)
-    train_saes(store, a_run(SETTINGS), tmp_path)
-    last = screen.getvalue().split("training")[-1]
-    assert "18/18 steps, epoch 3 of 3" in last
-    line = logged_by(tmp_path)[-1]
-    for name in SETTINGS:
-        row = next(row for row in last.splitlines() if row.startswith(name))
-        figures = [float(line[f"{name}/{figure}"]) for figure in ("score", "explained_variance", "l0", "dead")]
-        assert [float(cell) for cell in row.split()[1:]] == pytest.approx(figures, abs=0.06)
-
-
-@pytest.fixture
-def python_answers_ctrl_c():
-    """As in a terminal: a shell's background jobs are born ignoring SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("python_answers_ctrl_c")
-def test_ctrl_c_is_raised_and_gives_terminal_and_signal_back(store, tmp_path, monkeypatch):
-    screen, handler = a_terminal(monkeypatch), signal.getsignal(signal.SIGINT)
-    n_calls = 0
-
-    def interrupted(*args: Any) -> Any:
-        nonlocal n_calls
-        n_calls += 1
-        if n_calls == 5:
-            signal.raise_signal(signal.SIGINT)
-        return objective(*args)
-
-    monkeypatch.setattr(training, "objective", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
-    assert n_calls == 5
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
-    assert "4/18 steps" in screen.getvalue().split("training")[-1]
-
-
-def test_sigterm_is_not_swallowed(store, tmp_path, monkeypatch):
-    forward, received = SparseAutoencoder.forward, []
-
-    def hit(self, inputs):
-        if self.training and not received:
-            received.append("sent")
-            signal.raise_signal(signal.SIGTERM)
-        return forward(self, inputs)
-
-    monkeypatch.setattr(SparseAutoencoder, "forward", hit)
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append("mine"))
-    try:
-        with pytest.raises(SystemExit) as caught:
-            train_saes(store, a_run({"a": SETTINGS["topk"]}), tmp_path / "run", progress=False)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert caught.value.code == 143
-    assert received == ["sent", "mine"]  # what the caller wants done at SIGTERM is done, once
-
-
-def test_sigterm_ends_a_script_as_it_always_does(tmp_path):
-    script = """
-import os, signal, sys, torch
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
-from monoloss import FeatureStore, SaeTraining, SparseAutoencoder, TopKConfig, TrainingConfig, train_saes
-forward = SparseAutoencoder.forward
-def hit(self, inputs):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return forward(self, inputs)
-SparseAutoencoder.forward = hit
-store = FeatureStore.create(sys.argv[1] + "/store", torch.randn(64, 8))
-config = TrainingConfig({"a": SaeTraining(TopKConfig("topk", 16, 2))}, batch_size=16, epochs=3)
-train_saes(store, config, sys.argv[1] + "/run", progress=False)
-print("after")
-"""
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, check=False, text=True)
-    assert result.returncode == -signal.SIGTERM
-    assert "after" not in result.stdout
-
-
-def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
-    screen = a_terminal(monkeypatch)
-
-    def broken(*_: Any) -> Any:
-        raise ZeroDivisionError("a fault")
-
-    monkeypatch.setattr(training, "objective", broken)
-    with pytest.raises(ZeroDivisionError, match="a fault"):
-        train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
-    assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
-    with pytest.raises(SystemExit) as caught, training._signals_stay():
-        raise SystemExit(3)
-    assert caught.value.code == 3
-
-
-# The door
 
 
 @pytest.mark.door

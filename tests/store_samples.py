@@ -1,0 +1,35 @@
+"""Rows and folders for the tests of feature stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ODD_IDS = [
+    "plain",
+    "",
+    "a\nb",
+    'quote " \\',
+    "ünï/çödé 图",
+    "\u2028\u0085\x1c\r",
+    "\x00",
+    "{}",
+    "\udc80 undecodable",
+    "🙂",
+]
+
+
+def rows_of(n: int, d: int = 5, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def with_row(row: int, value: float) -> Tensor:
+    rows = rows_of(10)
+    rows[row] = value
+    return rows

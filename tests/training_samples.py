@@ -1,0 +1,125 @@
+"""Settings of SAEs to train, and the same training as a loop by hand."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from monoloss.data.store import FeatureStore
+from monoloss.losses import MonoLoss
+from monoloss.sae.config import AuxLoss, InputScaling
+from monoloss.sae.model import SparseAutoencoder
+from monoloss.sae.objectives import objective
+from monoloss.training.batches import ShuffledBatches
+from monoloss.training.config import SaeTraining, TrainingConfig
+from monoloss.training.sae import train_saes
+from sae_samples import some_config
+
+AUX = AuxLoss(k=8, dead_after_samples=150)
+
+
+SETTINGS = {
+    "topk": SaeTraining(
+        some_config("topk", 48, 3, aux=AUX), mono_weight=0.1, lr=1e-3, clip_norm=None, redraw_dead_every_steps=7
+    ),
+    "tied": SaeTraining(some_config("topk_tied", 40, 3, aux=AUX), mono_weight=0.0, lr=2e-3, clip_norm=0.05, seed=1),
+    "memory.centred+0.9": SaeTraining(
+        some_config("batch_topk", 48, 3, aux=AUX, inputs=InputScaling(center=True)),
+        mono_weight=1e-2,
+        mono_memory=0.9,
+        mono_center=True,
+        lr=1e-3,
+        clip_norm=0.005,
+        seed=2,
+    ),
+}
+
+
+FIGURES = {"loss", "reconstruction", "aux", "score", "explained_variance", "l0", "dead"}
+
+
+N_ROWS, BATCH, EPOCHS, LOG_EVERY = 330, 50, 3, 4  # 6 steps an epoch, 18 in all
+
+
+def a_run(saes: dict[str, SaeTraining], **options: Any) -> TrainingConfig:
+    sizes: dict[str, Any] = {"batch_size": BATCH, "epochs": EPOCHS, "log_every_steps": LOG_EVERY}
+    return TrainingConfig(saes, **(sizes | options))
+
+
+def train(store: FeatureStore, folder: Path, names: list[str], **options: Any) -> dict[str, SparseAutoencoder]:
+    saes = {name: SETTINGS[name] for name in names}
+    return train_saes(store, a_run(saes, **options), folder, progress=False)
+
+
+class Step(NamedTuple):
+    """What one step of the loop by hand saw."""
+
+    batch: Tensor
+    codes: Tensor
+    target: Tensor
+    reconstruction: Tensor
+    loss: float
+    n_dead: int
+    grad_norm: float
+
+
+def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencoder, list[Step]]:
+    """The same training, plainly."""
+    mean = store.mean.float()
+    sae = SparseAutoencoder(
+        store.width, settings.sae, input_mean=mean if settings.sae.inputs.center else None, seed=settings.seed
+    )
+    mono = MonoLoss(center=mean if settings.mono_center else None, memory=settings.mono_memory)
+    adam = torch.optim.Adam(sae.parameters(), lr=settings.lr, eps=settings.adam_eps, fused=True)
+    batches, steps = ShuffledBatches(store, BATCH, 42), []
+    for _ in range(EPOCHS):
+        for batch in batches:
+            output = sae(batch)
+            loss = objective(sae, output).total
+            if settings.mono_weight:
+                unit = batch / torch.linalg.vector_norm(batch, dim=1, keepdim=True, dtype=torch.float64).float()
+                loss = loss + settings.mono_weight * mono(unit, output.codes)
+            sae.count_activity_(output.codes)
+            adam.zero_grad()
+            loss.backward()
+            decoder = sae.decoder_weight
+            with torch.no_grad():
+                if decoder is not None:
+                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(sae.parameters(), settings.clip_norm)
+            grad_norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in sae.parameters()))
+            adam.step()
+            with torch.no_grad():
+                if decoder is not None:
+                    decoder /= decoder.norm(dim=1, keepdim=True)
+            steps.append(
+                Step(
+                    batch,
+                    output.codes.to_dense().detach(),
+                    output.target,
+                    output.reconstruction.detach(),
+                    float(loss.detach()),
+                    int((sae.samples_since_active >= settings.sae.aux.dead_after_samples).sum()),
+                    grad_norm,
+                )
+            )
+            every = settings.redraw_dead_every_steps
+            if every and len(steps) % every == 0:
+                dead = sae.samples_since_active >= settings.sae.aux.dead_after_samples
+                sae.redraw_(dead, settings.seed + len(steps))
+                for parameter, along in ((sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)):
+                    for moment in ("exp_avg", "exp_avg_sq"):
+                        adam.state[parameter][moment].movedim(along, 0)[dead] = 0.0
+    sae.calibrate_([store.embeddings()])
+    return sae.eval(), steps
+
+
+def logged_by(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
