@@ -10,17 +10,34 @@ from torch import Tensor
 
 import sae_reference
 from monoloss.data.store import FeatureStore
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, SaeConfig, TopKConfig
+from monoloss.sae.config import (
+    AuxLoss,
+    BatchTopKConfig,
+    InputScaling,
+    JumpReluConfig,
+    SaeConfig,
+    TopKConfig,
+    VanillaConfig,
+)
 from monoloss.sae.model import SparseAutoencoder
+from monoloss.sparse import Activations, SparseActivations
 
-VARIANTS = ("topk", "topk_tied", "batch_topk")
+VARIANTS_WITH_AUX = ("topk", "topk_tied", "batch_topk")
+VARIANTS = (*VARIANTS_WITH_AUX, "jump_relu", "vanilla")
 D, M, K = 10, 24, 3
 
 
 def some_config(variant: str, m: int = M, k: int = K, **options: Any) -> SaeConfig:
-    """A configuration by the name of its variant; `options` are its other fields."""
+    """A configuration by the name of its variant; `options` are its other fields. Not all have a `k`.
+
+    JumpReLU's kernel is wide and its thresholds low: a few rows have entries near them and above them.
+    """
     if variant == "batch_topk":
         return BatchTopKConfig("batch_topk", m, k, **options)
+    if variant == "jump_relu":
+        return JumpReluConfig("jump_relu", m, **({"bandwidth": 0.2, "initial_threshold": 0.5} | options))
+    if variant == "vanilla":
+        return VanillaConfig("vanilla", m, **options)
     return TopKConfig("topk", m, k, tied=variant == "topk_tied", **options)
 
 
@@ -28,23 +45,31 @@ def kind_of(variant: str) -> str:
     return variant.removesuffix("_tied")
 
 
+def dense(codes: Activations) -> Tensor:
+    """Codes as an (n, m) tensor, whichever way the variant gives them."""
+    return codes.to_dense() if isinstance(codes, SparseActivations) else codes
+
+
 def generator_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def some_sae(
-    variant: str, scaling: InputScaling | None = None, aux: AuxLoss | None = None, seed: int = 0
+    variant: str, scaling: InputScaling | None = None, aux: AuxLoss | None = None, seed: int = 0, **options: Any
 ) -> SparseAutoencoder:
-    """In float64, with every parameter away from where it starts."""
-    options = {"inputs": scaling, "aux": aux}
-    config = some_config(variant, **{name: value for name, value in options.items() if value is not None})
+    """In float64, with every parameter away from where it starts; thresholds above 0."""
+    options |= {name: value for name, value in (("inputs", scaling), ("aux", aux)) if value is not None}
+    config = some_config(variant, **options)
     generator = generator_of(seed)
     mean = torch.randn(D, generator=generator) * 0.1 if config.inputs.center else None
     sae = SparseAutoencoder(D, config, input_mean=mean, seed=seed).double()
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2)
-        sae.normalise_decoder_()
+        if variant == "jump_relu":
+            drawn = torch.rand(M, generator=generator, dtype=torch.float64)
+            sae.activation.threshold.copy_(0.05 + 0.4 * drawn)
+        sae.constrain_()
     return sae
 
 
@@ -67,6 +92,7 @@ def weights_of(sae: SparseAutoencoder) -> sae_reference.Weights:
         w_dec=array(sae.decoder_weight),
         b_dec=array(sae.decoder_bias),
         mean=array(sae.input_mean),
+        theta=array(sae.activation.threshold) if sae.config.variant == "jump_relu" else None,
     )
 
 
@@ -76,7 +102,7 @@ def reference_pass(sae: SparseAutoencoder, inputs: Tensor, threshold: float | No
         inputs.double().numpy(),
         weights_of(sae),
         sae.config.variant,
-        sae.config.k,
+        getattr(sae.config, "k", None),
         unit_norm=sae.config.inputs.unit_norm,
         standardise=sae.config.inputs.standardise,
         threshold=threshold,

@@ -12,16 +12,19 @@ from monoloss.functional.purity import class_purity
 from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.functional.score import mono_score
 from monoloss.losses import MonoLoss
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConfig
-from monoloss.sae.model import SparseAutoencoder
+from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sparse import SparseActivations
 
 if TYPE_CHECKING:
+    from monoloss.data.import_datasets import import_dataset
+    from monoloss.data.import_lmdb import import_lmdb
+    from monoloss.data.import_torch import import_pt
     from monoloss.data.importers import import_npy, import_npz
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
     from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
+    from monoloss.sae.model import SparseAutoencoder
     from monoloss.training.config import SaeTraining, TrainingConfig
     from monoloss.training.sae import train_saes
 
@@ -33,6 +36,7 @@ __all__ = [
     "FeatureStore",
     "InputError",
     "InputScaling",
+    "JumpReluConfig",
     "MissingExtraError",
     "MonoLoss",
     "MonoMoments",
@@ -43,10 +47,14 @@ __all__ = [
     "SparseAutoencoder",
     "TopKConfig",
     "TrainingConfig",
+    "VanillaConfig",
     "class_purity",
     "evaluate",
+    "import_dataset",
+    "import_lmdb",
     "import_npy",
     "import_npz",
+    "import_pt",
     "mono_loss",
     "mono_score",
     "reconstruction_quality",
@@ -61,10 +69,14 @@ _ON_FIRST_USE = {
     "MonoScore": "monoloss.metrics",
     "Reconstruction": "monoloss.metrics",
     "SaeTraining": "monoloss.training.config",
+    "SparseAutoencoder": "monoloss.sae.model",
     "TrainingConfig": "monoloss.training.config",
     "evaluate": "monoloss.evaluation.run",
+    "import_dataset": "monoloss.data.import_datasets",
+    "import_lmdb": "monoloss.data.import_lmdb",
     "import_npy": "monoloss.data.importers",
     "import_npz": "monoloss.data.importers",
+    "import_pt": "monoloss.data.import_torch",
     "train_saes": "monoloss.training.sae",
 }
 

@@ -1,4 +1,4 @@
-"""Counts of active rows, L0 and density against loops."""
+"""Counts of active rows, L0, density and L1 against loops."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from mono_samples import every_entry
 from monoloss.errors import InputError
 from monoloss.functional import sparsity
-from monoloss.functional.sparsity import activation_counts, active_entries, density, l0
+from monoloss.functional.sparsity import activation_counts, active_entries, density, l0, l1
 from monoloss.sparse import SparseActivations
 
 
@@ -60,6 +61,42 @@ def test_density_and_l0():
     assert activation_counts(torch.zeros(0, 3)).tolist() == [0, 0, 0]
 
 
+@given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3))
+def test_l1_matches_a_loop_dense_and_sparse(seed, scale):
+    z = some_activations(seed).double() * scale
+    expected = sum(abs(value) for row in z.tolist() for value in row) / 40
+    forms = (z, SparseActivations.from_dense(z), every_entry(z), z.flip(0))
+    for form in forms:
+        came = l1(form)
+        assert came.shape == ()
+        assert came.dtype == torch.float64
+        assert float(came) == pytest.approx(expected, rel=1e-12)
+    for wrong in (expected / 7, expected * 40, float(z.sum()) / 40, float(z.clamp(min=0).sum()) / 40):
+        assert abs(wrong / expected - 1) > 1e-3  # a mean over latents, a sum over rows, signs kept, negative ones out
+
+
+def test_gradient_of_l1_is_the_sign_over_the_rows():
+    z = some_activations(4).double()
+    for layout in (lambda leaf: leaf, SparseActivations.from_dense, every_entry):
+        leaf = z.clone().requires_grad_()
+        (2.0 * l1(layout(leaf))).backward()
+        torch.testing.assert_close(leaf.grad, 2.0 * z.sign() / 40, rtol=1e-14, atol=0)  # 0 where z is 0
+
+
+def test_l1_is_summed_in_float32_at_least():
+    for dtype in (torch.float16, torch.bfloat16):
+        z = torch.full((3, 40_000), 7.0, dtype=dtype)  # in half precision its sum is infinite, or rounded to 3 digits
+        for form in (z, every_entry(z[:, :100])):
+            assert l1(form).dtype == torch.float32
+            assert float(l1(form)) == 7.0 * form.shape[1]
+
+
+def test_l1_of_nothing():
+    assert torch.isnan(l1(torch.zeros(0, 3)))
+    assert float(l1(torch.zeros(2, 0))) == 0.0
+    assert float(l1(SparseActivations.from_dense(torch.zeros(2, 5)))) == 0.0
+
+
 def test_active_entries_come_in_row_order(monkeypatch):
     z = some_activations(3)
     monkeypatch.setattr(sparsity, "_BLOCK_ENTRIES", 20)
@@ -90,6 +127,14 @@ def test_error_texts():
         (
             lambda: activation_counts(torch.tensor([[1.0], [float("nan")]])),
             "activations: got nan (row 1, latent 0); needed finite numbers",
+        ),
+        (
+            lambda: l1(torch.ones(3)),
+            "activations: got shape (3,); needed a floating-point tensor of shape (n, any width)",
+        ),
+        (
+            lambda: l1(torch.ones(2, 3, dtype=torch.int64)),
+            "activations: got dtype torch.int64; needed a floating-point tensor of shape (n, any width)",
         ),
         (lambda: density(torch.tensor([1]), -1), "n_rows: got -1; needed at least 0"),
         (lambda: l0(torch.tensor([1]), -1), "n_rows: got -1; needed at least 0"),

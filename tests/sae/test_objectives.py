@@ -13,7 +13,7 @@ from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from sae_checks import check_aux_is_zero_without_dead_latents
-from sae_samples import VARIANTS, M, kind_of, reference_pass, some_rows, some_sae, weights_of
+from sae_samples import VARIANTS_WITH_AUX, M, kind_of, reference_pass, some_rows, some_sae, weights_of
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 AUX = AuxLoss(k=4, weight=0.25, dead_after_samples=100)
@@ -28,7 +28,7 @@ def sae_with_dead(variant: str, n_dead: int, scaling: InputScaling | None = None
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_WITH_AUX)
 @pytest.mark.parametrize("n_dead", [0, 2, 9, M])
 def test_equals_the_rewrite(variant, scaling, n_dead):
     sae, dead = sae_with_dead(variant, n_dead, scaling)
@@ -64,7 +64,7 @@ def dense_aux_loss(sae: SparseAutoencoder, rows: Tensor, dead: Tensor) -> Tensor
 
 
 @pytest.mark.parametrize("n_dead", [2, 9])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_WITH_AUX)
 def test_aux_gradient_reaches_dead_latents_only(variant, n_dead):
     sae, dead = sae_with_dead(variant, n_dead, InputScaling(standardise=True))
     rows = some_rows()
@@ -87,7 +87,7 @@ def test_aux_is_exactly_zero_without_dead_latents():
     check_aux_is_zero_without_dead_latents()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS_WITH_AUX)
 def test_aux_of_weight_zero_is_off(variant):
     sae = some_sae(variant, aux=AuxLoss(k=4, weight=0.0, dead_after_samples=1))
     sae.samples_since_active.fill_(5)

@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+import jump_relu_checks
 import sae_checks
 from monoloss.data.store import FeatureStore
 from monoloss.products import codes_matmul
-from monoloss.sae import objectives
-from monoloss.sae.activations import BatchTopK, batch_topk_codes, topk_codes
+from monoloss.sae import activations, objectives
+from monoloss.sae.activations import BatchTopK, JumpRelu, batch_topk_codes, jump_relu, jump_relu_l0, topk_codes
+from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sparse import SparseActivations
 from monoloss.training.sae import SaeRun
@@ -24,7 +26,7 @@ from monoloss.training.sae import SaeRun
 
 def normalise_before_the_step(self: SaeRun, *args: Any) -> None:
     for _, _, sae, _ in self.parts():
-        sae.normalise_decoder_()
+        sae.constrain_()
     LightningModule.optimizer_step(self, *args)
 
 
@@ -36,9 +38,9 @@ def threshold_of_zero(self: BatchTopK, *_: Any) -> None:
     self.threshold.zero_()
 
 
-def aux_of_all_latents(sae: SparseAutoencoder, output: SaeOutput) -> Tensor:
+def aux_of_all_latents(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor:
     """Those least recently active, dead or not."""
-    longest = sae.samples_since_active.topk(min(sae.config.aux.k, len(sae.samples_since_active))).indices
+    longest = sae.samples_since_active.topk(min(aux.k, len(sae.samples_since_active))).indices
     mask = torch.zeros_like(sae.dead).index_fill_(0, longest, True)
     codes = topk_codes(output.pre_activations.masked_fill(~mask, -torch.inf), len(longest))
     left_over = (output.target - output.reconstruction).detach()
@@ -64,6 +66,40 @@ def shuffle_within_batches(self: FeatureStore, batch_size: int) -> Any:
     return (batch._replace(embeddings=batch.embeddings.flip(0)) for batch in RIGHT_BATCHES(self, batch_size))
 
 
+RIGHT_JUMP, RIGHT_STEP, RIGHT_NEAR = activations._JumpRelu.backward, activations._Step.backward, activations._near
+Gradients = tuple[Tensor | None, Tensor, None]
+
+
+def jump_without_theta(ctx: Any, grad: Tensor) -> Gradients:
+    of_pre, of_theta, _ = RIGHT_JUMP(ctx, grad)
+    return of_pre, of_theta / ctx.saved_tensors[1], None
+
+
+def jump_of_the_logarithm(ctx: Any, grad: Tensor) -> Gradients:
+    of_pre, of_theta, _ = RIGHT_JUMP(ctx, grad)
+    return of_pre, of_theta * ctx.saved_tensors[1], None
+
+
+def step_of_the_logarithm(ctx: Any, grad: Tensor) -> Gradients:
+    return None, RIGHT_STEP(ctx, grad)[1] * ctx.saved_tensors[1], None
+
+
+def l0_after_the_jump(self: JumpRelu, pre_activations: Tensor) -> Tensor:
+    return jump_relu_l0(self(pre_activations), self.threshold, self.bandwidth)
+
+
+def twice_the_width(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    return RIGHT_NEAR(pre, threshold, 2 * bandwidth)
+
+
+def above_the_threshold_only(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    return RIGHT_NEAR(pre, threshold, bandwidth) & (pre > threshold)
+
+
+def active_entries_only(self: JumpRelu, pre_activations: Tensor) -> SparseActivations:
+    return SparseActivations.from_dense(jump_relu(pre_activations, self.threshold, self.bandwidth))
+
+
 class Fault(NamedTuple):
     """What is replaced by what, and the check that must notice; a check with a folder takes it as its argument."""
 
@@ -73,6 +109,10 @@ class Fault(NamedTuple):
     check: Callable[..., None]
     takes_folder: bool = True
 
+
+SMOOTHED = jump_relu_checks.check_theta_follows_the_smoothed_jump
+ITSELF = jump_relu_checks.check_theta_follows_the_jump_itself
+OF_MONO_LOSS = jump_relu_checks.check_mono_loss_through_the_jump
 
 FAULTS = {
     "decoder normalised before the step": Fault(
@@ -104,12 +144,28 @@ FAULTS = {
     ),
 }
 
+OF_JUMP_RELU: list[tuple[Any, str, Callable[..., Any], list[Callable[[], None]]]] = [
+    (activations._JumpRelu, "backward", jump_without_theta, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
+    (activations._JumpRelu, "backward", jump_of_the_logarithm, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
+    (activations._Step, "backward", step_of_the_logarithm, [SMOOTHED, ITSELF]),
+    (JumpRelu, "l0", l0_after_the_jump, [SMOOTHED, ITSELF]),
+    (activations, "_near", twice_the_width, [SMOOTHED, OF_MONO_LOSS]),
+    (activations, "_near", above_the_threshold_only, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
+    (JumpRelu, "forward", active_entries_only, [OF_MONO_LOSS]),
+]
+FAULTS |= {
+    f"{wrong.__name__}-{check.__name__}": Fault(owner, name, wrong, check, takes_folder=False)
+    for owner, name, wrong, checks in OF_JUMP_RELU
+    for check in checks
+}
+
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_is_rejected(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fault = FAULTS[name]
     arguments = [[tmp_path / which] if fault.takes_folder else [] for which in ("right", "wrong")]
     fault.check(*arguments[0])
-    monkeypatch.setattr(fault.owner, fault.name, fault.wrong)
+    is_static = isinstance(vars(fault.owner).get(fault.name), staticmethod)
+    monkeypatch.setattr(fault.owner, fault.name, staticmethod(fault.wrong) if is_static else fault.wrong)
     with pytest.raises(AssertionError):
         fault.check(*arguments[1])

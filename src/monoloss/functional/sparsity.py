@@ -1,8 +1,8 @@
-"""How often latents are active: which entries count as active, L0 and density."""
+"""How often and how much latents are active: which entries count as active, L0, density and L1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monoloss.checks import check_matrix
 from monoloss.errors import InputError
-from monoloss.precision import sums_device
+from monoloss.precision import product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations
 
 _BLOCK_ENTRIES = 2**20  # looked at in one go: about 30 MB of row numbers, latents and float64 values
@@ -98,6 +98,27 @@ def l0(counts: Int[Tensor, " m"], n_rows: int) -> Float[Tensor, ""]:
     return density(counts.sum().reshape(1), n_rows)[0]
 
 
+def l1(activations: Activations) -> Float[Tensor, ""]:
+    """The mean over rows of the sum of absolute activations: ``sum_ij |z_ij| / n``; differentiable.
+
+    Args:
+        activations: activations ``(n, m)`` of any sign, dense or sparse.
+
+    Returns:
+        Scalar of at least 0, in float32 at least; NaN where there are no rows.
+
+    Raises:
+        InputError: activations that are not a floating-point ``(n, m)``.
+
+    Example:
+        >>> l1(torch.tensor([[0.5, -1.0], [2.0, 0.0]]))
+        tensor(1.7500)
+    """
+    check_activations(activations)
+    values = activations.values if isinstance(activations, SparseActivations) else activations
+    return values.abs().sum(dtype=product_dtype(values.dtype)) / activations.shape[0]
+
+
 def check_activations(activations: Activations) -> None:
     """Refuse what is not a floating-point ``(n, m)``."""
     if not isinstance(activations, SparseActivations):  # these have checked themselves
@@ -132,8 +153,15 @@ def refuse_not_finite(activations: Activations) -> None:
     raise InputError("activations", f"{float(values[where])} (row {row}, latent {latent})", "finite numbers")
 
 
-def active_entries(activations: Activations) -> Iterator[ActiveEntries]:
-    """The entries ``z > 0`` in row order, some at a time, so that a dense batch needs no second copy of its size."""
+def active_entries(
+    activations: Activations, above: Callable[[], Float[Tensor, " m"]] | None = None
+) -> Iterator[ActiveEntries]:
+    """The entries ``z > 0`` in row order, some at a time, so that a dense batch needs no second copy of its size.
+
+    Args:
+        activations: activations ``(n, m)`` of any sign, dense or sparse.
+        above: a bound >= 0 for each latent, asked for before each part: entries that do not exceed it are left out.
+    """
     activations = activations.detach()
     home = sums_device(activations.device)
     if isinstance(activations, SparseActivations):
@@ -141,11 +169,17 @@ def active_entries(activations: Activations) -> Iterator[ActiveEntries]:
             part.split(_BLOCK_ENTRIES) for part in (activations.rows, activations.flat_indices, activations.flat_values)
         )
         for rows, latents, values in zip(*parts, strict=True):
-            active = values > 0
+            active = values > (0.0 if above is None else _rounded_down(above(), values)[latents])
             yield ActiveEntries(rows[active].to(home), latents[active].to(home), values[active].to(home).double())
         return
     n_rows = max(1, _BLOCK_ENTRIES // max(1, activations.shape[1]))
     for start in range(0, activations.shape[0], n_rows):
         block = activations[start : start + n_rows].to(home)
-        rows, latents = (block > 0).nonzero(as_tuple=True)
+        rows, latents = (block > (0.0 if above is None else _rounded_down(above(), block))).nonzero(as_tuple=True)
         yield ActiveEntries(rows + start, latents, block[rows, latents].double())
+
+
+def _rounded_down(bounds: Tensor, like: Tensor) -> Tensor:
+    """Bounds in the dtype of the values they are compared with, several times faster; 0 where rounding raises one."""
+    rounded = bounds.to(like)
+    return rounded.where(rounded.to(bounds) <= bounds, 0.0)

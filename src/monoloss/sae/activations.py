@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from monoloss.errors import InputError
+from monoloss.precision import product_dtype
 from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
 
 
@@ -46,6 +48,29 @@ def batch_topk_threshold(parts: Iterable[Float[Tensor, "_ m"]], n_active: int) -
     return (largest[-2] + largest[-1]) / 2
 
 
+def jump_relu(
+    pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, " m"], bandwidth: float
+) -> Float[Tensor, "n m"]:
+    """``pre * (pre > theta)`` with ``pre = relu(pre_activations)``, dense.
+
+    Straight through the jump, with the rectangle kernel ``K`` (1 within half a unit of 0): ``d/dtheta = - theta /
+    bandwidth * K((pre - theta) / bandwidth)``, also where the value is 0. Source: arXiv 2407.14435, section 3.
+    """
+    codes: Tensor = _JumpRelu.apply(pre_activations.relu(), threshold, bandwidth)
+    return codes
+
+
+def jump_relu_l0(
+    pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, " m"], bandwidth: float
+) -> Float[Tensor, ""]:
+    """Mean over rows of the number of latents with ``relu(pre_activations) > theta``; moves ``theta`` alone.
+
+    ``d/dtheta = - 1 / bandwidth * K((pre - theta) / bandwidth)`` at each entry. Source: arXiv 2407.14435, section 3.
+    """
+    active: Tensor = _Step.apply(pre_activations.detach().relu(), threshold, bandwidth)
+    return active / pre_activations.shape[0]
+
+
 class TopK(nn.Module):
     """The k largest of every row, in training and at inference alike."""
 
@@ -62,7 +87,20 @@ class TopK(nn.Module):
         return f"k={self.k}"
 
 
-class BatchTopK(nn.Module):
+class _InFloat32(nn.Module):
+    """Thresholds: ``.half()`` or ``.to(bfloat16)`` of a whole model leaves them in float32."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            dtype = product_dtype(result.dtype)
+            return result if result.dtype == dtype else tensor.to(result.device, dtype)
+
+        module: nn.Module = super()._apply(moved, recurse)  # type: ignore[no-untyped-call] # torch's, without types
+        return module
+
+
+class BatchTopK(_InFloat32):
     """The k n largest of a batch in training; all above a calibrated threshold at inference."""
 
     threshold: Tensor
@@ -88,6 +126,71 @@ class BatchTopK(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"k={self.k}"
+
+
+class JumpRelu(_InFloat32):
+    """All above a threshold that each latent learns; the threshold stays in float32 and at 0 or above."""
+
+    def __init__(self, m: int, bandwidth: float, initial_threshold: float) -> None:
+        super().__init__()
+        self.bandwidth, self.initial_threshold = bandwidth, initial_threshold
+        self.threshold = nn.Parameter(torch.full((m,), float(initial_threshold)))
+
+    def forward(self, pre_activations: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """Dense codes, with a gradient to the threshold."""
+        return jump_relu(pre_activations, self.threshold, self.bandwidth)
+
+    def l0(self, pre_activations: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+        """Mean number of active latents a row, with a gradient to the threshold alone."""
+        return jump_relu_l0(pre_activations, self.threshold, self.bandwidth)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.threshold.shape[0]} thresholds, bandwidth={self.bandwidth}"
+
+
+class _JumpRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        active = pre > threshold
+        ctx.save_for_backward(pre, threshold, active)
+        ctx.bandwidth = bandwidth
+        return pre * active
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        pre, threshold, active = ctx.saved_tensors
+        of_pre = grad * active if ctx.needs_input_grad[0] else None
+        of_threshold = None
+        if ctx.needs_input_grad[1]:
+            near = _near(pre, threshold, ctx.bandwidth)
+            of_threshold = -threshold / ctx.bandwidth * (grad * near).sum(0)
+        return of_pre, of_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).sum().to(pre.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        pre, threshold = ctx.saved_tensors
+        near = _near(pre, threshold, ctx.bandwidth)
+        return None, -grad / ctx.bandwidth * near.sum(0).to(threshold), None
+
+
+def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Where the rectangle kernel around the threshold is 1: within half a bandwidth.
+
+    Not at the floor of the ReLU: no threshold >= 0 makes an entry of 0 active, but many such entries would drive one
+    near 0 upwards.
+    """
+    return ((pre - threshold).abs() < bandwidth / 2) & (pre > 0)
 
 
 def _codes_at(pre_activations: Tensor, positions: Tensor, m: int) -> SparseActivations:

@@ -85,7 +85,7 @@ class TopKConfig:
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("topk",))
         check_type("tied", self.tied, bool, "True or False")
-        _check_parts(self)
+        _check_topk(self)
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,94 @@ class BatchTopKConfig:
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, ("batch_topk",))
-        _check_parts(self)
+        _check_topk(self)
 
 
-SaeConfig: TypeAlias = TopKConfig | BatchTopKConfig
+@dataclass(frozen=True)
+class JumpReluConfig:
+    """JumpReLU (Rajamanoharan et al. 2024): ``pre * (pre > theta)`` with ``pre = relu(x W_enc + b_enc)``.
+
+    Every latent learns its threshold ``theta`` itself (not its logarithm), from the entries within half a bandwidth.
+
+    Attributes:
+        variant: "jump_relu".
+        n_latents: number of latents.
+        l0_weight: factor of the sparsity term; more makes codes sparser and costs reconstruction.
+        target_l0: None: the sparsity term is L0, the mean number of active latents a row. A number: it is
+            ``(L0 / target_l0 - 1)^2``, which draws L0 there from both sides.
+        bandwidth: width of the rectangle kernel that the gradient of ``theta`` sees, in the unit of pre-activations.
+        initial_threshold: ``theta`` of every latent at the start.
+        dead_after_samples: a latent is dead after so many training rows without being active.
+        inputs: scaling of the rows; the paper standardises them.
+
+    Example:
+        >>> JumpReluConfig("jump_relu", n_latents=8192).l0_weight
+        0.001
+    """
+
+    variant: Literal["jump_relu"]
+    n_latents: int
+    l0_weight: float = 1e-3
+    target_l0: float | None = None
+    bandwidth: float = 1e-3
+    initial_threshold: float = 1.0
+    dead_after_samples: int = 10_000_000
+    inputs: InputScaling = field(default_factory=lambda: InputScaling(standardise=True))
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("jump_relu",))
+        _check_common(self)
+        check_number("l0_weight", self.l0_weight, at_least=0.0)
+        if self.target_l0 is not None:
+            check_number("target_l0", self.target_l0, above=0.0)
+            if self.target_l0 > self.n_latents:
+                raise InputError("target_l0", self.target_l0, f"at most n_latents, {self.n_latents}")
+        check_number("bandwidth", self.bandwidth, above=0.0)
+        check_number("initial_threshold", self.initial_threshold, at_least=0.0)
+        check_number("dead_after_samples", self.dead_after_samples, at_least=1, integer=True)
 
 
-def _check_parts(config: SaeConfig) -> None:
+@dataclass(frozen=True)
+class VanillaConfig:
+    """Vanilla: ``relu((x - b_dec) W_enc + b_enc)``, made sparse by an L1 term.
+
+    Attributes:
+        variant: "vanilla".
+        n_latents: number of latents.
+        l1_weight: factor of L1, the sum over latents of a row's activations; more makes codes sparser and smaller.
+        dead_after_samples: a latent is dead after so many training rows without being active.
+        inputs: scaling of the rows.
+
+    Example:
+        >>> VanillaConfig("vanilla", n_latents=8192).l1_weight
+        0.0001
+    """
+
+    variant: Literal["vanilla"]
+    n_latents: int
+    l1_weight: float = 1e-4
+    dead_after_samples: int = 10_000_000
+    inputs: InputScaling = field(default_factory=InputScaling)
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, ("vanilla",))
+        _check_common(self)
+        check_number("l1_weight", self.l1_weight, at_least=0.0)
+        check_number("dead_after_samples", self.dead_after_samples, at_least=1, integer=True)
+
+
+SaeConfig: TypeAlias = TopKConfig | BatchTopKConfig | JumpReluConfig | VanillaConfig
+SAE_CONFIGS = "a TopKConfig, BatchTopKConfig, JumpReluConfig or VanillaConfig"  # for the texts of errors
+
+
+def _check_common(config: SaeConfig) -> None:
     check_number("n_latents", config.n_latents, at_least=1, integer=True)
+    check_type("inputs", config.inputs, InputScaling, "an InputScaling")
+
+
+def _check_topk(config: TopKConfig | BatchTopKConfig) -> None:
+    _check_common(config)
     check_number("k", config.k, at_least=1, integer=True)
     if config.k > config.n_latents:
         raise InputError("k", config.k, f"at most n_latents, {config.n_latents}")
-    check_type("inputs", config.inputs, InputScaling, "an InputScaling")
     check_type("aux", config.aux, AuxLoss, "an AuxLoss")

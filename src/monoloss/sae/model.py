@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from monoloss.checks import check_matrix, check_number, check_same_device, check_type, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
-from monoloss.precision import product_dtype
+from monoloss.precision import autocast_off, product_dtype
 from monoloss.products import codes_matmul
-from monoloss.sae.activations import BatchTopK, TopK
-from monoloss.sae.config import SaeConfig, TopKConfig
-from monoloss.sparse import SparseActivations
+from monoloss.sae.activations import BatchTopK, JumpRelu, TopK
+from monoloss.sae.checkpoint import Checkpointed
+from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
+from monoloss.sparse import Activations, SparseActivations
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ
@@ -44,26 +46,27 @@ class SaeOutput(NamedTuple):
     """One pass of a sparse autoencoder over some rows.
 
     Attributes:
-        codes: activations of the latents, ``(n, m)``, sparse.
+        codes: activations of the latents, ``(n, m)``: sparse for TopK and BatchTopK, dense for JumpReLU and Vanilla.
         reconstruction: the rows rebuilt, in the space of ``target``, ``(n, d_in)``.
         target: the rows to rebuild: the inputs, at length 1 where the model scales them so, ``(n, d_in)``.
         pre_activations: what the codes were chosen from, ``(n, m)``.
         scale: of each row, what the decoder's output was multiplied by, ``(n, 1)`` or a scalar.
     """
 
-    codes: SparseActivations
+    codes: Activations
     reconstruction: Float[Tensor, "n d_in"]
     target: Float[Tensor, "n d_in"]
     pre_activations: Float[Tensor, "n m"]
     scale: Tensor
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(nn.Module, Checkpointed):
     """A sparse autoencoder of any variant: the configuration says which activation and which scaling it is made of.
 
-    ``codes = activation((s(x) - b_dec) W_enc + b_enc)``, ``reconstruction = s^-1(codes W_dec + b_dec)``; only TopK has
-    an encoder bias. Weights start as in the authors' runs: ``W_enc`` uniform within ``sqrt(6 / m)``, the decoder's rows
-    equal to its columns at length 1, biases 0. The input scaling ``s`` is part of the model.
+    ``codes = activation((s(x) - b_dec) W_enc + b_enc)``, ``reconstruction = s^-1(codes W_dec + b_dec)``; BatchTopK has
+    no encoder bias, and JumpReLU takes no ``b_dec`` off its inputs. Weights start as in the authors' runs: ``W_enc``
+    uniform within ``sqrt(6 / m)``, the decoder's rows equal to its columns at length 1, biases 0. The input scaling
+    ``s`` is part of the model.
 
     Args:
         d_in: width of the input rows.
@@ -76,8 +79,8 @@ class SparseAutoencoder(nn.Module):
             fit, on the CPU also rows that cannot be scaled to length 1.
 
     Source:
-        TopK: Gao et al. 2024, arXiv 2406.04093. BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. Settings:
-        arXiv 2602.12403.
+        TopK: Gao et al. 2024, arXiv 2406.04093. BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. JumpReLU:
+        Rajamanoharan et al. 2024, arXiv 2407.14435. Settings: arXiv 2602.12403.
 
     Example:
         >>> from monoloss import TopKConfig
@@ -93,7 +96,7 @@ class SparseAutoencoder(nn.Module):
         self, d_in: int, config: SaeConfig, *, input_mean: Float[Tensor, " d_in"] | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        check_type("config", config, SaeConfig, "TopKConfig or BatchTopKConfig")
+        check_type("config", config, SaeConfig, SAE_CONFIGS)
         check_number("d_in", d_in, at_least=2 if config.inputs.standardise else 1, integer=True)
         if config.inputs.center != (input_mean is not None):
             needed = "a mean vector" if config.inputs.center else "none, because config.inputs.center is off"
@@ -105,15 +108,14 @@ class SparseAutoencoder(nn.Module):
         m = config.n_latents
         self.encoder_weight = nn.Parameter(torch.empty(d_in, m))
         nn.init.kaiming_uniform_(self.encoder_weight, generator=torch.Generator().manual_seed(seed))
-        is_topk = isinstance(config, TopKConfig)
-        self.encoder_bias = nn.Parameter(torch.zeros(m)) if is_topk else None
+        self.encoder_bias = None if isinstance(config, BatchTopKConfig) else nn.Parameter(torch.zeros(m))
         tied = isinstance(config, TopKConfig) and config.tied
         self.decoder_weight = None if tied else nn.Parameter(self.encoder_weight.detach().t().clone())
         self.decoder_bias = nn.Parameter(torch.zeros(d_in))
-        self.activation = TopK(config.k) if is_topk else BatchTopK(config.k)
+        self.activation = _activation_of(config)
         self.register_buffer("input_mean", input_mean)
         self.register_buffer("samples_since_active", torch.zeros(m, dtype=torch.int64))
-        self.normalise_decoder_()
+        self.constrain_()
 
     @property
     def decoder_rows(self) -> Float[Tensor, "m d_in"]:
@@ -122,8 +124,10 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def dead(self) -> Bool[Tensor, " m"]:
-        """Latents that were silent for the last ``config.aux.dead_after_samples`` training rows."""
-        return self.samples_since_active >= self.config.aux.dead_after_samples
+        """Latents that were silent for the last ``dead_after_samples`` training rows, ``(m,)``."""
+        config = self.config
+        counted = config.aux if isinstance(config, TopKConfig | BatchTopKConfig) else config
+        return self.samples_since_active >= counted.dead_after_samples
 
     def scale(self, inputs: Float[Tensor, "n d_in"]) -> ScaledInputs:
         """What the encoder sees of some rows: each step of ``config.inputs``, in the precision of the weights."""
@@ -144,26 +148,38 @@ class SparseAutoencoder(nn.Module):
         return ScaledInputs(scaled, target, shift, spread)
 
     def pre_activations(self, scaled: Float[Tensor, "n d_in"]) -> Float[Tensor, "n m"]:
-        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``."""
+        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``.
+
+        Under autocast it is in that precision, except for JumpReLU: its bandwidth is finer than a half type.
+        """
         n_rows = scaled.shape[0]
         if not self.training and n_rows < _ROWS_OF_A_PRODUCT:
             padded = nn.functional.pad(scaled, (0, 0, 0, _ROWS_OF_A_PRODUCT - n_rows))
             return self.pre_activations(padded)[:n_rows]
-        centred = scaled - self.decoder_bias
-        weight = self.encoder_weight.to(centred.dtype)  # of a model in half precision: products run in float32
-        if self.encoder_bias is None:
-            return centred @ weight
-        return torch.addmm(self.encoder_bias.to(centred.dtype), centred, weight)
+        is_jump_relu = isinstance(self.activation, JumpRelu)
+        rows = scaled if is_jump_relu else scaled - self.decoder_bias
+        weight = self.encoder_weight.to(rows.dtype)  # of a model in half precision: products run in float32
+        with autocast_off(rows.device) if is_jump_relu else nullcontext():
+            if self.encoder_bias is None:
+                return rows @ weight
+            return torch.addmm(self.encoder_bias.to(rows.dtype), rows, weight)
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
         """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
-        codes: SparseActivations = self.activation(self.pre_activations(self.scale(inputs).scaled))
-        return codes
+        codes: Activations = self.activation(self.pre_activations(self.scale(inputs).scaled))
+        return codes if isinstance(codes, SparseActivations) else SparseActivations.from_dense(codes)
 
-    def decode(self, codes: SparseActivations) -> Float[Tensor, "n d_in"]:
-        """``codes W_dec + b_dec``: reconstructions in the space that the encoder sees, ``(n, d_in)``."""
-        check_type("codes", codes, SparseActivations, "SparseActivations; SparseActivations.from_dense makes them")
-        return codes_matmul(codes, self.decoder_rows) + self.decoder_bias
+    def decode(self, codes: Activations) -> Float[Tensor, "n d_in"]:
+        """``codes W_dec + b_dec``: reconstructions in the space that the encoder sees, ``(n, d_in)``.
+
+        The product runs in at least float32, under autocast too.
+        """
+        if isinstance(codes, SparseActivations):
+            return codes_matmul(codes, self.decoder_rows) + self.decoder_bias
+        check_matrix("codes", codes, width=self.config.n_latents)
+        dtype = product_dtype(codes.dtype, self.decoder_rows.dtype)
+        with autocast_off(codes.device):
+            return codes.to(dtype) @ self.decoder_rows.to(dtype) + self.decoder_bias
 
     def forward(self, inputs: Float[Tensor, "n d_in"]) -> SaeOutput:
         """Codes and reconstruction of input rows, the reconstruction in the space of ``target``."""
@@ -174,7 +190,7 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def calibrate_(self, inputs: Iterable[Float[Tensor, "_ d_in"]]) -> None:
-        """Set what inference needs and training does not: BatchTopK's threshold. Nothing to do for TopK.
+        """Set what inference needs and training does not: BatchTopK's threshold. The others need nothing.
 
         Args:
             inputs: batches of training rows, together at least 4096, or all there are.
@@ -188,11 +204,14 @@ class SparseAutoencoder(nn.Module):
             self.activation.calibrate_((self.pre_activations(self.scale(rows).scaled) for rows in parts), n_rows)
 
     @torch.no_grad()
-    def count_activity_(self, codes: SparseActivations) -> None:
+    def count_activity_(self, codes: Activations) -> None:
         """Note which latents were active on a training batch; for training loops, once a batch."""
-        strongest = codes.values.new_zeros(codes.n_latents)
-        strongest.scatter_reduce_(0, codes.flat_indices, codes.flat_values.detach(), "amax")
-        self.samples_since_active.add_(codes.shape[0]).masked_fill_(strongest > 0, 0)
+        if isinstance(codes, SparseActivations):
+            strongest = codes.values.new_zeros(codes.n_latents)
+            active = strongest.scatter_reduce_(0, codes.flat_indices, codes.flat_values.detach(), "amax") > 0
+        else:
+            active = (codes > 0).any(0)
+        self.samples_since_active.add_(codes.shape[0]).masked_fill_(active, 0)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:
@@ -202,8 +221,10 @@ class SparseAutoencoder(nn.Module):
             grad -= (grad * rows).sum(1, keepdim=True) * rows
 
     @torch.no_grad()
-    def normalise_decoder_(self) -> None:
-        """Scale the decoder's rows to length 1; for training loops, after the step. A tied decoder is left alone."""
+    def constrain_(self) -> None:
+        """What holds after every step of a training loop: decoder rows of length 1 (if untied), thresholds >= 0."""
+        if isinstance(self.activation, JumpRelu):
+            self.activation.threshold.clamp_(min=0.0)
         if self.decoder_weight is not None:
             self.decoder_weight.div_(torch.linalg.vector_norm(self.decoder_weight, dim=1, keepdim=True))
 
@@ -218,7 +239,21 @@ class SparseAutoencoder(nn.Module):
             self.encoder_bias[latents] = 0.0
         if self.decoder_weight is not None:
             self.decoder_weight[latents] = nn.functional.normalize(fresh[:, latents].t(), dim=1)
+        if isinstance(self.activation, JumpRelu):
+            self.activation.threshold[latents] = self.activation.initial_threshold
         self.samples_since_active[latents] = 0
+
+
+def _activation_of(config: SaeConfig) -> nn.Module:
+    match config:
+        case TopKConfig():
+            return TopK(config.k)
+        case BatchTopKConfig():
+            return BatchTopK(config.k)
+        case JumpReluConfig():
+            return JumpRelu(config.n_latents, config.bandwidth, config.initial_threshold)
+        case VanillaConfig():
+            return nn.ReLU()
 
 
 def _unit_inputs(inputs: Tensor) -> Tensor:

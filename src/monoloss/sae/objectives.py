@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from monoloss.functional.sparsity import l1
 from monoloss.products import codes_matmul
-from monoloss.sae.activations import topk_codes
-from monoloss.sae.config import TopKConfig
+from monoloss.sae.activations import JumpRelu, topk_codes
+from monoloss.sae.config import AuxLoss, BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 
 
@@ -18,12 +19,14 @@ class Objective(NamedTuple):
     """The terms of a training loss, each a scalar on the graph.
 
     Attributes:
-        reconstruction: TopK: mean over rows of ``|x' - x|^2 / |x|^2``; BatchTopK: mean over rows and dimensions.
-        aux: the aux-k loss on dead latents, without its weight; exactly 0 where none is dead.
-        total: ``reconstruction + aux_weight * aux``.
+        reconstruction: TopK: mean over rows of ``|x' - x|^2 / |x|^2``; others: of ``|x' - x|^2 / d_in``.
+        sparsity: without its weight. JumpReLU: L0, or ``(L0 / target - 1)^2``; Vanilla: L1; others: 0.
+        aux: the aux-k loss on dead latents, without its weight; exactly 0 where none is dead, or without such a loss.
+        total: ``reconstruction + sparsity_weight * sparsity + aux_weight * aux``.
     """
 
     reconstruction: Float[Tensor, ""]
+    sparsity: Float[Tensor, ""]
     aux: Float[Tensor, ""]
     total: Float[Tensor, ""]
 
@@ -32,26 +35,43 @@ def objective(sae: SparseAutoencoder, output: SaeOutput) -> Objective:
     """The training loss of one batch without MonoLoss, in the input's own space."""
     size = output.target.square().sum(1)
     reconstruction = _error(sae, output.reconstruction, output.target, size)
-    aux = _aux_loss(sae, output)
-    return Objective(reconstruction, aux, reconstruction + sae.config.aux.weight * aux)
+    sparsity = aux = reconstruction.new_zeros(())
+    match sae.config:
+        case TopKConfig() | BatchTopKConfig():
+            aux = _aux_loss(sae, output, sae.config.aux)
+            total = reconstruction + sae.config.aux.weight * aux
+        case JumpReluConfig():
+            sparsity = _l0_loss(sae, output, sae.config.target_l0)
+            total = reconstruction + sae.config.l0_weight * sparsity
+        case VanillaConfig():
+            sparsity = l1(output.codes)
+            total = reconstruction + sae.config.l1_weight * sparsity
+    return Objective(reconstruction, sparsity, aux, total)
 
 
 def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor, size: Tensor) -> Tensor:
-    """TopK: squared error of a row in relation to ``size``; BatchTopK: in the squared unit of the inputs."""
+    """TopK: squared error of a row in relation to ``size``; others: in the squared unit of the inputs."""
     squared = (reconstruction - target).square()
     if isinstance(sae.config, TopKConfig):
         return (squared.sum(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).mean()
     return squared.mean()
 
 
-def _aux_loss(sae: SparseAutoencoder, output: SaeOutput) -> Tensor:
+def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) -> Tensor:
+    """L0 of JumpReLU on the pre-activations, or how far it is from its target."""
+    assert isinstance(sae.activation, JumpRelu)  # noqa: S101 - what the configuration says, for the type checker
+    count = sae.activation.l0(output.pre_activations)
+    return count if target is None else (count / target - 1.0).square()
+
+
+def _aux_loss(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor:
     """How far the most active dead latents are from rebuilding what the reconstruction left over."""
     dead = sae.dead
-    n_dead = int(dead.sum()) if sae.config.aux.weight > 0 else 0
+    n_dead = int(dead.sum()) if aux.weight > 0 else 0
     if n_dead == 0:
         return output.reconstruction.new_zeros(())
     pre_activations = output.pre_activations.masked_fill(~dead, -torch.inf)
-    codes = topk_codes(pre_activations, min(sae.config.aux.k, n_dead))
+    codes = topk_codes(pre_activations, min(aux.k, n_dead))
     left_over = (output.target - output.reconstruction).detach()
     rounding = torch.finfo(left_over.dtype).eps * output.target.square().sum(1)  # less than this is nothing left over
     size = torch.maximum(left_over.square().sum(1), rounding)

@@ -1,0 +1,253 @@
+"""Sparse autoencoders as folders, on the disk and on the Hugging Face Hub: written whole, read strictly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
+from torch import nn
+
+from monoloss.checks import check_type
+from monoloss.errors import InputError
+from monoloss.files import atomic_folder
+from monoloss.sae.checkpoint_files import (
+    CARD,
+    FACTS,
+    LIBRARY,
+    TENSORS,
+    Provenance,
+    check_replaceable,
+    check_savable,
+    opened_tensors,
+    read_facts,
+    read_tensors,
+    write_facts,
+    write_tensors,
+)
+from monoloss.sae.config import SaeConfig
+from monoloss.sae.config_dict import config_to_dict
+from monoloss.sae.model_card import model_card_text
+
+HUB = "hf-hub:"
+_Model = TypeVar("_Model", bound="Checkpointed")  # Self would say it too, but the type checker of the tests cannot
+
+
+class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-autoencoder", "interpretability"]):
+    """What makes a module with ``d_in`` and ``config`` one that can be saved, loaded and shared.
+
+    Attributes:
+        provenance: what the checkpoint says besides; ``from_pretrained`` sets it, and so may who trains.
+    """
+
+    d_in: int
+    config: SaeConfig
+    provenance: Provenance = Provenance()
+
+    def __new__(cls: type[_Model], *args: object, **kwargs: object) -> _Model:  # noqa: ARG004 - they are for the constructor
+        """A bare instance: the mixin would keep a second copy of the configuration in it."""
+        return object.__new__(cls)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        evaluation: Mapping[str, float] | None = None,
+        license: str | None = None,  # noqa: A002 - the word of model cards
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        config: object = None,
+        model_card_kwargs: Mapping[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Save the model as a folder that appears whole: `model.safetensors`, `config.json`, `README.md`.
+
+        All that inference needs is in it, and ``provenance``. Tensors are stored in float32, which holds a model in
+        half precision exactly; it comes back in float32 and encodes to the same bits.
+
+        Args:
+            save_directory: a new or empty folder, or one that holds a SAE checkpoint and nothing else: it is replaced.
+            evaluation: figures for the table of the model card, by measure: ``Evaluation.summary``.
+            license: for the model card, as the Hub spells it: "apache-2.0".
+            repo_id: name on the Hub, "USER/NAME"; without it the folder's own name.
+            push_to_hub: upload the folder as well.
+            config: not taken: the configuration is the model's own.
+            model_card_kwargs: ``evaluation`` and ``license`` as a mapping: what ``push_to_hub`` hands on.
+            push_to_hub_kwargs: options of ``push_to_hub``.
+
+        Returns:
+            The address of the commit on the Hub, or None.
+
+        Raises:
+            InputError: the folder holds something else; a tensor in float64 (``.float()`` rounds it), or with NaN or
+                infinity; a BatchTopK whose threshold was not calibrated. Nothing is written.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from monoloss import SparseAutoencoder, TopKConfig
+            >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     sae.save_pretrained(folder + "/sae", license="apache-2.0")
+            ...     SparseAutoencoder.from_pretrained(folder + "/sae").config == sae.config
+            True
+        """
+        check_type("save_directory", save_directory, str | os.PathLike, "a path")
+        _check_no_config(config)
+        if not push_to_hub and (repo_id is not None or push_to_hub_kwargs):
+            name = "repo_id" if repo_id is not None else next(iter(push_to_hub_kwargs))
+            raise InputError(name, "a value", "it together with push_to_hub=True, or no such option")
+        given: dict[str, Any] = {"evaluation": evaluation, "license": license, **(model_card_kwargs or {})}
+        card, folder = self.generate_model_card(**given), Path(save_directory)
+        check_savable(cast(nn.Module, self))
+        check_replaceable(folder)
+        with atomic_folder(folder, replace=True) as temporary:
+            self._save_pretrained(temporary)
+            card.save(temporary / CARD)
+        return self.push_to_hub(repo_id or folder.name, **given, **push_to_hub_kwargs) if push_to_hub else None
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Mapping[str, float] | None = None,
+        license: str | None = None,  # noqa: A002 - the word of model cards
+        **hub_options: Any,
+    ) -> str:
+        """Save the model in a temporary folder and upload it to the Hugging Face Hub.
+
+        Args:
+            repo_id: "USER/NAME"; the repository is made if it is not there.
+            evaluation: figures for the model card, as in ``save_pretrained``.
+            license: for the model card.
+            hub_options: those of ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``: ``private``, ``token``,
+                ``branch``, ``create_pr``, ``commit_message``, ...
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: as in ``save_pretrained``, before anything is sent.
+        """
+        _check_no_config(hub_options.get("config"))
+        card: dict[str, Any] = {"evaluation": evaluation, "license": license}
+        self.generate_model_card(**card)
+        check_savable(cast(nn.Module, self))
+        address: str = super().push_to_hub(repo_id, model_card_kwargs=card, **hub_options)
+        return address
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # takes no options that it would hand on to the constructor
+        cls: type[_Model],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> _Model:
+        """Load what ``save_pretrained`` wrote, in ``eval()`` mode.
+
+        A folder is read without any network, and a path that does not exist is an error at once.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a name on the Hugging Face Hub written ``hf-hub:USER/NAME``.
+            device: where the model goes.
+            revision: branch, tag or commit. This and the following are for Hub names only.
+            token: for private repositories; True takes the one that is stored on this machine.
+            cache_dir: where downloads are kept.
+            force_download: download again what is kept already.
+            local_files_only: take what is kept already, without network.
+
+        Raises:
+            InputError: no such folder; a download that fails; a file that is missing, torn, of another version or of
+                another library; a key or tensor that is missing, unknown or of another kind than ``config.json`` says;
+                NaN or infinity. The error names the file. Pickle files (`.bin`, `.pt`) are never read.
+        """
+        source = pretrained_model_name_or_path
+        check_type("pretrained_model_name_or_path", source, str | os.PathLike, "a path, or a name on the Hub")
+        hub_options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        return cls._from_pretrained(model_id=os.fspath(source), device=device, **hub_options)
+
+    def generate_model_card(
+        self,
+        *,
+        evaluation: Mapping[str, float] | None = None,
+        license: str | None = None,  # noqa: A002 - the word of model cards
+    ) -> ModelCard:
+        """The model card that ``save_pretrained`` writes; its arguments are the same."""
+        check_type("license", license, str | None, "a text or None")
+        check_type("provenance", self.provenance, Provenance, "a Provenance")
+        facts = {**config_to_dict(self.config), **asdict(self.provenance), "monoloss_version": version(LIBRARY)}
+        text = model_card_text(self.d_in, facts, evaluation)
+        tags = [*(self._hub_mixin_info.model_card_data.tags or ()), self.config.variant]
+        data = ModelCardData(library_name=LIBRARY, license=license, tags=tags)
+        return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the two files that make a model into a folder that is there."""
+        write_tensors(save_directory / TENSORS, cast(nn.Module, self))
+        write_facts(save_directory / FACTS, self.d_in, self.config, self.provenance)
+
+    @classmethod
+    def _from_pretrained(
+        cls: type[_Model], *, model_id: str, device: str | torch.device = "cpu", **hub_options: Any
+    ) -> _Model:
+        """Read the two files that make a model, from a folder or from the Hub."""
+        _check_device(device)
+        folder = _folder_of(model_id, hub_options)
+        d_in, config, provenance = read_facts(folder / FACTS)
+        build = cast(Callable[..., _Model], cls)  # the constructor of the model, which this class does not know
+        with opened_tensors(folder / TENSORS, d_in, config.n_latents) as file:
+            try:
+                sae = build(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
+            except InputError as error:
+                raise InputError(f"{folder / FACTS}: {error.argument}", error.came, error.needed) from None
+            module = cast(nn.Module, sae)
+            module.load_state_dict(read_tensors(file, folder / TENSORS, module.state_dict()))
+        sae.provenance = provenance
+        module.to(device).eval()
+        return sae
+
+
+def _check_no_config(config: object) -> None:
+    if config is not None:
+        raise InputError("config", f"a {type(config).__name__}", "none: the configuration is the model's own")
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Refuse a device that is not there before anything is read."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError("device", f"{str(device)!r} ({reason})", "a device of this machine") from error
+
+
+def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
+    """The folder itself, or the one that a name on the Hub is downloaded to."""
+    if name.startswith(HUB):
+        try:
+            return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, FACTS], **hub_options))
+        except Exception as error:  # bad name, no network, no such repository, no access, ...: of no common kind
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(name, f"no download ({reason})", "a SAE on the Hub, and a network to reach it") from error
+    given = [option for option, value in hub_options.items() if value]
+    if given:
+        raise InputError(given[0], "a value", f"none with a folder: it is for names on the Hub, {HUB}USER/NAME")
+    if not Path(name).is_dir():
+        came = "a file" if Path(name).exists() else "no such folder"
+        raise InputError(name, came, f"the folder of a SAE checkpoint, or a name on the Hub written {HUB}USER/NAME")
+    return Path(name)

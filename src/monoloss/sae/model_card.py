@@ -1,0 +1,70 @@
+"""The README.md of a SAE checkpoint: what it is, how to load it, how good it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from monoloss.checks import check_type
+from monoloss.errors import InputError
+
+_LOAD = """## How to load it
+
+```python
+from monoloss import SparseAutoencoder
+sae = SparseAutoencoder.from_pretrained("FOLDER")  # this folder; from the Hub: "hf-hub:USER/NAME"
+codes = sae.encode(embeddings)  # (n, {d_in}) -> sparse (n, {n_latents})
+```
+"""
+
+
+def model_card_text(d_in: int, facts: Mapping[str, object], evaluation: Mapping[str, float] | None) -> str:
+    """The text of a model card, in Markdown.
+
+    Args:
+        d_in: width of the input rows.
+        facts: nested; ``variant`` and ``n_latents`` among them.
+        evaluation: one number a measure, NaN where undefined.
+
+    Raises:
+        InputError: ``evaluation`` is no mapping of names to numbers.
+    """
+    variant, n_latents = facts["variant"], facts["n_latents"]
+    parts = [
+        f"# Sparse autoencoder: {variant}, {n_latents} latents on rows of width {d_in}\n",
+        "It writes a row of embeddings as a few active latents and rebuilds the row from them; made with `monoloss`.\n",
+        _LOAD.format(d_in=d_in, n_latents=n_latents),
+        "## What it is\n",
+        _table(("fact", "value"), _flat({"d_in": d_in, **facts})),
+    ]
+    if evaluation is not None:
+        check_type("evaluation", evaluation, Mapping, "a mapping of names to numbers, as Evaluation.summary")
+        figures = ((str(name), _figure(str(name), value)) for name, value in evaluation.items())
+        parts += ["## Evaluation\n", _table(("measure", "value"), figures)]
+    return "\n".join(parts)
+
+
+def _flat(facts: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Each value under its dotted name; what is not known is left out."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", str(value)
+
+
+def _figure(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"evaluation.{name}", repr(value), "a number")
+    if math.isnan(value):
+        return "undefined"
+    return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.4g}"
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
