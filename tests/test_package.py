@@ -17,7 +17,8 @@ SOURCE = Path(monoloss.__file__).parent
 
 # What `import monoloss` must not load, with every extra installed.
 HEAVY = [
-    "huggingface_hub", "jsonargparse", "lightning", "matplotlib", "pandas", "plotly", "pytorch_lightning", "rich",
+    "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "plotly", "pyarrow",
+    "pytorch_lightning", "rich",
     "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "transformers",
 ]  # fmt: skip
 
@@ -42,6 +43,7 @@ FLOORS = {
     "report": 4,
     "demo": 5,
     "benchmark": 5,
+    "commands": 5,
     "cli": 5,
     "__init__": 6,
     "__main__": 6,

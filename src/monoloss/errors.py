@@ -40,6 +40,9 @@ _EXTRA_OF = {
     "jsonargparse": "train",
     "rich": "train",
     "matplotlib": "report",
+    "datasets": "interop",
+    "lmdb": "interop",
+    "pyarrow": "interop",
     "sklearn": "demo",
 }
 

@@ -27,10 +27,11 @@ from monoloss.data.store_format import (
     shard_names,
 )
 from monoloss.data.store_reader import MappedShards
-from monoloss.data.store_rows import check_array, check_ids, check_same_rows
-from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions, manifest_of
+from monoloss.data.store_rows import check_array
+from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
+from monoloss.data.store_writer import StoreOptions, manifest_of
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder, check_new_folder, sha256
+from monoloss.files import check_new_folder, sha256
 
 
 class StoredBatch(NamedTuple):
@@ -134,27 +135,10 @@ class FeatureStore:
         """
         check_new_folder(folder)
         check_array("embeddings", embeddings)
-        if embeddings.ndim != 2 or 0 in embeddings.shape:
-            raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", "(rows, width), each at least 1")
-        n_rows = len(embeddings)
-        ids = [str(row) for row in range(n_rows)] if ids is None else ids
-        check_same_rows(n_rows, labels=labels, ids=ids, paths=paths, thumbnails=thumbnails)
-        check_ids(ids, 0)
         own = embeddings.dtype.name if isinstance(embeddings, ndarray) else str(embeddings.dtype).removeprefix("torch.")
-        options.setdefault("dtype", own if own in {"float16", "bfloat16", "uint8"} else "float32")
-        with atomic_folder(folder) as temporary:
-            writer = FeatureStoreWriter(temporary, **options)
-            for index, start in enumerate(range(0, n_rows, writer.rows_per_shard)):
-                part = slice(start, start + writer.rows_per_shard)
-                writer.write_shard(
-                    index,
-                    embeddings[part],
-                    ids[part],
-                    None if labels is None else labels[part],
-                    paths=None if paths is None else paths[part],
-                    thumbnails=None if thumbnails is None else thumbnails[part],
-                )
-            writer.finish()
+        options.setdefault("dtype", usual_dtype(own))
+        columns = RowColumns(labels, ids, paths, thumbnails)
+        write_rows(folder, embeddings.shape, lambda start, stop: embeddings[start:stop], columns, **options)
         return cls(folder)
 
     def embeddings(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "n d"]:

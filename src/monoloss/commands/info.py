@@ -1,0 +1,239 @@
+"""``monoloss info``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monoloss.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from monoloss.data.store import FeatureStore
+
+_TOP = 5  # classes and reasons that are listed
+_MARKS = {  # what tells a folder: its kind
+    "manifest.json": "store",
+    "evaluation.json": "evaluation",
+    "model.safetensors": "sae",
+    "config.json": "sae",
+    "config.yaml": "run",
+}
+
+
+def info(path: str, *, verify: bool = False) -> None:
+    """What is in a feature store, a SAE checkpoint, a run or an evaluation.
+
+    Args:
+        path: its folder
+        verify: compare every file of a feature store with its sha256; reads everything
+    """
+    from rich.console import Console
+
+    folder = Path(path)
+    kind = _kind_of(folder)
+    if verify and kind != "store":
+        raise InputError("verify", f"{path}, which is no feature store", "a feature store; only those keep sha256 sums")
+    for part in _describe(folder, kind, verify=verify):
+        Console().print(part)
+
+
+def store_table(store: FeatureStore) -> Table:
+    """A feature store in a few lines."""
+    return facts_table("feature store", store.folder, _store_facts(store))
+
+
+def facts_table(title: str, folder: Path, facts: Iterable[tuple[str, object]]) -> Table:
+    """Two columns under the name of a folder; what is None is left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(_printable(title)), box=SIMPLE_HEAD, show_header=False, pad_edge=False, title_justify="left"
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in (("folder", folder.resolve()), *facts):
+        if fact is not None:
+            table.add_row(name, Text(_printable(fact)))
+    return table
+
+
+def _kind_of(folder: Path) -> str:
+    if not folder.is_dir():
+        came = "a file" if folder.exists() else "no such folder"
+        raise InputError(str(folder), came, "the folder of a feature store, a SAE, a run or an evaluation")
+    for mark, kind in _MARKS.items():
+        if (folder / mark).is_file():
+            return kind
+    if any(folder.glob("shard-*")):
+        return "store"  # whose own error says that it is unfinished
+    needed = "the folder of a feature store, a SAE, a run or an evaluation"
+    raise InputError(str(folder), f"a folder with none of {', '.join(_MARKS)}", needed)
+
+
+def _describe(folder: Path, kind: str, *, verify: bool) -> list[RenderableType]:
+    if kind == "store":
+        from monoloss.data.store import FeatureStore
+
+        store = FeatureStore(folder)
+        if verify:
+            store.verify()
+        facts = [*_store_facts(store), *([("verified", "every file has its sha256")] if verify else [])]
+        return [facts_table("feature store", folder, facts)]
+    if kind == "sae":
+        return [facts_table("SAE", folder, _sae_facts(folder))]
+    return _run_parts(folder) if kind == "run" else _evaluation_parts(folder)
+
+
+def _store_facts(store: FeatureStore) -> list[tuple[str, object]]:
+    from monoloss.data.describe import bytes_on_disk, mean_cosine, skip_reasons
+
+    manifest = store.manifest
+    scale = "" if manifest.scale is None else f", value = {manifest.scale:g} * byte"
+    low, high = manifest.norms
+    reasons = skip_reasons(store)
+    skipped = [f"{n} {reason}" for reason, n in reasons[:_TOP]] + ["..."] * (len(reasons) > _TOP)
+    size = None if manifest.thumbnails is None else " x ".join(map(str, manifest.thumbnails))
+    return [
+        ("rows", f"{store.n_rows} in {_plural(len(manifest.shards), 'shard')} of {manifest.rows_per_shard}"),
+        ("width", store.width),
+        ("stored as", manifest.dtype + scale),
+        ("on disk", _size(bytes_on_disk(store))),
+        ("labels", _label_text(store)),
+        ("norms", f"{low:.4g} to {high:.4g}" + ", unit rows" * store.normalised),
+        ("mean cosine", f"{mean_cosine(store):.4f}, what a random latent scores" if store.n_rows > 1 else None),
+        ("encoder", _encoder(manifest.encoder)),
+        ("image root", manifest.image_root),
+        ("thumbnails", size),
+        ("skipped files", f"{manifest.n_skipped}: {'; '.join(skipped)}" if manifest.n_skipped else None),
+        ("fingerprint", store.fingerprint),
+    ]
+
+
+def _label_text(store: FeatureStore) -> str:
+    """How many classes there are and how full they are; the fullest by name."""
+    if not store.has_labels:
+        return "none"
+    from monoloss.data.describe import class_counts
+
+    counts = class_counts(store)
+    names = store.class_names or [str(number) for number in range(store.n_classes)]
+    top = counts.argsort(descending=True, stable=True)[:_TOP].tolist()
+    listed = ", ".join(f"{names[number]} {int(counts[number])}" for number in top) + ", ..." * (len(names) > _TOP)
+    several = ", several a row" * store.multi_label
+    low, high = int(counts.min()), int(counts.max())
+    rows = f"{low} rows each" if low == high else f"{low} to {high} rows each"
+    return f"{_plural(store.n_classes, 'class', 'classes')}{several}, {rows}: {listed}"
+
+
+def _sae_facts(folder: Path) -> list[tuple[str, object]]:
+    from monoloss.sae.config_dict import config_to_dict
+    from monoloss.sae.model import SparseAutoencoder
+
+    sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole checkpoint
+    config = config_to_dict(sae.config)
+    origin = sae.provenance
+    return [
+        ("kind", config.pop("variant")),
+        ("width", sae.d_in),
+        ("latents", config.pop("n_latents")),
+        *_flat(config),
+        ("parameters", sum(parameter.numel() for parameter in sae.parameters())),
+        ("on disk", _size(_folder_bytes(folder))),
+        ("encoder", _encoder(origin.encoder)),
+        ("trained on store", origin.store_fingerprint),
+        *_flat(origin.training or {}, "training."),
+    ]
+
+
+def _run_parts(folder: Path) -> list[RenderableType]:
+    from monoloss.training.checkpoints import checkpoints_in, step_of
+    from monoloss.training.config_files import read_config, run_to_dict
+    from monoloss.training.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    config = run_to_dict(read_config(run.config_file))
+    checkpoints = checkpoints_in(run.checkpoints)
+    steps = ", ".join(str(step_of(file)) for file in checkpoints)
+    facts: list[tuple[str, object]] = [
+        ("state", "finished" if run.is_finished else "not finished"),
+        ("checkpoints", f"after step {steps}" if steps else "none"),
+        *((f"SAE {name}", _sae_line(sae)) for name, sae in config.pop("saes").items()),
+        *_flat(config),
+    ]
+    evaluated = sorted(file.parent for file in run.evaluations.glob("*/evaluation.json"))
+    return [facts_table("run", folder, facts), *_evaluation_table(evaluated)]
+
+
+def _evaluation_parts(folder: Path) -> list[RenderableType]:
+    from monoloss.evaluation.result import Evaluation
+
+    evaluation = Evaluation.load(folder)
+    facts = [*_flat(evaluation.facts), *((name, _figure(value)) for name, value in evaluation.summary.items())]
+    return [facts_table(f"evaluation of {evaluation.name}", folder, facts)]
+
+
+def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
+    if not folders:
+        return []
+    from monoloss.evaluation.result import Evaluation
+    from monoloss.evaluation.table import evaluation_table
+
+    return [evaluation_table({"SAEs": [Evaluation.load(folder) for folder in folders]}, "evaluations")]
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+    """Each value under its dotted name."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _sae_line(training: Mapping[str, Any]) -> str:
+    """What kind of SAE and how large, and its MonoLoss; config.yaml holds the rest."""
+    sizes = {name: value for name, value in training["sae"].items() if not isinstance(value, Mapping) and value}
+    mono = {name: value for name, value in training.items() if name.startswith("mono_") and value}
+    kind = sizes.pop("variant")
+    return ", ".join([kind, _one_line({**sizes, **(mono if "mono_weight" in mono else {}), "lr": training["lr"]})])
+
+
+def _one_line(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _flat(facts) if value is not None)
+
+
+def _encoder(encoder: Mapping[str, Any] | None) -> str | None:
+    return None if encoder is None else _one_line(encoder).removeprefix("name ")
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _size(n_bytes: int) -> str:
+    size, unit = float(n_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{n_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _figure(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
+def _plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def _printable(fact: object) -> str:
+    """As text that every terminal takes: file names may hold bytes that are no text."""
+    return str(fact).encode("utf-8", "backslashreplace").decode("utf-8")

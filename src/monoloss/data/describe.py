@@ -1,0 +1,51 @@
+"""What can be told about a feature store from what it keeps about itself, and from its labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from monoloss.data.store import FeatureStore
+from monoloss.data.store_format import MANIFEST
+from monoloss.functional.moments import MonoMoments
+from monoloss.functional.score import chance
+
+
+def mean_cosine(store: FeatureStore) -> float:
+    """Mean cosine of all pairs of rows: the score of a latent that is active at random; NaN for a single row.
+
+    From the mean unit row that the store keeps; no row is read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     mean_cosine(FeatureStore.create(parent + "/store", torch.tensor([[2.0, 0.0], [0.0, 3.0]])))
+        0.0
+    """
+    n_rows = torch.tensor(float(store.n_rows), dtype=torch.float64)
+    moments = replace(MonoMoments.zeros(store.width, 0), n=n_rows, h_sum=store.mean * n_rows)
+    return float(chance(moments))
+
+
+def class_counts(store: FeatureStore) -> Int64[Tensor, " c"]:
+    """How many rows have each class, `(n_classes,)`; a row with several labels counts for each of them."""
+    counts = torch.zeros(store.n_classes, dtype=torch.int64)
+    for start, stop in zip(store.shard_offsets, store.shard_offsets[1:], strict=False):
+        labels = store.labels(start, stop)
+        counts += labels.sum(dim=0) if store.multi_label else labels.bincount(minlength=store.n_classes)
+    return counts
+
+
+def bytes_on_disk(store: FeatureStore) -> int:
+    """The size of all files of the store."""
+    shards = sum(sum(shard.n_bytes.values()) for shard in store.manifest.shards)
+    return shards + (store.folder / MANIFEST).stat().st_size
+
+
+def skip_reasons(store: FeatureStore) -> list[tuple[str, int]]:
+    """Why source files gave no row, and how many each, the most frequent reason first."""
+    return Counter(file.reason for file in store.skipped).most_common()

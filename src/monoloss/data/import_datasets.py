@@ -1,0 +1,243 @@
+"""Hugging Face datasets with a column of embeddings -> FeatureStore, a shard of rows at a time."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, Unpack
+
+import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+
+from monoloss.data.arrow_columns import label_array, matrix, optional_strings, string_list, value_dtype
+from monoloss.data.import_options import (
+    EMBEDDING_KEYS,
+    HUB,
+    ID_KEYS,
+    LABEL_KEYS,
+    PATH_KEYS,
+    ColumnFiles,
+    ImportOptions,
+    choose_key,
+    columns_of,
+    import_progress,
+    no_embeddings,
+    store_options,
+)
+from monoloss.data.store import FeatureStore
+from monoloss.data.store_rows import check_same_rows
+from monoloss.data.store_stream import RowColumns, ShardRows, usual_dtype, write_shards
+from monoloss.errors import InputError
+from monoloss.files import check_new_folder
+
+AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
+
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
+# Columns of datasets are named in the singular or the plural.
+_USUAL = {
+    "embeddings_key": (*EMBEDDING_KEYS, "embedding", "feature"),
+    "labels_key": (*LABEL_KEYS, "label", "target"),
+    "ids_key": (*ID_KEYS, "id"),
+    "paths_key": (*PATH_KEYS, "path"),
+}
+
+
+def import_dataset(
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    embeddings_key: str | None = None,
+    labels_key: str | None = None,
+    ids_key: str | None = None,
+    paths_key: str | None = None,
+    **options: Unpack[ImportOptions],
+) -> FeatureStore:
+    """Write the columns of a Hugging Face dataset as a store; other columns are not read.
+
+    Columns that are not given are looked for: `embeddings`, `embedding`, `features` or `feature` (one of them must be
+    there); `labels`, `label`, `targets` or `target`; `ids` or `id`; `paths` or `path`. An empty name leaves out what
+    would be found. Without ids the paths are the ids as well, without both the row numbers are.
+
+    Args:
+        path: a folder of `save_to_disk`; a .parquet or .arrow file, or a folder of such files; or a name on the Hugging
+            Face Hub written `hf-hub:USER/NAME`, which is read over the network while it is imported.
+        folder: the store; it does not exist yet or is empty.
+        split: which split, where there are several.
+        subset: which configuration of a dataset on the Hub, where there are several.
+        embeddings_key: column of the rows: lists of numbers, all of one length.
+        labels_key: column of the labels: a ClassLabel (its names are taken over) or integers; for several labels a row
+            lists of them (integers need `class_names`), or lists of bool, one for each class.
+        ids_key: column of the ids: strings or integers.
+        paths_key: column of the paths relative to the image root: strings, or nothing where one is not known.
+        **options: see `ImportOptions` and `StoreOptions`; rows of bytes need `scale`.
+
+    Returns:
+        The store, open.
+
+    Raises:
+        InputError: the dataset, the split or a column cannot be read, or the rows cannot be stored. No folder appears
+            then.
+
+    Example:
+        >>> import tempfile, pyarrow, pyarrow.parquet
+        >>> table = pyarrow.table({"embedding": [[0.0, 2.0], [1.0, 0.0]], "label": [1, 0]})
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     pyarrow.parquet.write_table(table, parent + "/rows.parquet")
+        ...     import_dataset(parent + "/rows.parquet", parent + "/store").labels().tolist()
+        [1, 0]
+    """
+    check_new_folder(folder)
+    files = ColumnFiles.read(options, labels_key=labels_key, ids_key=ids_key, paths_key=paths_key)
+    dataset = _choose_split(_open(path, subset), split, path)
+    features = _features_of(dataset, path)
+    keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
+    columns = _Columns.choose(path, list(features), keys, files)
+    dtype = value_dtype(features.arrow_schema.field(columns.embeddings).type, f"{path}, column {columns.embeddings}")
+    if options.get("class_names") is None:
+        options["class_names"] = _class_names(features, columns.labels)
+
+    def shards(rows_per_shard: int) -> Iterator[ShardRows]:
+        n_rows = 0
+        for table in _tables(dataset.select_columns(columns.names), rows_per_shard, path):
+            yield columns.read(table, options, n_rows)
+            n_rows += table.num_rows
+        if n_rows == 0:
+            raise InputError(str(path), "a dataset without rows", "at least one row")
+        check_same_rows(n_rows, **files._asdict())  # a file with rows to spare
+
+    with import_progress(options, getattr(dataset, "num_rows", None)) as advance:
+        write_shards(folder, shards, advance, **store_options(options, usual_dtype(dtype)))
+    return FeatureStore(folder)
+
+
+class _Columns(NamedTuple):
+    """Which columns are read, and what comes from files instead."""
+
+    path: str
+    embeddings: str
+    labels: str | None
+    ids: str | None
+    paths: str | None
+    files: ColumnFiles
+
+    @classmethod
+    def choose(
+        cls, path: str | os.PathLike[str], there: list[str], keys: Mapping[str, str | None], files: ColumnFiles
+    ) -> _Columns:
+        """The columns that are given or have a usual name."""
+        found = [choose_key(argument, key, _USUAL[argument], there, path) for argument, key in keys.items()]
+        embeddings, *others = found
+        if not embeddings:
+            raise no_embeddings(path, there, _USUAL["embeddings_key"])
+        labels, ids, paths = (
+            key if file is None else None for key, file in zip(others, files, strict=True)
+        )  # a file goes before a usual name
+        return cls(str(path), embeddings, labels, ids, paths, files)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read, each once."""
+        return list(dict.fromkeys(name for name in self[1:5] if name is not None))
+
+    def read(self, table: pa.Table, options: ImportOptions, first_row: int) -> ShardRows:
+        """The rows of a table, which start at row `first_row` of the dataset."""
+
+        def name(column: str) -> str:
+            return f"{self.path}, column {column}"
+
+        rows = matrix(table.column(self.embeddings), name(self.embeddings), first_row)
+        beside = RowColumns(*self.files).part(first_row, first_row + len(rows))
+        labels, ids, paths = beside.labels, beside.ids, beside.paths
+        if self.labels is not None:
+            column, names = table.column(self.labels), options.get("class_names")
+            labels = label_array(column, name(self.labels), names, first_row)
+        if self.ids is not None:
+            ids = string_list(table.column(self.ids), name(self.ids), first_row)
+        if self.paths is not None:
+            paths = optional_strings(table.column(self.paths), name(self.paths))
+        return ShardRows(rows, columns_of(labels, ids, paths))
+
+
+def _open(path: str | os.PathLike[str], subset: str | None) -> AnyDataset | Mapping[str, AnyDataset]:
+    """The dataset, or its splits by name; rows are not read yet."""
+    place, name = Path(path), os.fspath(path)
+    with _reading(path):
+        if name.startswith(HUB):
+            return datasets.load_dataset(name.removeprefix(HUB), subset, streaming=True)
+        if subset is not None:
+            raise InputError("subset", repr(subset), f"none: {path} is not on the Hub")
+        if place.is_file() and place.suffix in _FILES:
+            # its name is a pattern to the package
+            return datasets.load_dataset(_FILES[place.suffix], data_files=glob.escape(name), streaming=True)
+        if place.is_dir():
+            saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
+            return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=True)
+    came = "a file of another kind" if place.exists() else "no such file or folder"
+    needed = f"a folder of save_to_disk, .parquet or .arrow files, or a Hub name written {HUB}USER/NAME"
+    raise InputError(str(path), came, needed)
+
+
+def _choose_split(
+    opened: AnyDataset | Mapping[str, AnyDataset], split: str | None, path: str | os.PathLike[str]
+) -> AnyDataset:
+    if not isinstance(opened, Mapping):
+        if split is not None and split != str(opened.split):
+            raise InputError("split", repr(split), f"none: {path} holds a single split")
+        return opened
+    if split is None and len(opened) == 1:
+        return next(iter(opened.values()))
+    if split is None or split not in opened:
+        raise InputError("split", repr(split), f"one of the splits of {path}: {', '.join(opened)}")
+    return opened[split]
+
+
+def _features_of(dataset: AnyDataset, path: str | os.PathLike[str]) -> Any:
+    """The columns and their types; of the first row, where the dataset does not say."""
+    if dataset.features is not None:
+        return dataset.features
+    first = next(_tables(dataset, 1, path), None)
+    if first is None:
+        raise InputError(str(path), "a dataset without rows", "at least one row")
+    return datasets.Features.from_arrow_schema(first.schema)
+
+
+def _class_names(features: Any, column: str | None) -> list[str] | None:
+    """The names of a ClassLabel, or of lists of them."""
+    if column is None:
+        return None
+    kind = getattr(features[column], "feature", features[column])
+    return list(kind.names) if getattr(kind, "names", None) else None
+
+
+def _tables(dataset: AnyDataset, batch_size: int, path: str | os.PathLike[str]) -> Iterator[pa.Table]:
+    """Arrow tables of `batch_size` rows, the last one of those that are left."""
+    with _reading(path):
+        tables = iter(dataset.with_format("arrow").iter(batch_size=batch_size))
+    while True:
+        with _reading(path):
+            table = next(tables, None)
+        if table is None:
+            return
+        yield table
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the package raises for unreadable data into an `InputError` that names the dataset."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what it raises
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(str(path), f"a dataset that cannot be read ({first_line})", "a readable dataset") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)

@@ -1,0 +1,157 @@
+"""The MonoLoss authors' LMDB files of features -> FeatureStore.
+
+Their layout: key `0`, `1`, ... (decimal, ASCII) holds a row as raw little-endian float32; `__len__` the number of rows,
+in decimal; `__shape__` the shape of a row as Python writes a tuple. Labels, ids and paths are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Unpack
+
+import lmdb
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from monoloss.data.import_options import ColumnFiles, ImportOptions, columns_of, import_progress, store_options
+from monoloss.data.store import FeatureStore
+from monoloss.data.store_stream import write_rows
+from monoloss.errors import InputError
+
+if TYPE_CHECKING:
+    Reading: TypeAlias = lmdb.Transaction[memoryview]
+else:
+    Reading: TypeAlias = lmdb.Transaction  # takes no type argument when it runs
+
+_COUNT = re.compile(rb"[0-9]{1,18}")
+_SHAPE = re.compile(rb"\(([0-9, ]{1,99})\)|\[([0-9, ]{1,99})\]")
+_ROW_DTYPE = np.dtype("<f4")
+
+
+def import_lmdb(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], **options: Unpack[ImportOptions]
+) -> FeatureStore:
+    """Write the features of an LMDB file in the layout of the MonoLoss authors as a store.
+
+    Rows are read in the order of their numbers, a shard at a time. Nothing in the file is evaluated or unpickled, and
+    keys of other layouts are not looked at.
+
+    Args:
+        path: the LMDB folder (or its data file).
+        folder: the store; it does not exist yet or is empty.
+        **options: see `ImportOptions` (labels, ids and paths come from files of their own; by default the ids are the
+            row numbers) and `StoreOptions`. Rows are float32; `dtype="uint8"` with a `scale` rounds them.
+
+    Returns:
+        The store, open.
+
+    Raises:
+        InputError: no LMDB file, or one that is cut off; `__len__` or `__shape__` that is missing, or is anything but
+            plain decimal integers; a missing row, or one of another size. The error names the file and the key; no
+            folder appears then.
+
+    Example:
+        >>> import tempfile
+        >>> rows = {b"0": np.float32([0, 2]).tobytes(), b"__len__": b"1", b"__shape__": b"(2,)"}
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with lmdb.open(parent + "/features") as file, file.begin(write=True) as transaction:
+        ...         _ = [transaction.put(key, value) for key, value in rows.items()]
+        ...     import_lmdb(parent + "/features", parent + "/store").embeddings().tolist()
+        [[0.0, 2.0]]
+    """
+    files = ColumnFiles.read(options)
+    with _opened(path) as transaction:
+        n_rows, width = _read_sizes(transaction, path)
+
+        def read(start: int, stop: int) -> Float32[ndarray, "n d"]:
+            return _read_rows(transaction, path, range(start, stop), width)
+
+        with import_progress(options, n_rows) as advance:
+            columns = columns_of(*files)
+            write_rows(folder, (n_rows, width), read, columns, advance, **store_options(options, "float32"))
+    return FeatureStore(folder)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Reading]:
+    """A read transaction on a file that is whole."""
+    place = Path(path)
+    needed = "an LMDB folder with data.mdb in it, or such a file, as it was written"
+    if not place.exists():
+        raise InputError(str(path), "no such file or folder", needed)
+    try:
+        with lmdb.open(str(place), readonly=True, lock=False, subdir=place.is_dir()) as environment:
+            _check_whole(environment, place / "data.mdb" if place.is_dir() else place)
+            with environment.begin(buffers=True) as transaction:
+                yield transaction
+    except lmdb.Error as error:
+        raise InputError(str(path), f"what cannot be read as LMDB ({error})", needed) from error
+
+
+def _check_whole(environment: lmdb.Environment, file: Path) -> None:
+    """Raise for a file that ends before its last page: it is memory-mapped, and reading there would end the process."""
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if (came := file.stat().st_size) < needed:
+        raise InputError(str(file), f"a file that is cut off at {came} bytes", f"the {needed} bytes it had")
+
+
+def _read_sizes(transaction: Reading, path: str | os.PathLike[str]) -> tuple[int, int]:
+    """The number of rows and their width, as the file says and its entries bear out."""
+    count, shape = _metadata(transaction, path, "__len__"), _metadata(transaction, path, "__shape__")
+    if not _COUNT.fullmatch(count) or int(count) == 0:
+        raise InputError(f"{path}, key __len__", _shown(count), "the number of rows in decimal, at least 1")
+    n_rows, axes = int(count), _axes(shape)
+    if axes is None or 0 in axes:
+        needed = "a tuple of positive integers in decimal, such as (768,); it is not evaluated"
+        raise InputError(f"{path}, key __shape__", _shown(shape), needed)
+    width = math.prod(axes)
+    if width != max(axes):
+        raise InputError(f"{path}, key __shape__", _shown(shape), "one vector for each row, such as (768,)")
+    if n_rows > (entries := transaction.stat()["entries"]) - 2:
+        raise InputError(f"{path}, key __len__", f"{n_rows} rows", f"what the {entries} entries of the file can hold")
+    if transaction.get(str(n_rows).encode()) is not None:
+        raise InputError(f"{path}, key {n_rows}", "a row", f"none after the {n_rows} rows that __len__ promises")
+    return n_rows, width
+
+
+def _axes(shape: bytes) -> list[int] | None:
+    """The integers of a tuple or list of nothing else; None for anything else. `(5)` is no tuple in Python."""
+    match = _SHAPE.fullmatch(shape.strip(b" "))
+    if match is None or (match[1] is not None and b"," not in match[1]):
+        return None
+    axes = [axis.strip(b" ") for axis in (match[1] or match[2]).strip(b" ").removesuffix(b",").split(b",")]
+    return [int(axis) for axis in axes] if all(_COUNT.fullmatch(axis) for axis in axes) else None
+
+
+def _metadata(transaction: Reading, path: str | os.PathLike[str], key: str) -> bytes:
+    value = transaction.get(key.encode())
+    if value is None:
+        raise InputError(str(path), f"no key {key}", "the keys __len__ and __shape__ beside the rows 0, 1, ...")
+    return bytes(value)
+
+
+def _read_rows(
+    transaction: Reading, path: str | os.PathLike[str], numbers: range, width: int
+) -> Float32[ndarray, "n d"]:
+    n_bytes = width * _ROW_DTYPE.itemsize
+    rows: ndarray | None = None
+    for at, number in enumerate(numbers):
+        value = transaction.get(str(number).encode())
+        came = "no such key" if value is None else f"{len(value)} bytes"
+        if value is None or len(value) != n_bytes:
+            needed = f"a row of {n_bytes} bytes: {width} float32 values, as __shape__ says"
+            raise InputError(f"{path}, key {number}", came, needed)
+        if rows is None:  # not before a row has borne out the width that the file claims
+            rows = np.empty((len(numbers), width), dtype=np.float32)
+        rows[at] = np.frombuffer(value, dtype=_ROW_DTYPE)
+    return np.empty((0, width), dtype=np.float32) if rows is None else rows
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:60]) + "..." * (len(value) > 60)
