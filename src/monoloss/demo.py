@@ -20,7 +20,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.evaluation.table import evaluation_table
+from monoloss.evaluation.table import chance_line, evaluation_table
 from monoloss.files import atomic_folder, write_json
 from monoloss.report.figures import (
     purity_bars,
@@ -100,11 +100,7 @@ def run_demo(
         write_json(folder / MARK, facts, format_version=1)
     title = f"{digits.held_out.n_rows} held-out digits, {N_LATENTS} latents, k = {K}"
     console.print(evaluation_table(grouped(evaluations), title))
-    chance = next(iter(evaluations.values())).summary["chance"]
-    console.print(
-        f"A latent that is active at random scores {chance:.3f} (chance); lift is 0 there and 1 at best.",
-        soft_wrap=True,
-    )
+    console.print(chance_line(evaluations), soft_wrap=True)
     console.print(f"{time.perf_counter() - start:.0f} s. Pictures and files: {out.resolve()}", soft_wrap=True)
     for picture in pictures:
         console.print(f"  {picture}")

@@ -20,7 +20,7 @@ from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
 from sae_checks import Spy, check_evaluation_changes_no_tensor, check_every_row_is_read_once_in_order
-from sae_samples import bits_of, generator_of, some_config, structured_rows, structured_store
+from sae_samples import bits_of, dense, generator_of, some_config, structured_rows, structured_store
 
 D, M, N = 32, 40, 160
 
@@ -93,6 +93,8 @@ MODELS: dict[str, Any] = {
     "topk": some_trained_sae("topk"),
     "topk_tied": some_trained_sae("topk_tied"),
     "batch_topk": some_trained_sae("batch_topk"),
+    "jump_relu": some_trained_sae("jump_relu"),
+    "vanilla": some_trained_sae("vanilla"),
     "dense": Dense(),
     "dense_with_decoder": DenseWithDecoder(),
     "sparse": Sparse(),
@@ -141,10 +143,9 @@ def all_at_once(model: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """Dense codes, target and reconstruction of all rows."""
     if isinstance(model, SparseAutoencoder):
         output = model(ROWS)
-        return output.codes.to_dense(), output.target, output.reconstruction
+        return dense(output.codes), output.target, output.reconstruction
     codes = model.encode(ROWS)
-    dense = codes.to_dense() if isinstance(codes, SparseActivations) else codes
-    return dense, ROWS, model.decode(codes) if hasattr(model, "decode") else None
+    return dense(codes), ROWS, model.decode(codes) if hasattr(model, "decode") else None
 
 
 def assert_figures(evaluation: Evaluation, summary: dict[str, float], columns: dict[str, Any]) -> None:

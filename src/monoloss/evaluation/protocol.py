@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that encodes rows; reconstruction is judged where there is a decoder."""
+"""What can be evaluated: what encodes rows, or stored activations; with a decoder its reconstruction is judged too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_matrix
 from monoloss.errors import InputError
+from monoloss.evaluation.activations import StoredActivations
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations
 
@@ -46,8 +47,10 @@ class Judged(NamedTuple):
     target: Float[Tensor, "n d_in"]
 
 
-def judge(name: str, model: Encoder, inputs: Float[Tensor, "n d_in"]) -> Judged:
-    """Encode some rows, and rebuild them where the model can."""
+def judge(name: str, model: Encoder | StoredActivations, inputs: Float[Tensor, "n d_in"], start: int) -> Judged:
+    """Encode the rows from number ``start`` on, and rebuild them where the model can."""
+    if isinstance(model, StoredActivations):
+        return Judged(model.rows(start, start + len(inputs)), None, inputs)
     if isinstance(model, SparseAutoencoder):
         output = model(inputs)
         return Judged(output.codes, output.reconstruction, output.target)
@@ -60,23 +63,30 @@ def judge(name: str, model: Encoder, inputs: Float[Tensor, "n d_in"]) -> Judged:
     return Judged(activations, reconstruction, inputs)
 
 
-def check_models(models: object) -> None:
-    """Refuse what is not a mapping from names to models that encode."""
+def check_models(models: object, n_rows: int, width: int) -> None:
+    """Refuse what is not a mapping from names to models that fit a store of ``n_rows`` rows of a width."""
     if not isinstance(models, dict) or not models:
         came = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
         raise InputError("models", came, "a dict from names to models with encode(inputs)")
     for name, model in models.items():
-        if not isinstance(model, Encoder):
+        if not isinstance(model, Encoder | StoredActivations):
             raise InputError(f"models[{name!r}]", type(model).__name__, "a model with encode(inputs)")
+        if isinstance(model, StoredActivations) and len(model) != n_rows:
+            came = f"{len(model)} rows in {model.path}"
+            raise InputError(f"models[{name!r}]", came, f"as many as the store has, {n_rows}")
+        if isinstance(model, SparseAutoencoder) and model.d_in != width:
+            raise InputError("store", f"rows of width {width} for models[{name!r}]", f"its width, {model.d_in}")
 
 
-def modes(models: dict[str, Encoder]) -> list[tuple[nn.Module, bool]]:
+def modes(models: dict[str, Encoder | StoredActivations]) -> list[tuple[nn.Module, bool]]:
     """Every module below the models with its training flag, so that evaluation can put it back."""
     found = [model for model in models.values() if isinstance(model, nn.Module)]
     return [(part, part.training) for model in found for part in model.modules()]
 
 
-def device_of(model: Encoder, otherwise: torch.device) -> torch.device:
-    """Where a model wants its rows: the device of its parameters, if it has any."""
+def device_of(model: Encoder | StoredActivations, otherwise: torch.device) -> torch.device:
+    """Where a model wants its rows: the device of its parameters, if it has any; where stored activations come back."""
+    if isinstance(model, StoredActivations):
+        return model.device
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), otherwise)

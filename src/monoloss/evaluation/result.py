@@ -14,10 +14,24 @@ from torch import Tensor
 
 from monoloss.errors import InputError
 from monoloss.evaluation.examples import TopExamples
-from monoloss.files import atomic_folder, read_json, write_json
+from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
 
 FORMAT_VERSION = 1
 FACTS, LATENTS = "evaluation.json", "latents.safetensors"
+
+
+def check_evaluation_folder(folder: str | Path) -> None:
+    """Refuse a folder that an evaluation cannot be saved in: it holds something else, or cannot be made.
+
+    Example:
+        >>> check_evaluation_folder(__file__)
+        Traceback (most recent call last):
+        monoloss.errors.InputError: ...: got a file; needed a path for a folder
+    """
+    folder = Path(folder)
+    if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {FACTS, LATENTS}:
+        raise InputError(str(folder), "a folder with other files", "a new folder, or one with an evaluation only")
+    check_new_folder(folder, allow_full=True)
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class Evaluation:
 
     Attributes:
         name: of the model.
-        facts: what was evaluated: store, number of rows, model.
+        facts: what was evaluated: store and its fingerprint, encoder, number of rows, model; the command line adds the
+            model's "source".
         summary: one number a measure; NaN where undefined. ``score_mean``, ``score_median`` and ``score_p90`` over
             defined latents, ``score_mean_zero_filled`` over all; ``chance``, ``lift_mean``, ``n_eff_median``, ``l0``,
             ``n_latents``, ``n_alive``; with labels ``purity_binary``, ``purity_weighted`` (means over latents with an
@@ -60,8 +75,7 @@ class Evaluation:
             InputError: the folder holds something else.
         """
         folder = Path(folder)
-        if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {FACTS, LATENTS}:
-            raise InputError(str(folder), "a folder with other files", "a new folder, or one with an evaluation only")
+        check_evaluation_folder(folder)
         columns = {name: column.contiguous().cpu() for name, column in self.latents.items()}
         examples = {"example_rows": self.examples.rows.cpu(), "example_values": self.examples.values.cpu()}
         with atomic_folder(folder, replace=True) as temporary:

@@ -13,6 +13,7 @@ from torch import Tensor
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
+from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.examples import TopExamples
 from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, modes
 from monoloss.evaluation.result import Evaluation
@@ -44,7 +45,8 @@ def evaluate(
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
         models: what encodes rows, by name: a :class:`monoloss.SparseAutoencoder`, or any object with
-            ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged).
+            ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged); or activations
+            of these rows in a file, :class:`monoloss.evaluation.activations.StoredActivations`.
         purity: judge class purity; by default where the store has labels.
         center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
         n_examples: most active rows kept for each latent.
@@ -55,7 +57,8 @@ def evaluate(
         An :class:`monoloss.Evaluation` for each name.
 
     Raises:
-        InputError: a model that does not encode the store's width, or that was not calibrated; purity without labels.
+        InputError: a model that does not encode the store's width, or that was not calibrated; stored activations of
+            another number of rows; purity without labels.
 
     Source:
         arXiv 2602.12403, its measures of evaluation.
@@ -70,16 +73,12 @@ def evaluate(
         2.0
     """
     check_type("store", store, FeatureStore, "a FeatureStore; FeatureStore(folder) opens one")
-    check_models(models)
+    check_models(models, store.n_rows, store.width)
     check_number("n_examples", n_examples, at_least=1, integer=True)
     check_number("batch_size", batch_size, at_least=1, integer=True)
     judge_purity = store.has_labels if purity is None else purity
     if judge_purity and not store.has_labels:
         raise InputError("purity", f"True for {store.folder}, which has no labels", "a store with labels")
-    for name, model in models.items():
-        if isinstance(model, SparseAutoencoder) and model.d_in != store.width:
-            came = f"rows of width {store.width} for models[{name!r}]"
-            raise InputError("store", came, f"its width, {model.d_in}")
     with _in_eval_mode(models):
         sums = {name: _Sums(name, model, store, judge_purity, center, n_examples) for name, model in models.items()}
         for batch in _shown(store, batch_size, progress):
@@ -104,7 +103,7 @@ def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[Sto
 
 
 @contextmanager
-def _in_eval_mode(models: dict[str, Encoder]) -> Iterator[None]:
+def _in_eval_mode(models: dict[str, Encoder | StoredActivations]) -> Iterator[None]:
     before = modes(models)
     try:
         for module, _ in before:
@@ -119,7 +118,13 @@ class _Sums:
     """What is summed up for one model; its sizes are known from the first batch on."""
 
     def __init__(
-        self, name: str, model: Encoder, store: FeatureStore, purity: bool, center: Tensor | None, n_examples: int
+        self,
+        name: str,
+        model: Encoder | StoredActivations,
+        store: FeatureStore,
+        purity: bool,
+        center: Tensor | None,
+        n_examples: int,
     ) -> None:
         self.name, self.model, self.store, self.n_examples = name, model, store, n_examples
         self.purity, self.center = purity, center
@@ -134,7 +139,7 @@ class _Sums:
         """Encode a batch and add it up."""
         device = device_of(self.model, batch.embeddings.device)
         embeddings = batch.embeddings.to(device)
-        judged = judge(self.name, self.model, embeddings)
+        judged = judge(self.name, self.model, embeddings, batch.start)
         if self.score is None:
             self._start(judged.activations.shape[1], judged.activations.device)
         assert self.score is not None  # noqa: S101 - set by _start
@@ -200,12 +205,18 @@ class _Sums:
     def _facts(self) -> dict[str, Any]:
         return {
             "monoloss_version": version("monoloss"),
+            "store": self.store.folder.resolve().name,
             "store_fingerprint": self.store.fingerprint,
+            "encoder": self.store.manifest.encoder,
             "n_rows": self.n_rows,
             "width": self.store.width,
             "class_names": self.store.class_names,
             "centred": self.center is not None,
-            "model": repr(self.model.config)
-            if isinstance(self.model, SparseAutoencoder)
-            else type(self.model).__name__,
+            "model": _model_text(self.model),
         }
+
+
+def _model_text(model: Encoder | StoredActivations) -> str:
+    if isinstance(model, SparseAutoencoder):
+        return repr(model.config)
+    return f"activations in {model.path.name}" if isinstance(model, StoredActivations) else type(model).__name__

@@ -50,6 +50,12 @@ def evaluation_table(groups: Mapping[str, Sequence[Evaluation]], title: str) -> 
     return table
 
 
+def chance_line(evaluations: Mapping[str, Evaluation]) -> str:
+    """What to read below a table: the score of chance, which all models share that are judged on the same rows."""
+    chance = next(iter(evaluations.values())).summary["chance"]
+    return f"A latent that is active at random scores {chance:.3f} (chance); lift is 0 there and 1 at best."
+
+
 def cells(evaluation: Evaluation) -> list[str]:
     """The figures of ``COLUMNS`` for one evaluation, a dash where one is undefined or missing."""
     figures = [(evaluation.summary.get(column.key, math.nan), column.form) for column in COLUMNS]

@@ -1,0 +1,178 @@
+"""What is to be evaluated, as a user names it: SAE folders, run folders, names on the Hub, files of activations."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from monoloss.errors import InputError
+from monoloss.evaluation.activations import StoredActivations
+from monoloss.evaluation.result import FACTS, check_evaluation_folder
+from monoloss.sae.model import SparseAutoencoder
+
+HUB = "hf-hub:"
+SAES, EVALUATIONS = "saes", "evaluations"  # folders of a run
+_SAE_FILES = ("config.json", "model.safetensors")
+_NAME = re.compile(r"[^\W.][\w.+-]*")  # what a file system takes, and a name in a training configuration
+_NEEDED = f"the folder of a SAE or of a run, or a name on the Hub written {HUB}USER/NAME"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model that is to be evaluated, not loaded yet.
+
+    Attributes:
+        name: what its figures carry.
+        path: where it comes from: a folder, a file, or ``hf-hub:user/name``.
+        run: the folder of the run that it belongs to, if it does.
+        stored: the path is a file of activations, not a SAE.
+    """
+
+    name: str
+    path: str
+    run: Path | None = None
+    stored: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where its evaluation goes if nothing else is said: in its run, or ``evaluations`` in the working folder."""
+        if self.run is None:
+            return Path(EVALUATIONS) / self.name
+        return self.run / EVALUATIONS / Path(self.path).name
+
+    def load(self, device: torch.device, key: str | None = None) -> SparseAutoencoder | StoredActivations:
+        """The model, on a device. ``key``: of the activations in their file.
+
+        Raises:
+            InputError: the file or folder cannot be used; the error names it.
+        """
+        if self.stored:
+            return StoredActivations(self.path, key=key, device=device)
+        return SparseAutoencoder.from_pretrained(self.path, device=device)
+
+
+def find_sources(saes: Sequence[str], activations: Sequence[str] = ()) -> list[Source]:
+    """The models that some texts name, each under a name of its own.
+
+    A text is a path, or ``NAME=PATH``. A path to a SAE is its folder, ``hf-hub:user/name``, or the folder of a run,
+    which stands for all SAEs in it. A name is that of the folder or file; where several are the same, that of the run
+    or parent folder comes before it.
+
+    Args:
+        saes: of SAEs.
+        activations: of files that hold activations.
+
+    Returns:
+        One source for each SAE and file, in the order given; the SAEs of a run by name.
+
+    Raises:
+        InputError: a path where nothing is, or nothing that can be evaluated; a name that was given to two models;
+            the same model twice under the same name; nothing at all.
+
+    Example:
+        >>> [source.name for source in find_sources(["hf-hub:me/base", "mono=hf-hub:me/other"], ["codes/clip.npy"])]
+        ['base', 'mono', 'clip']
+    """
+    found: list[Source] = []
+    given: set[int] = set()  # positions of names that the user chose: these stay
+    for text in saes:
+        name, path = _name_and_path(text)
+        sources = [replace(source, name=name or source.name) for source in _saes_at(path)]
+        if name is not None and len(sources) > 1:
+            sources = [replace(source, name=f"{name}-{Path(source.path).name}") for source in sources]
+        given |= {len(found) + position for position in range(len(sources)) if name is not None}
+        found += sources
+    for text in activations:
+        name, path = _name_and_path(text)
+        given |= {len(found)} if name is not None else set()
+        found.append(Source(name or _allowed(Path(path).stem), path, stored=True))
+    if not found:
+        raise InputError("saes", "none, and no activations", "something to evaluate")
+    return _with_unique_names(found, given)
+
+
+def evaluation_folders(sources: Sequence[Source], out: str | Path | None = None) -> dict[str, Path]:
+    """Where the evaluation of each source is to be saved, by name; an earlier evaluation there will be replaced.
+
+    Args:
+        sources: what is evaluated.
+        out: a folder, new or with evaluations only, for one folder each; None: where each belongs.
+
+    Raises:
+        InputError: a folder that holds something else; two evaluations in one place.
+    """
+    if out is not None and Path(out).is_dir():
+        for entry in Path(out).iterdir():
+            if not (entry.is_dir() and (entry / FACTS).is_file()):
+                raise InputError("out", f"{out}, which holds {entry.name}", "a new folder, or one with evaluations")
+    folders = {source.name: source.folder if out is None else Path(out) / source.name for source in sources}
+    for place, count in Counter(folder.resolve() for folder in folders.values()).items():
+        if count > 1:
+            raise InputError("saes", f"the SAE of {place} twice", "each once, or names of their own and an out folder")
+    for folder in folders.values():
+        check_evaluation_folder(folder)
+    return folders
+
+
+def _name_and_path(text: str) -> tuple[str | None, str]:
+    """What stands before and after the first ``=``; a path that exists as it is may hold one."""
+    name, sign, path = text.partition("=")
+    if not sign or Path(text).exists():
+        return None, text
+    if not _NAME.fullmatch(name):
+        raise InputError(text, f"the name {name!r}", "a name of letters, digits and _ - . +, no dot first")
+    return name, path
+
+
+def _saes_at(path: str) -> list[Source]:
+    if path.startswith(HUB):
+        return [Source(_allowed(path.rpartition("/")[2]), path)]
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(path, "a file" if folder.exists() else "no such folder", _NEEDED)
+    if any((folder / name).is_file() for name in _SAE_FILES):
+        return [_sae_at(folder)]
+    below = folder / SAES
+    inside = sorted(sae for sae in below.iterdir() if sae.is_dir() and sae.name[0] != ".") if below.is_dir() else []
+    if not inside:
+        came = f"an empty folder {SAES}" if below.is_dir() else f"a folder with neither {_SAE_FILES[0]} nor {SAES}"
+        raise InputError(path, came, _NEEDED)
+    return [_sae_at(sae) for sae in inside]
+
+
+def _sae_at(folder: Path) -> Source:
+    whole = folder.resolve()
+    in_a_run = whole.parent.name == SAES and (whole.parents[1] / "config.yaml").is_file()
+    return Source(_allowed(whole.name), str(folder), whole.parents[1] if in_a_run else None)
+
+
+def _allowed(name: str) -> str:
+    """A name made of a file's: what may not be in a name becomes ``_``."""
+    return re.sub(r"[^\w.+-]", "_", name).lstrip(".") or "_"
+
+
+def _with_unique_names(sources: list[Source], given: set[int]) -> list[Source]:
+    """Of equal names that the user did not choose, each gets that of its run or parent folder before it."""
+    counts = Counter(source.name for source in sources)
+    named = [
+        source if counts[source.name] == 1 or position in given else replace(source, name=_longer(source))
+        for position, source in enumerate(sources)
+    ]
+    for name, count in Counter(source.name for source in named).items():
+        if count > 1:
+            paths = " and ".join(source.path for source in named if source.name == name)
+            raise InputError("names", f"{name!r} for {paths}", "a name of its own for each, written NAME=PATH")
+    return named
+
+
+def _longer(source: Source) -> str:
+    if source.path.startswith(HUB):
+        before = source.path.removeprefix(HUB).rpartition("/")[0]
+    else:
+        before = (source.run or Path(source.path).resolve().parent).name
+    return f"{_allowed(before)}-{source.name}"
