@@ -18,7 +18,7 @@ from monoloss.sae.objectives import objective
 from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes
-from sae_samples import some_config
+from sae_samples import dense, some_config
 
 AUX = AuxLoss(k=8, dead_after_samples=150)
 
@@ -37,10 +37,22 @@ SETTINGS = {
         clip_norm=0.005,
         seed=2,
     ),
+    "jump_relu": SaeTraining(
+        some_config("jump_relu", 48, l0_weight=0.01, target_l0=4.0, initial_threshold=1.2, dead_after_samples=100),
+        mono_weight=1e-2,
+        mono_memory=0.9,
+        lr=1e-3,
+        threshold_lr=1e-2,
+        clip_norm=0.005,
+        redraw_dead_every_steps=7,
+    ),
+    "vanilla": SaeTraining(
+        some_config("vanilla", 40, l1_weight=1e-2, dead_after_samples=150), mono_weight=1e-2, lr=1e-3, clip_norm=0.005
+    ),
 }
 
 
-FIGURES = {"loss", "reconstruction", "aux", "score", "explained_variance", "l0", "dead"}
+FIGURES = {"loss", "reconstruction", "sparsity", "aux", "score", "explained_variance", "l0", "dead"}
 
 
 N_ROWS, BATCH, EPOCHS, LOG_EVERY = 330, 50, 3, 4  # 6 steps an epoch, 18 in all
@@ -68,6 +80,30 @@ class Step(NamedTuple):
     grad_norm: float
 
 
+def adam_of(sae: SparseAutoencoder, settings: SaeTraining) -> torch.optim.Adam:
+    """Adam with a learning rate of its own for the thresholds."""
+    thresholds = [sae.activation.threshold] if settings.sae.variant == "jump_relu" else []
+    rest = [parameter for name, parameter in sae.named_parameters() if name != "activation.threshold"]
+    groups = [{"params": rest}, {"params": thresholds, "lr": settings.threshold_lr or settings.lr}]
+    return torch.optim.Adam(groups, lr=settings.lr, eps=settings.adam_eps, fused=True)
+
+
+def dead_after(settings: SaeTraining) -> int:
+    return getattr(settings.sae, "aux", settings.sae).dead_after_samples
+
+
+def redraw(sae: SparseAutoencoder, adam: torch.optim.Adam, settings: SaeTraining, n_steps: int) -> None:
+    """Dead latents as at the start, with nothing in Adam."""
+    dead = sae.samples_since_active >= dead_after(settings)
+    sae.redraw_(dead, settings.seed + n_steps)
+    by_latent = [(sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)]
+    if settings.sae.variant == "jump_relu":
+        by_latent.append((sae.activation.threshold, 0))
+    for parameter, along in by_latent:
+        for moment in ("exp_avg", "exp_avg_sq"):
+            adam.state[parameter][moment].movedim(along, 0)[dead] = 0.0
+
+
 def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencoder, list[Step]]:
     """The same training, plainly."""
     mean = store.mean.float()
@@ -75,7 +111,7 @@ def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencod
         store.width, settings.sae, input_mean=mean if settings.sae.inputs.center else None, seed=settings.seed
     )
     mono = MonoLoss(center=mean if settings.mono_center else None, memory=settings.mono_memory)
-    adam = torch.optim.Adam(sae.parameters(), lr=settings.lr, eps=settings.adam_eps, fused=True)
+    adam = adam_of(sae, settings)
     batches, steps = ShuffledBatches(store, BATCH, 42), []
     for _ in range(EPOCHS):
         for batch in batches:
@@ -98,24 +134,22 @@ def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencod
             with torch.no_grad():
                 if decoder is not None:
                     decoder /= decoder.norm(dim=1, keepdim=True)
+                if settings.sae.variant == "jump_relu":
+                    sae.activation.threshold.clamp_(min=0)
             steps.append(
                 Step(
                     batch,
-                    output.codes.to_dense().detach(),
+                    dense(output.codes).detach(),
                     output.target,
                     output.reconstruction.detach(),
                     float(loss.detach()),
-                    int((sae.samples_since_active >= settings.sae.aux.dead_after_samples).sum()),
+                    int((sae.samples_since_active >= dead_after(settings)).sum()),
                     grad_norm,
                 )
             )
             every = settings.redraw_dead_every_steps
             if every and len(steps) % every == 0:
-                dead = sae.samples_since_active >= settings.sae.aux.dead_after_samples
-                sae.redraw_(dead, settings.seed + len(steps))
-                for parameter, along in ((sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)):
-                    for moment in ("exp_avg", "exp_avg_sq"):
-                        adam.state[parameter][moment].movedim(along, 0)[dead] = 0.0
+                redraw(sae, adam, settings, len(steps))
     sae.calibrate_([store.embeddings()])
     return sae.eval(), steps
 

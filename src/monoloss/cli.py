@@ -7,7 +7,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 
 from monoloss.errors import InputError, missing_extra
 
@@ -20,23 +22,15 @@ class _Terminated(BaseException):
     """SIGTERM came: raised, so that what is half-written is cleaned up."""
 
 
-def demo(seed: int = 0, out: str = "demo-output", progress: bool = True) -> None:
-    """MonoLoss at work on real images: trains six small SAEs on scikit-learn's digits and judges them.
-
-    TopK and BatchTopK, each without MonoLoss, with the paper's and with memory and centring, on one pass over the
-    training digits; then a table of held-out figures in the terminal, pictures and evaluation files in a folder.
-
-    Args:
-        seed: of the split, the initial weights and the order of the rows; from 0 to 4294967295
-        out: folder for the results; an earlier demo's there is replaced
-        progress: show progress bars
-    """
-    from monoloss.demo import run_demo
-
-    run_demo(seed=seed, out=out, progress=progress)
-
-
-COMMANDS = {"demo": demo}
+COMMANDS = {  # module and function; its arguments become options. At their top these modules import nothing heavy
+    "demo": ("monoloss.commands.demo", "demo"),
+    "train": ("monoloss.commands.train", "train"),
+    "evaluate": ("monoloss.commands.evaluate", "evaluate_saes"),
+    "import": ("monoloss.commands.import_files", "import_files"),
+    "info": ("monoloss.commands.info", "info"),
+}
+_POSITIONAL = ("import", "info")  # what these commands need first is given without its name
+_FLAGS = {"verify", "print_config"}  # options without a value
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,21 +76,43 @@ def _sigterm_is_raised() -> Iterator[None]:
 
 
 def _run(argv: list[str]) -> int:
+    from docstring_parser import parse as parse_docstring
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="monoloss", description="Measure, train for and show monosemantic latents.")
     parser.add_argument("--version", action="version", version=version("monoloss"))
     commands = parser.add_subcommands(dest="command")
-    for name, function in COMMANDS.items():
+    functions = {name: getattr(import_module(module), function) for name, (module, function) in COMMANDS.items()}
+    argv, more = _settings_apart(argv)
+    for name, function in functions.items():
         command = ArgumentParser(description=(function.__doc__ or "").split("\n\n    Args:")[0])
-        command.add_function_arguments(function)
+        arguments = signature(function).parameters.values()
+        lists: set[str | int] = {each.name for each in arguments if str(each.annotation).startswith("list[str]")}
+        command.add_function_arguments(function, as_positional=name in _POSITIONAL, skip={*lists, *_FLAGS, "settings"})
+        for line in parse_docstring(function.__doc__ or "").params:
+            if line.arg_name in lists:  # for which jsonargparse would want --paths [A,B] instead of --paths A B
+                option = f"--{line.arg_name}"
+                command.add_argument(option, nargs="+", type=str, metavar="PATH", help=line.description)
+            elif line.arg_name in _FLAGS:
+                command.add_argument(f"--{line.arg_name}", action="store_true", help=line.description)
         commands.add_subcommand(name, command, help=(function.__doc__ or "").split(".")[0])
     try:
         options = parser.parse_args(argv)
     except SystemExit as stop:  # --help, --version, or an argument that argparse has already explained
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
-    COMMANDS[options.command](**options[options.command].as_dict())
+    functions[options.command](**{**options[options.command].as_dict(), **more})
     return 0
+
+
+def _settings_apart(argv: list[str]) -> tuple[list[str], dict[str, object]]:
+    """Of a command whose module takes settings: what is left to parse, and the settings as an argument."""
+    if not argv or argv[0] not in COMMANDS:
+        return argv, {}
+    module = import_module(COMMANDS[argv[0]][0])
+    if not hasattr(module, "take_settings"):
+        return argv, {}
+    rest, settings = module.take_settings(argv[1:])
+    return [argv[0], *rest], settings
 
 
 def _refuse(error: Exception) -> int:

@@ -6,16 +6,23 @@ import io
 import signal
 import subprocess
 import sys
+import threading
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
+from monoloss.training import checkpoints
 from monoloss.training import sae as training
+from monoloss.training.checkpoints import checkpoints_in, newest_readable, step_of
 from monoloss.training.sae import train_saes
+from monoloss.training.signals import stop_signals
+from sae_samples import bits_of
 from training_samples import SETTINGS, a_run, logged_by
 
 
@@ -62,10 +69,11 @@ def test_ctrl_c_is_raised_and_gives_terminal_and_signal_back(store, tmp_path, mo
     monkeypatch.setattr(training, "objective", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
-    assert n_calls == 5
+    assert n_calls == 5  # no other step, and this one is done and saved
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=00000005.ckpt"]
     assert signal.getsignal(signal.SIGINT) is handler
     assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
-    assert "4/18 steps" in screen.getvalue().split("training")[-1]
+    assert "5/18 steps" in screen.getvalue().split("training")[-1]
 
 
 def test_sigterm_is_not_swallowed(store, tmp_path, monkeypatch):
@@ -118,6 +126,95 @@ def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError, match="a fault"):
         train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
     assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
-    with pytest.raises(SystemExit) as caught, training._signals_stay():
+    with pytest.raises(SystemExit) as caught, stop_signals():
         raise SystemExit(3)
     assert caught.value.code == 3
+
+
+class SignalIn:
+    """Sends itself a signal in the middle of some batches, counted from 1."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *batches: int, signum: int = signal.SIGINT) -> None:
+        self.n_batches = 0
+        real = training.objective
+
+        def hit(*args: Any) -> Any:
+            self.n_batches += 1
+            if self.n_batches in batches:
+                signal.raise_signal(signum)
+            return real(*args)
+
+        monkeypatch.setattr(training, "objective", hit)
+
+
+def steps_saved(run: Path) -> list[int]:
+    return [step_of(path) for path in checkpoints_in(run / "checkpoints")]
+
+
+@pytest.mark.usefixtures("python_answers_ctrl_c")
+@pytest.mark.parametrize(("batch", "step"), [(3, 2), (4, 2), (18, 9)])
+def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(
+    store, tmp_path, monkeypatch, capsys, batch, step
+):
+    config = a_run({"topk": SETTINGS["topk"]}, accumulate_batches=2)
+    whole = bits_of(train_saes(store, config, tmp_path / "whole", progress=False)["topk"])
+    with monkeypatch.context() as patch:
+        SignalIn(patch, batch)
+        with pytest.raises(KeyboardInterrupt):
+            train_saes(store, config, tmp_path / "run", progress=False)
+    assert steps_saved(tmp_path / "run") == [step]
+    assert f"stopped after step {step}, and saved" in capsys.readouterr().err
+    came = train_saes(store, config, tmp_path / "run", resume=True, progress=False)
+    assert bits_of(came["topk"]) == whole
+
+
+@pytest.mark.usefixtures("python_answers_ctrl_c")
+def test_a_second_ctrl_c_ends_at_once(store, tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    hits = SignalIn(monkeypatch, 3, 4)
+    config = a_run({"topk": SETTINGS["topk"]}, accumulate_batches=4, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(store, config, tmp_path, progress=False)
+    assert hits.n_batches == 4
+    assert steps_saved(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("python_answers_ctrl_c")
+@pytest.mark.parametrize("n_signals", [1, 2])
+def test_a_signal_while_a_checkpoint_is_written_tears_nothing(store, tmp_path, monkeypatch, n_signals):
+    save = torch.save
+
+    def hit(content: Any, path: Path) -> None:
+        for _ in range(n_signals if content["global_step"] == 3 else 0):
+            signal.raise_signal(signal.SIGINT)
+        save(content, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", hit)
+    config = a_run({"topk": SETTINGS["topk"]}, checkpoint_every_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(store, config, tmp_path, progress=False)
+    assert steps_saved(tmp_path) == ([3, 2] if n_signals == 1 else [2, 1])
+    assert newest_readable(tmp_path / "checkpoints", pytest.fail).n_steps == (3 if n_signals == 1 else 2)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # nothing half-written beside them
+
+
+def test_who_ignores_ctrl_c_goes_on_ignoring_it(store, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        SignalIn(monkeypatch, 3)
+        train_saes(store, a_run({"topk": SETTINGS["topk"]}, epochs=1), tmp_path, progress=False)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "saes").exists()
+
+
+def test_training_in_a_thread_leaves_signals_alone(store, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    config = a_run({"topk": SETTINGS["topk"]}, epochs=1)
+    thread = threading.Thread(target=train_saes, args=(store, config, tmp_path), kwargs={"progress": False})
+    thread.start()
+    thread.join()
+    assert (tmp_path / "saes").exists()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -18,23 +18,27 @@ from monoloss.errors import InputError
 class ShuffledBatches:
     """Batches of ``batch_size`` rows in an order that follows from ``(seed, epoch)`` alone; a new order every epoch.
 
-    Iterating gives the rest of the current epoch, then the next one begins. Rows that do not fill a batch are left out
-    of that epoch. State: epoch and batches given.
+    Iterating gives the rest of the current epoch, then the next one begins. Rows that do not fill a batch, and batches
+    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch and batches given.
 
     Raises:
-        InputError: the batch is larger than the data.
+        InputError: the batches of a step are larger than the data.
     """
 
-    def __init__(self, store: FeatureStore, batch_size: int, seed: int) -> None:
+    def __init__(self, store: FeatureStore, batch_size: int, seed: int, accumulate: int = 1) -> None:
         check_number("batch_size", batch_size, at_least=1, integer=True)
+        check_number("accumulate", accumulate, at_least=1, integer=True)
         if batch_size > store.n_rows:
             raise InputError("batch_size", batch_size, f"at most the rows there are to train on, {store.n_rows}")
-        self.store, self.batch_size, self.seed = store, batch_size, seed
+        if batch_size * accumulate > store.n_rows:
+            needed = f"batches that hold no more than the rows there are to train on, {store.n_rows}"
+            raise InputError("accumulate_batches", f"{accumulate} of {batch_size} rows", needed)
+        self.store, self.batch_size, self.seed, self.accumulate = store, batch_size, seed, accumulate
         self.epoch = 0
         self.n_given = 0
 
     def __len__(self) -> int:
-        return self.store.n_rows // self.batch_size
+        return self.store.n_rows // (self.batch_size * self.accumulate) * self.accumulate
 
     def __iter__(self) -> Iterator[Float[Tensor, "n d"]]:
         order = shuffled(self.store.n_rows, self.seed, self.epoch)
@@ -61,7 +65,7 @@ class ShuffledBatches:
         self.seed, self.epoch, self.n_given = state["seed"], state["epoch"], state["n_given"]
 
     def _identity(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "store": self.store.fingerprint}
+        return {"batch_size": self.batch_size, "accumulate": self.accumulate, "store": self.store.fingerprint}
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from monoloss.checks import check_number, check_type
+from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
-from monoloss.sae.config import SaeConfig
+from monoloss.sae.config import SAE_CONFIGS, JumpReluConfig, SaeConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,14 @@ class SaeTraining:
         mono_weight: factor of MonoLoss; 0 trains without it. More raises the score and costs reconstruction.
         mono_memory: ``memory`` of :class:`monoloss.MonoLoss`, in [0, 1).
         mono_center: take the mean of the training rows off the embeddings that MonoLoss sees.
-        lr: learning rate of Adam.
+        mono_embeddings: the rows that MonoLoss compares: "inputs", at length 1; or "scaled", as the encoder sees them
+            (standardised, as in the authors' JumpReLU runs).
+        lr: learning rate of Adam, at its highest.
+        warmup_steps: steps over which the learning rate rises to ``lr``.
+        lr_schedule: what the learning rate does after that, up to the end of the run: "constant", or fall to 0 along a
+            line ("linear") or half a cosine ("cosine").
+        threshold_lr: learning rate of JumpReLU's thresholds, in the place of ``lr``; None: ``lr``. Few entries are near
+            a threshold, so with ``lr`` it moves slowly; ``target_l0`` in a short run needs 100 times as much.
         adam_eps: epsilon of Adam.
         clip_norm: largest norm of this SAE's gradient; None does not clip (the paper's TopK runs).
         redraw_dead_every_steps: draw dead latents anew so often (the paper's TopK runs: 10 000); None never.
@@ -35,19 +43,28 @@ class SaeTraining:
     mono_weight: float = 0.0
     mono_memory: float = 0.0
     mono_center: bool = False
+    mono_embeddings: Literal["inputs", "scaled"] = "inputs"
     lr: float = 1e-4
+    threshold_lr: float | None = None
+    warmup_steps: int = 0
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     adam_eps: float = 6.25e-10
     clip_norm: float | None = 1.0
     redraw_dead_every_steps: int | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:
-        check_type("sae", self.sae, SaeConfig, "TopKConfig or BatchTopKConfig")
+        check_type("sae", self.sae, SaeConfig, SAE_CONFIGS)
         check_type("mono_center", self.mono_center, bool, "True or False")
+        check_choice("mono_embeddings", self.mono_embeddings, ("inputs", "scaled"))
+        check_choice("lr_schedule", self.lr_schedule, ("constant", "linear", "cosine"))
+        check_number("warmup_steps", self.warmup_steps, at_least=0, integer=True)
         check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
         check_number("mono_weight", self.mono_weight, at_least=0.0)
         check_number("mono_memory", self.mono_memory, at_least=0.0, below=1.0)
         check_number("lr", self.lr, above=0.0)
+        if self.threshold_lr is not None:
+            check_number("threshold_lr", self.threshold_lr, above=0.0)
         check_number("adam_eps", self.adam_eps, above=0.0)
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, above=0.0)
@@ -61,9 +78,19 @@ class TrainingConfig:
 
     Attributes:
         saes: each SAE under the name that its figures carry (letters, digits and ``_ - . +``).
-        batch_size: rows a step; what does not fill a batch is left out of that epoch.
+        batch_size: rows that go through the SAEs, and MonoLoss, at a time.
+        accumulate_batches: batches whose gradients make one optimiser step (their mean); what does not fill a step is
+            left out of that epoch.
         epochs: passes over the data.
-        log_every_steps: optimiser steps between two logged lines.
+        precision: "32-true", or "bf16-mixed": the encoder's product runs in bfloat16, but for JumpReLU, whose bandwidth
+            is finer than that.
+        log_every_steps: optimiser steps between two logged lines, which show the last batch of their step.
+        validate_every_steps: optimiser steps between two evaluations on the validation store; None for one at the end.
+        checkpoint_every_steps: optimiser steps between two checkpoints; None saves by time alone.
+        checkpoint_every_minutes: time between two checkpoints; None saves by steps alone. At the end, and when the run
+            is stopped by Ctrl-C or SIGTERM, it is saved in any case.
+        keep_checkpoints: so many of the newest checkpoints are kept.
+        loggers: where figures go beside ``metrics.csv``: "tensorboard", "wandb".
         seed: of the order of the rows.
 
     Example:
@@ -76,8 +103,15 @@ class TrainingConfig:
 
     saes: Mapping[str, SaeTraining]
     batch_size: int = 2048
+    accumulate_batches: int = 1
     epochs: int = 50
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     log_every_steps: int = 50
+    validate_every_steps: int | None = None
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = 10.0
+    keep_checkpoints: int = 2
+    loggers: Sequence[Literal["tensorboard", "wandb"]] = ()
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -90,5 +124,33 @@ class TrainingConfig:
             check_type(f"saes[{name!r}]", training, SaeTraining, "SaeTraining(sae, ...)")
             if not name or not all(char.isalnum() or char in "_-.+" for char in name) or name.startswith("."):
                 raise InputError("saes", f"the name {name!r}", "names of letters, digits and _ - . +, no dot first")
-        for field in ("batch_size", "epochs", "log_every_steps"):
+            _check_together(f"saes.{name}", training)
+        for field in ("batch_size", "accumulate_batches", "epochs", "log_every_steps", "keep_checkpoints"):
             check_number(field, getattr(self, field), at_least=1, integer=True)
+        for field in ("validate_every_steps", "checkpoint_every_steps"):
+            if getattr(self, field) is not None:
+                check_number(field, getattr(self, field), at_least=1, integer=True)
+        if self.checkpoint_every_minutes is not None:
+            check_number("checkpoint_every_minutes", self.checkpoint_every_minutes, above=0.0)
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
+        check_type("loggers", self.loggers, list | tuple, "a list of 'tensorboard', 'wandb' or both")
+        for logger in self.loggers:
+            check_choice("loggers", logger, ("tensorboard", "wandb"))
+        object.__setattr__(self, "loggers", tuple(self.loggers))
+
+
+def _check_together(where: str, training: SaeTraining) -> None:
+    """Refuse options of one SAE that make nothing of each other."""
+    for option, unset in (("mono_memory", 0.0), ("mono_center", False), ("mono_embeddings", "inputs")):
+        value = getattr(training, option)
+        if value != unset and training.mono_weight == 0:
+            raise InputError(f"{where}.{option}", value, "mono_weight above 0 to make use of it")
+    if training.threshold_lr is not None and not isinstance(training.sae, JumpReluConfig):
+        needed = f"none for the variant {training.sae.variant!r}, which has no thresholds to learn"
+        raise InputError(f"{where}.threshold_lr", training.threshold_lr, needed)
+    if training.mono_center and training.mono_embeddings == "scaled":
+        needed = "mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
+        raise InputError(f"{where}.mono_center", True, needed)
+    if training.sae.inputs.center and not training.sae.inputs.unit_norm:
+        needed = "unit_norm too: the store's mean is that of unit rows"
+        raise InputError(f"{where}.sae.inputs.center", "True without unit_norm", needed)

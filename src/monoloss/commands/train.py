@@ -1,0 +1,140 @@
+"""``monoloss train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monoloss.errors import InputError
+
+if TYPE_CHECKING:
+    from monoloss.data.store import FeatureStore
+    from monoloss.training.config_files import RunConfig
+
+
+def train(
+    config: str | None = None,
+    store: str | None = None,
+    out: str | None = None,
+    validation: str | None = None,
+    resume: str | None = None,
+    print_config: bool = False,
+    progress: bool = True,
+    settings: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Train one or several SAEs on one pass over a feature store.
+
+    Every setting of the file can be given as an option, over what the file says: --epochs 20, --batch_size 1024,
+    --saes.NAME.mono_weight 3e-4, --saes.NAME.sae.k 32; --sweep.NAME [1e-4,3e-4] trains that SAE once with each
+    mono_weight. Ctrl-C and SIGTERM save the run at the end of the step; --resume goes on from there.
+
+    Args:
+        config: YAML file with the settings of monoloss.TrainingConfig, the SAEs as a mapping by name
+        store: feature store with the rows to train on
+        out: folder for the run: resolved configuration, logs, checkpoints, trained SAEs; a new one
+        validation: feature store with held-out rows; the SAEs are evaluated on it at the end
+        resume: folder of a run that was stopped, to go on with it; its settings are in it
+        print_config: print the resolved configuration and do nothing else
+        progress: show progress bars
+        settings: the settings that were given as options
+    """
+    if resume is not None:
+        given = {"config": config, "out": out, "print_config": print_config or None}
+        others = [name for name, value in given.items() if value is not None] + [key for key, _ in settings]
+        if others:
+            raise InputError(
+                f"--{others[0]}", "a value beside --resume", "none: a run goes on with the settings it has"
+            )
+        _go_on(Path(resume), store, validation, progress)
+        return
+    if config is None:
+        raise InputError("--config", "nothing", "a YAML file, or --resume with the folder of a run")
+    from rich.console import Console
+
+    from monoloss.training.config_files import config_text, read_config, with_place
+
+    settled = with_place(with_place(read_config(config, settings), "store", store), "validation", validation)
+    if print_config:
+        Console(soft_wrap=True).out(config_text(settled), end="", highlight=False)
+        return
+    if out is None:
+        raise InputError("--out", "nothing", "a folder for the run")
+    _train(settled, Path(out), resume=False, progress=progress)
+
+
+def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Part the settings of a run from the other options, and say what is neither.
+
+    Returns:
+        What is left to parse, and arguments of ``train``.
+
+    Raises:
+        InputError: an option that is neither, or a setting without a value.
+    """
+    from monoloss.training.config_files import SETTINGS
+    from monoloss.training.config_values import unknown_key
+
+    options = [name for name in signature(train).parameters if name != "settings"]
+    rest: list[str] = []
+    settings: list[tuple[str, str]] = []
+    more: dict[str, Any] = {"settings": settings}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word == "--print_config":  # which the parser would take for its own
+            more["print_config"] = True
+        elif not word.startswith("--") or name in ("help", *options):
+            rest.append(word)
+        elif name.partition(".")[0] not in SETTINGS:
+            raise unknown_key("--", name, [*options, *SETTINGS])
+        elif not equals and (not words or words[0].startswith("--")):
+            raise InputError(word, "nothing", "a value")
+        else:
+            settings.append((name, value if equals else words.pop(0)))
+    return rest, more
+
+
+def _go_on(run: Path, store: str | None, validation: str | None, progress: bool) -> None:
+    from monoloss.training.config_files import read_config
+
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise InputError(str(file), "no such file", "the folder of a run for --resume")
+    config = read_config(file)
+    config = replace(config, store=store or config.store, validation=validation or config.validation)  # if they moved
+    _train(config, run, resume=True, progress=progress)
+
+
+def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> None:
+    from rich.console import Console
+
+    from monoloss.evaluation.result import Evaluation
+    from monoloss.evaluation.table import evaluation_table
+    from monoloss.training.sae import train_saes
+
+    if config.store is None:
+        raise InputError("store", "nothing", "a feature store, as --store or in the configuration")
+    store = _opened("store", config.store, config.store_fingerprint)
+    validation = None
+    if config.validation is not None:
+        validation = _opened("validation", config.validation, config.validation_fingerprint)
+    saes = train_saes(store, config.training, run, validation=validation, resume=resume, progress=progress)
+    console = Console()
+    if validation is not None:
+        evaluations = [Evaluation.load(run / "evaluations" / name) for name in saes]
+        console.print(evaluation_table({str(validation.folder): evaluations}, f"{validation.n_rows} held-out rows"))
+    console.print(f"SAEs: {run / 'saes'}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _opened(name: str, folder: str, fingerprint: str | None) -> FeatureStore:
+    from monoloss.data.store import FeatureStore
+
+    store = FeatureStore(folder)
+    if fingerprint is not None and store.fingerprint != fingerprint:
+        needed = f"that of {name}_fingerprint, {fingerprint[:12]}...: the data of the configuration"
+        raise InputError(name, f"{folder} with fingerprint {store.fingerprint[:12]}...", needed)
+    return store

@@ -1,0 +1,154 @@
+"""Checkpoints of a run, for going on with it: written whole, by steps and by time, the newest good one found again."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from monoloss.files import atomic_file
+from monoloss.training.config import TrainingConfig
+from monoloss.training.signals import StopRequested, StopSignals
+
+_SUFFIX = ".ckpt"
+_IDENTITY, _GENERATORS = "monoloss_run", "generators"
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+        path: the file.
+        n_steps: optimiser steps that were done.
+        content: all of it.
+    """
+
+    path: Path
+    n_steps: int
+    content: dict[str, Any]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its run was made of."""
+        identity: Mapping[str, Any] = self.content[_IDENTITY]
+        return identity
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or absent; Lightning's own pass through memory and the system's temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write one."""
+        with atomic_file(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class Checkpoints(Callback):
+    """Saves a run at the end of a step: every so many steps or minutes, at the last one, and when a signal came.
+
+    Args:
+        folder: where; missing folders are made.
+        config: says how often, and how many are kept.
+        n_steps: optimiser steps of the whole run.
+        identity: what the run is made of, plain nested values; a checkpoint of another run is told apart by it.
+        stop: signals that came; after the checkpoint that they ask for, the run stops.
+        before: called before each checkpoint, to calibrate thresholds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainingConfig,
+        n_steps: int,
+        identity: Mapping[str, Any],
+        stop: StopSignals,
+        before: Callable[[], object],
+    ) -> None:
+        self.folder, self.config, self.n_steps, self.identity = folder, config, n_steps, dict(identity)
+        self._stop, self._before = stop, before
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to lose."""
+        self._saved_at = monotonic()
+        self._stop.listen()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time; stop if a signal came. In the middle of a step's batches neither can be."""
+        if (batch_idx + 1) % self.config.accumulate_batches:
+            return
+        if self._stop.received is not None or self._is_due(trainer.global_step):
+            self.save(trainer)
+        if self._stop.received is not None:
+            raise StopRequested
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What Lightning leaves out: whose checkpoint it is, and where torch's global generators stand."""
+        checkpoint[_IDENTITY] = self.identity
+        checkpoint[_GENERATORS] = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            checkpoint[_GENERATORS]["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the generators where they stood."""
+        generators = checkpoint[_GENERATORS]
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"].cpu(), pl_module.device)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write a checkpoint of this step, and delete those that are no longer to be kept."""
+        step = trainer.global_step
+        self._before()
+        trainer.save_checkpoint(self.folder / f"step={step:08d}{_SUFFIX}")
+        self._saved_at = monotonic()
+        earlier = [path for path in checkpoints_in(self.folder) if step_of(path) <= step]
+        for path in set(checkpoints_in(self.folder)) - set(earlier[: self.config.keep_checkpoints]):
+            path.unlink()
+
+    def _is_due(self, step: int) -> bool:
+        every_steps, every_minutes = self.config.checkpoint_every_steps, self.config.checkpoint_every_minutes
+        if step == self.n_steps or (every_steps is not None and step % every_steps == 0):
+            return True
+        return every_minutes is not None and monotonic() - self._saved_at >= 60.0 * every_minutes
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    found = [path for path in folder.glob(f"step=*{_SUFFIX}") if path.stem.removeprefix("step=").isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The number of optimiser steps that were done."""
+    return int(path.stem.removeprefix("step="))
+
+
+def newest_readable(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that can be read whole; ``note`` is told of newer ones that cannot."""
+    for path in checkpoints_in(folder):
+        content = _read(path)
+        if content is not None:
+            return Checkpoint(path, step_of(path), content)
+        note(f"{path} cannot be read and is left out: going on from an earlier state")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The contents of a checkpoint, or None: torn, with bytes that changed, or of something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever a damaged file leads to
+        return None
+    return content if isinstance(content, dict) and _IDENTITY in content else None

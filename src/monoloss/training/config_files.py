@@ -1,0 +1,181 @@
+"""Runs as YAML files: read strictly, with options over them, and written out in full.
+
+The keys are the fields of ``TrainingConfig``, with the SAEs as a mapping by name; beside them ``store`` and
+``validation`` (folders), their fingerprints, and ``sweep`` (several ``mono_weight`` for one SAE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from monoloss.checks import check_number, check_type
+from monoloss.errors import InputError
+from monoloss.files import atomic_file
+from monoloss.training.config import TrainingConfig
+from monoloss.training.config_values import build, plain, unknown_key
+from monoloss.training.yaml_text import from_yaml, to_yaml
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run is made of.
+
+    Attributes:
+        training: the SAEs and how they are trained.
+        store: folder of the rows to train on; None where it is still to be named.
+        store_fingerprint: what its ``fingerprint`` must be; None for any.
+        validation: folder of the held-out rows, if there are any.
+        validation_fingerprint: what its ``fingerprint`` must be; None for any.
+    """
+
+    training: TrainingConfig
+    store: str | None = None
+    store_fingerprint: str | None = None
+    validation: str | None = None
+    validation_fingerprint: str | None = None
+
+
+_PLACES = tuple(field.name for field in fields(RunConfig) if field.name != "training")
+_FIELDS = tuple(field.name for field in fields(TrainingConfig))
+_SWEEP = "sweep"
+SETTINGS = (*_FIELDS, _SWEEP)
+KEYS = (*_PLACES, *SETTINGS)
+
+
+def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Read a run's file, with options over it.
+
+    Args:
+        file: YAML; anchors and ``<<`` work.
+        options: dotted keys and values as YAML texts, such as ``("saes.base.mono_weight", "3e-4")``.
+
+    Raises:
+        InputError: no such file, or not YAML; an unknown key, an option of another SAE variant, a value of a wrong type
+            or out of range. The error names the file or the key, from the top.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        came = getattr(error, "strerror", None) or "a file that is not text"
+        raise InputError(str(file), came, "a readable YAML file") from error
+    content = from_yaml(text, str(file))
+    check_type(str(file), content, Mapping, "a YAML mapping of keys and values")
+    try:
+        content = plain(content)  # anchors share what they name; an option is meant for one place
+    except RecursionError:
+        raise InputError(str(file), "an anchor inside of itself", "nested keys and values") from None
+    for key, value in options:
+        _set(content, key, from_yaml(value, f"--{key}"))
+    return run_from_dict(content)
+
+
+def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
+    """The run that nested plain values describe; what they leave out keeps its default.
+
+    Raises:
+        InputError: as ``read_config``.
+    """
+    for key in content:
+        if key not in KEYS:
+            raise unknown_key("", key, KEYS)
+    content = _swept(content)
+    training = build(TrainingConfig, {key: content[key] for key in content if key in _FIELDS}, "")
+    return build(RunConfig, {key: content[key] for key in content if key in _PLACES}, "", training=training)
+
+
+def run_to_dict(config: RunConfig) -> dict[str, Any]:
+    """All of a run as nested plain values: every key, defaults too."""
+    places = {name: getattr(config, name) for name in _PLACES}
+    return {**places, **plain(config.training)}
+
+
+def config_text(config: RunConfig) -> str:
+    """A run as YAML, every key, defaults too."""
+    return to_yaml(run_to_dict(config))
+
+
+def write_config(file: str | Path, config: RunConfig) -> None:
+    """Write a run as YAML, whole."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(config_text(config), encoding="utf-8")
+
+
+def first_difference(
+    before: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = (), prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first key at which two nested mappings differ, with both values; keys in ``but`` are not looked at."""
+    for key in dict.fromkeys([*before, *now]):
+        if key in but:
+            continue
+        was, is_now = before.get(key), now.get(key)
+        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
+            found = first_difference(was, is_now, prefix=f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif was != is_now or (key in before) != (key in now):
+            return f"{prefix}{key}", was, is_now
+    return None
+
+
+def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with ``sweep`` worked out: each SAE named there once for each of its weights."""
+    sweep, saes = content.get(_SWEEP) or {}, content.get("saes") or {}
+    check_type(_SWEEP, sweep, Mapping, "a mapping from names of SAEs to lists of weights")
+    check_type("saes", saes, Mapping, "a mapping from names to SAEs")
+    expanded: dict[str, Any] = {}
+    for name, settings in saes.items():
+        for weight in _weights(name, sweep[name]) if name in sweep else [None]:
+            new_name = name if weight is None else f"{name}-{float(weight)!r}"
+            if new_name in expanded or (weight is not None and new_name in saes):
+                raise InputError(f"{_SWEEP}.{name}", f"{weight}, which makes {new_name!r} twice", "each name once")
+            changed = {**settings, "mono_weight": weight} if isinstance(settings, Mapping) else settings
+            expanded[new_name] = settings if weight is None else changed
+    for name in sweep:
+        if name not in saes:
+            raise unknown_key(f"{_SWEEP}.", name, tuple(saes))
+    others = {key: value for key, value in content.items() if key not in (_SWEEP, "saes")}
+    return {**others, "saes": expanded} if "saes" in content else others
+
+
+def _weights(name: str, weights: object) -> list[float]:
+    check_type(f"{_SWEEP}.{name}", weights, list, "a list of weights, as in [1e-4, 3e-4]")
+    assert isinstance(weights, list)  # noqa: S101 - for the type checker
+    if not weights:
+        raise InputError(f"{_SWEEP}.{name}", "an empty list", "at least one weight")
+    for weight in weights:
+        check_number(f"{_SWEEP}.{name}", weight, at_least=0.0)
+    return [float(weight) for weight in weights]
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value in its place; of SAEs only those that are there, because a misspelt name would make a new one."""
+    first, _, rest = key.partition(".")
+    path = [first]
+    if rest and first == "saes":
+        names = content.get("saes") or {}
+        fitting = [name for name in names if rest == name or rest.startswith(f"{name}.")]
+        if not fitting:
+            raise unknown_key("saes.", rest.partition(".")[0], tuple(names))
+        name = max(fitting, key=len)  # a name may hold dots
+        path, rest = [first, name], rest[len(name) + 1 :]
+    elif first == _SWEEP:
+        path, rest = [first, *([rest] if rest else [])], ""
+    path += rest.split(".") if rest else []
+    place = content
+    for depth, part in enumerate(path[:-1]):
+        if place.get(part) is None:
+            place[part] = {}
+        place = place[part]
+        check_type(".".join(path[: depth + 1]), place, dict, f"keys and values, because of --{key}")
+    place[path[-1]] = value
+
+
+def with_place(config: RunConfig, name: str, folder: str | None) -> RunConfig:
+    """The same on another store: what its fingerprint must be is then open."""
+    if folder is None:
+        return config
+    changes: dict[str, Any] = {name: folder, f"{name}_fingerprint": None}
+    return replace(config, **changes)

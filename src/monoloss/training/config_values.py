@@ -1,0 +1,130 @@
+"""Dataclasses from nested plain values and back: strict, and with errors that name the key from the top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from monoloss.checks import check_choice, check_type
+from monoloss.errors import InputError
+
+BuiltT = TypeVar("BuiltT")
+
+_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_VARIANT = "variant"
+
+
+def build(kind: type[BuiltT], content: object, where: str, **given: Any) -> BuiltT:
+    """A dataclass from a mapping of its fields; fields that are left out keep their defaults.
+
+    Of a field whose default is itself a dataclass, keys that are left out keep what they have in that default.
+
+    Args:
+        kind: the dataclass.
+        content: the mapping.
+        where: its dotted key, for errors; "" at the top.
+        given: fields that do not come from the mapping.
+
+    Raises:
+        InputError: an unknown or missing key, a value of another type, or one that the dataclass refuses.
+    """
+    check_type(where or "the configuration", content, Mapping, "keys and values")
+    assert isinstance(content, Mapping)  # noqa: S101 - for the type checker
+    prefix = f"{where}." if where else ""
+    hints, kinds = get_type_hints(kind), {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in kinds or key in given:
+            raise unknown_key(prefix, key, tuple(name for name in kinds if name not in given))
+    values = dict(given)
+    for name, field in kinds.items():
+        if name in content:
+            values[name] = _read(hints[name], _filled(field, content[name]), f"{prefix}{name}")
+        elif name not in given and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"{prefix}{name}", "nothing", _needed(hints[name]))
+    try:
+        return kind(**values)
+    except InputError as error:  # it names the field alone, or the field with what holds it
+        argument = error.argument.removeprefix(f"{where.rpartition('.')[2]}.") if where else error.argument
+        raise InputError(f"{prefix}{argument}", error.came, error.needed) from None
+
+
+def plain(value: Any) -> Any:
+    """Nested dataclasses, mappings and sequences as new dicts, lists and plain values."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def unknown_key(prefix: str, key: object, known: Sequence[object]) -> InputError:
+    """What to say of a key that there is none of."""
+    names = [str(name) for name in known]
+    near = get_close_matches(str(key), names, n=1)
+    meant = f"{near[0]}, if that was meant, or " if near else ""
+    return InputError(f"{prefix}{key}", "an unknown key", f"{meant}one of {', '.join(names) or 'none at all'}")
+
+
+def _filled(field: Field[Any], content: Any) -> Any:
+    """The keys of a nested dataclass over those of the field's default."""
+    default = field.default if field.default is not MISSING else None
+    if field.default_factory is not MISSING:
+        default = field.default_factory()
+    return {**plain(default), **content} if is_dataclass(default) and isinstance(content, Mapping) else content
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in choices:
+            return None
+        kinds = [choice for choice in choices if choice is not NoneType]
+        if all(is_dataclass(kind) for kind in kinds) and len(kinds) > 1:
+            return _read_variant(kinds, value, where)
+        (hint,) = kinds
+        origin, choices = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where)
+    if origin is Literal:
+        check_choice(where, value, choices)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        check_type(where, value, Mapping, "keys and values")
+        return {name: _read(choices[1], item, f"{where}.{name}") for name, item in value.items()}
+    elif isinstance(origin, type) and issubclass(origin, Sequence):
+        check_type(where, value, list | tuple, f"a list of {_needed(choices[0])}")
+        return tuple(_read(choices[0], item, where) for item in value)
+    elif type(value) is not hint and not (hint is float and type(value) is int):
+        raise InputError(where, repr(value), _needed(hint))
+    return value
+
+
+def _read_variant(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """One of several dataclasses: that which ``variant`` names."""
+    check_type(where, value, Mapping, "keys and values")
+    variants = {get_args(get_type_hints(kind)[_VARIANT])[0]: kind for kind in kinds}
+    needed = "one of " + ", ".join(variants)
+    if _VARIANT not in value:
+        raise InputError(f"{where}.{_VARIANT}", "nothing", needed)
+    kind = variants.get(value[_VARIANT]) if isinstance(value[_VARIANT], str) else None
+    if kind is None:
+        raise InputError(f"{where}.{_VARIANT}", repr(value[_VARIANT]), needed)
+    own = [field.name for field in fields(kind)]
+    for key in value:
+        others = [name for name, other in variants.items() if key in {field.name for field in fields(other)}]
+        if key not in own and others:
+            came, needed = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
+            raise InputError(f"{where}.{key}", came, needed)
+    return build(kind, value, where)
+
+
+def _needed(hint: Any) -> str:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, choices))
+    if origin in (Union, UnionType) and NoneType in choices:
+        (kind,) = (choice for choice in choices if choice is not NoneType)
+        return f"{_needed(kind)}, or null"
+    return _WORDS.get(hint, "keys and values")

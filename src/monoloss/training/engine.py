@@ -1,0 +1,76 @@
+"""What the runs take from Lightning: the trainer, the loggers, and silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from monoloss.errors import InputError
+from monoloss.training.checkpoints import WholeFiles
+from monoloss.training.config import TrainingConfig
+
+LOGS = "logs"
+
+
+def make_trainer(config: TrainingConfig, run: Path, callbacks: Sequence[Callback]) -> Trainer:
+    """The trainer of a run; its figures go to ``run/logs/version_N``, a new version each time."""
+    return Trainer(
+        accelerator="auto",
+        devices=1,
+        precision=config.precision,
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate_batches,
+        logger=_loggers(config, run),
+        log_every_n_steps=config.log_every_steps,
+        callbacks=list(callbacks),
+        plugins=[WholeFiles()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+
+
+def check_loggers(config: TrainingConfig) -> None:
+    """Refuse loggers that are not installed, before any work."""
+    for name in config.loggers:
+        if find_spec(name) is None:
+            raise InputError("loggers", f"{name!r}, which is not installed", f"pip install {name}")
+
+
+def _loggers(config: TrainingConfig, run: Path) -> list[Logger]:
+    csv = CSVLogger(run, name=LOGS, flush_logs_every_n_steps=config.log_every_steps)
+    loggers: list[Logger] = [csv]
+    if "tensorboard" in config.loggers:
+        loggers.append(TensorBoardLogger(run, name="tensorboard", version=csv.version))
+    if "wandb" in config.loggers:
+        options: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "monoloss"), "group": run.name}
+        loggers.append(WandbLogger(name=f"{run.name}-{csv.version}", save_dir=run, **options))
+    return loggers
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without the lines that Lightning prints about its surroundings, and its advice on loaders of torch's."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in (
+                ".*does not have many workers.*",
+                ".*isinstance.treespec, LeafSpec.*is deprecated.*",  # in Lightning
+                ".*The number of training batches.*is smaller than the logging",
+            ):
+                warnings.filterwarnings("ignore", message=advice)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,124 @@
+"""The folder of a run: what lies where, who may write to it, and whether it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from monoloss.errors import InputError
+from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
+from monoloss.sae.model import SparseAutoencoder
+from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
+from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
+
+
+class RunFolder:
+    """``config.yaml``, ``logs/``, ``checkpoints/`` for going on, and at the end ``evaluations/`` and ``saes/``.
+
+    Args:
+        path: the folder; it need not be there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.checkpoints, self.saes = self.path / "checkpoints", self.path / "saes"
+        self.evaluations = self.path / "evaluations"
+
+    @property
+    def is_finished(self) -> bool:
+        """The trained SAEs are there; they appear last and all together."""
+        return self.saes.is_dir()
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Something was saved here."""
+        return self.is_finished or bool(checkpoints_in(self.checkpoints))
+
+    def check(self, resume: bool) -> None:
+        """Refuse a place where no folder can be, or another run where a new one is to be; before anything is made.
+
+        A run of which nothing was saved holds nothing: its place may be taken.
+        """
+        check_new_folder(self.path, allow_full=True)
+        if resume:
+            if self.holds_a_run and not self.config_file.is_file():
+                raise InputError(str(self.config_file), "no such file", "the config.yaml of the run that is to go on")
+        elif self.holds_a_run:
+            needed = "a new folder, or --resume (resume=True) to go on with it"
+            raise InputError(str(self.path), "a folder that holds a run", needed)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder; nobody else may train in it meanwhile. A killed process leaves no claim behind."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _only_one(self.path):
+            if self.config_file.exists():
+                for folder in (self.path, self.checkpoints, self.evaluations):
+                    remove_temporaries(folder)
+            yield
+
+    def settle_config(self, config: RunConfig, resume: bool) -> None:
+        """Write ``config.yaml``; of a run that goes on it is there already and must say the same.
+
+        Raises:
+            InputError: it says something else; the error names the first key.
+        """
+        if resume and self.config_file.exists():
+            check_same(str(self.config_file), run_to_dict(read_config(self.config_file)), run_to_dict(config))
+        else:
+            write_config(self.config_file, config)
+
+    def newest_checkpoint(self, identity: Mapping[str, Any], note: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that can be read; ``note`` is told of those that cannot.
+
+        Raises:
+            InputError: it is of a run under another configuration, or on other data.
+        """
+        found = newest_readable(self.checkpoints, note)
+        if found is not None:
+            check_same(str(found.path), found.identity, identity)
+        return found
+
+    def save_saes(self, saes: Mapping[str, SparseAutoencoder], summaries: Mapping[str, Mapping[str, float]]) -> None:
+        """Write the trained SAEs, each as a checkpoint folder; with this the run is finished."""
+        with atomic_folder(self.saes) as temporary:
+            for name, sae in saes.items():
+                sae.save_pretrained(temporary / name, evaluation=summaries.get(name))
+
+    def load_saes(self, names: Iterable[str]) -> dict[str, SparseAutoencoder]:
+        """The trained SAEs of a finished run."""
+        return {name: SparseAutoencoder.from_pretrained(self.saes / name) for name in names}
+
+
+def check_same(where: str, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration or on other data; folders may have moved."""
+    differs = first_difference(written, config, but=("store", "validation"))
+    if differs is not None:
+        key, before, now = differs
+        raise InputError(key, f"{now!r}", f"{before!r} as in {where}, or another folder for a new run")
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself; the system takes it away when the process ends, however it ends."""
+    if os.name == "nt":  # no such locks
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            needed = "another folder, or that one's end"
+            raise InputError(str(folder), "a folder in which another process is training", needed) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

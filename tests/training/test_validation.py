@@ -1,0 +1,107 @@
+"""Figures on held-out rows: those of the evaluation, and no bit of the training changes by them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from monoloss import Evaluation, FeatureStore, InputError, evaluate
+from monoloss.training import engine
+from monoloss.training.sae import train_saes
+from monoloss.training.validation import VALIDATED
+from resume_samples import ALL_FOUR, all_bits, config_of, logged_lines, train_until_killed
+from sae_samples import structured_store
+from training_samples import FIGURES, a_run
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    return structured_store(tmp_path_factory.mktemp("held_out") / "store", 120, seed=1)
+
+
+def test_validation_changes_no_bit_and_logs_what_evaluate_finds(store, held_out, tmp_path):
+    without = train_saes(store, config_of(log_every_steps=6), tmp_path / "without", progress=False)
+    config = config_of(log_every_steps=6, validate_every_steps=9)
+    saes = train_saes(store, config, tmp_path / "with", validation=held_out, progress=False)
+    assert all_bits(saes) == all_bits(without)
+    lines, plain_lines = logged_lines(tmp_path / "with"), logged_lines(tmp_path / "without")
+    assert sorted(lines) == [5, 8, 11, 17]
+    names = {f"{name}/{figure}" for name in ALL_FOUR for figure in VALIDATED}
+    assert set(lines[8]) == names | {"epoch", "step"}
+    assert lines[8]["epoch"] == "1"
+    for step, line in plain_lines.items():
+        assert {key: value for key, value in lines[step].items() if key not in names} == line
+    for name, evaluation in evaluate(held_out, dict(saes)).items():
+        for title, key in VALIDATED.items():
+            assert float(lines[17][f"{name}/{title}"]) == pytest.approx(evaluation.summary[key], nan_ok=True)
+        loaded = Evaluation.load(tmp_path / "with" / "evaluations" / name)
+        assert dict(loaded.summary) == pytest.approx(dict(evaluation.summary), nan_ok=True)
+        card = (tmp_path / "with" / "saes" / name / "README.md").read_text(encoding="utf-8")
+        assert "purity_weighted_by_mass" in card
+    assert not (tmp_path / "without" / "evaluations").exists()
+
+
+def test_validation_goes_on_where_a_run_does(store, held_out, tmp_path):
+    config = config_of(validate_every_steps=2, checkpoint_every_steps=3, log_every_steps=3, epochs=2)
+    train_saes(store, config, tmp_path / "whole", validation=held_out, progress=False)
+    train_until_killed(store, config, tmp_path / "run", 6, validation=held_out)
+    train_saes(store, config, tmp_path / "run", validation=held_out, resume=True, progress=False)
+    assert logged_lines(tmp_path / "run") == logged_lines(tmp_path / "whole")
+
+
+@pytest.mark.door
+def test_held_out_rows_must_fit(store, tmp_path):
+    narrow = structured_store_of_width(tmp_path / "narrow", 8)
+    with pytest.raises(InputError, match=r"validation: got rows of width 8; needed the width .* to train on, 32"):
+        train_saes(store, config_of(), tmp_path / "run", validation=narrow, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def structured_store_of_width(folder, d):
+    return FeatureStore.create(folder, torch.randn(40, d, generator=torch.Generator().manual_seed(0)))
+
+
+def test_tensorboard_gets_the_same_figures(store, held_out, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = a_run(
+        {"a": ALL_FOUR["vanilla"]}, loggers=["tensorboard"], log_every_steps=3, validate_every_steps=6, epochs=1
+    )
+    train_saes(store, config, tmp_path, validation=held_out, progress=False)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
+    events.Reload()
+    lines = logged_lines(tmp_path)
+    for figure in (*FIGURES, *VALIDATED):
+        seen = {event.step: event.value for event in events.Scalars(f"a/{figure}")}
+        needed = {step: float(line[f"a/{figure}"]) for step, line in lines.items() if f"a/{figure}" in line}
+        assert seen == pytest.approx(needed, rel=1e-6)
+
+
+def test_weights_and_biases_is_told_where_the_run_is(store, tmp_path, monkeypatch):
+    """The package itself talks to a server: what it would be told is looked at instead."""
+    told: list[dict[str, Any]] = []
+
+    class Told(engine.CSVLogger):
+        def __init__(self, name: str, save_dir: Any, **options: Any) -> None:
+            told.append({"name": name, "save_dir": save_dir, **options})
+            super().__init__(save_dir, name="told")
+
+    monkeypatch.setattr(engine, "WandbLogger", Told)
+    monkeypatch.setattr(engine, "find_spec", lambda name: name == "wandb")
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    config = a_run({"a": ALL_FOUR["vanilla"]}, loggers=["wandb"], log_every_steps=3, epochs=1)
+    train_saes(store, config, tmp_path / "run", progress=False)
+    assert told == [{"name": "run-0", "save_dir": tmp_path / "run", "project": "monoloss", "group": "run"}]
+    assert (tmp_path / "run" / "told" / "version_0" / "metrics.csv").is_file()
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_that_is_not_installed(store, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(engine, "find_spec", lambda _: None)
+    config = a_run({"a": ALL_FOUR["vanilla"]}, loggers=[name])
+    with pytest.raises(InputError) as caught:
+        train_saes(store, config, tmp_path / "run", progress=False)
+    assert str(caught.value) == f"loggers: got '{name}', which is not installed; needed pip install {name}"
+    assert not (tmp_path / "run").exists()
