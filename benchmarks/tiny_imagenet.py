@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
     with tempfile.TemporaryDirectory() as folder:
-        train, val = (_store(data, split, Path(folder)) for split in ("train", "val"))
+        train, val = (tiny_imagenet_store(data, split, Path(folder)) for split in ("train", "val"))
         saes = train_saes(train, _config(), Path(folder) / "run")
         evaluations = evaluate(val, saes, progress=True)
     Console().print(evaluation_table({"BatchTopK": list(evaluations.values())}, "Tiny-ImageNet, validation"))
@@ -61,7 +61,8 @@ def _config() -> TrainingConfig:
     return TrainingConfig(saes, batch_size=1024, epochs=6, log_every_steps=39)
 
 
-def _store(data: Path, split: str, folder: Path) -> FeatureStore:
+def tiny_imagenet_store(data: Path, split: str, folder: Path) -> FeatureStore:
+    """The features of a split, "train" or "val", as a store."""
     return import_npz(data / f"mobilenetv2_{split}.npz", folder / split, dtype="uint8", scale=SCALE)
 
 

@@ -140,7 +140,7 @@ def kernel(x: float) -> float:
 
 
 def theta_gradient_of_codes(pre: Array, theta: Array, bandwidth: float, of_codes: Array) -> Array:
-    """`sum_i dL/dz_ij dz_ij/dtheta_j`; `dz/dtheta = - theta / eps K((pre - theta) / eps)`, pre > 0 (arXiv 2407.14435)."""
+    """`sum_i dL/dz_ij dz_ij/dtheta_j`; `dz/dtheta = - theta / eps K((pre - theta) / eps)` where pre > 0."""
     total = np.zeros(len(theta))
     for i, j in np.ndindex(*pre.shape):
         near = kernel((pre[i, j] - theta[j]) / bandwidth) if pre[i, j] > 0 else 0.0
