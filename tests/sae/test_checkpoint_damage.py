@@ -20,7 +20,7 @@ pytestmark = pytest.mark.door
 
 Damage = Callable[[Path], object]
 DESCRIBED = "needed the tensors that config.json describes"
-KEYS = "'library', 'library_version', 'd_in', 'sae', 'encoder', 'store_fingerprint', 'training'"
+KEYS = "library, library_version, d_in, sae, encoder, store_fingerprint, training"
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -105,16 +105,16 @@ DAMAGES: list[tuple[str, Damage, str]] = [
         facts(lambda c: c.update(store_fingerprint=3)),
         "got a int; needed a text or None",
     ),
-    ("config.json: library_version", facts(lambda c: c.update(library_version=1)), "got 1; needed a text"),
+    ("config.json: library_version", facts(lambda c: c.update(library_version=1)), "got 1; needed text"),
     ("config.json: d_in", facts(lambda c: c.update(d_in="12")), "got '12'; needed an integer"),
-    ("config.json: sae", facts(lambda c: c.update(sae="topk")), "got a str; needed an object of keys and values"),
+    ("config.json: sae", facts(lambda c: c.update(sae="topk")), "got a str; needed keys and values"),
     ("config.json: sae.variant", sae_facts(variant="gated"), "got 'gated'; needed one of "),
-    ("config.json: sae.k", facts(lambda c: c["sae"].pop("k")), "got nothing; needed a value for this key"),
-    ("config.json: sae.l1_weight", sae_facts(l1_weight=1.0), "got an unknown key; needed one of "),
+    ("config.json: sae.k", facts(lambda c: c["sae"].pop("k")), "got nothing; needed an integer"),
+    ("config.json: sae.l1_weight", sae_facts(l1_weight=1.0), "got an option of vanilla; needed those of "),
     (
         "config.json: sae.inputs.center",
         facts(lambda c: c["sae"]["inputs"].update(center=1)),
-        "got 1; needed True or False",
+        "got 1; needed true or false",
     ),
     ("config.json: sae.aux.k", facts(lambda c: c["sae"]["aux"].update(k=0)), "got 0; needed an integer at least 1"),
     # what config.json says and model.safetensors holds

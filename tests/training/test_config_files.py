@@ -192,7 +192,10 @@ def test_first_difference():
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, clip_norm: x}}",
             "saes.a.clip_norm: got 'x'; needed a number",
         ),
-        ("saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr: -1}}", "saes.a.lr: got -1; needed a number above 0.0"),
+        (
+            "saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr: -1}}",
+            "saes.a.lr: got -1.0; needed a number above 0.0",
+        ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr_schedule: cos}}",
             "saes.a.lr_schedule: got 'cos'; needed one of 'constant', 'linear', 'cosine'",

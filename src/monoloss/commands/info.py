@@ -133,11 +133,11 @@ def _label_text(store: FeatureStore) -> str:
 
 
 def _sae_facts(folder: Path) -> list[tuple[str, object]]:
-    from monoloss.sae.config_dict import config_to_dict
+    from monoloss.plain_values import plain
     from monoloss.sae.model import SparseAutoencoder
 
     sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole checkpoint
-    config = config_to_dict(sae.config)
+    config = plain(sae.config)
     origin = sae.provenance
     return [
         ("kind", config.pop("variant")),

@@ -74,8 +74,8 @@ def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         InputError: an option that is neither, or a setting without a value.
     """
+    from monoloss.plain_values import unknown_key
     from monoloss.training.config_files import SETTINGS
-    from monoloss.training.config_values import unknown_key
 
     options = [name for name in signature(train).parameters if name != "settings"]
     rest: list[str] = []

@@ -16,6 +16,7 @@ from torch import nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files import atomic_folder
+from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import (
     CARD,
     FACTS,
@@ -31,7 +32,6 @@ from monoloss.sae.checkpoint_files import (
     write_tensors,
 )
 from monoloss.sae.config import SaeConfig
-from monoloss.sae.config_dict import config_to_dict
 from monoloss.sae.model_card import model_card_text
 
 HUB = "hf-hub:"
@@ -190,7 +190,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         """The model card that ``save_pretrained`` writes; its arguments are the same."""
         check_type("license", license, str | None, "a text or None")
         check_type("provenance", self.provenance, Provenance, "a Provenance")
-        facts = {**config_to_dict(self.config), **asdict(self.provenance), "monoloss_version": version(LIBRARY)}
+        facts = {**plain(self.config), **asdict(self.provenance), "monoloss_version": version(LIBRARY)}
         text = model_card_text(self.d_in, facts, evaluation)
         tags = [*(self._hub_mixin_info.model_card_data.tags or ()), self.config.variant]
         data = ModelCardData(library_name=LIBRARY, license=license, tags=tags)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files import check_new_folder, read_json, write_json
+from monoloss.plain_values import check_known, plain, read_value
 from monoloss.sae.config import SaeConfig
-from monoloss.sae.config_dict import check_keys, config_from_dict, config_to_dict, read_value
 
 FORMAT_VERSION = 1
 TENSORS, FACTS, CARD = "model.safetensors", "config.json", "README.md"
@@ -73,7 +73,7 @@ def check_replaceable(folder: Path) -> None:
 def write_facts(path: Path, d_in: int, config: SaeConfig, provenance: Provenance) -> None:
     """Write `config.json`."""
     library = {"library": LIBRARY, "library_version": version(LIBRARY)}
-    content = {**library, "d_in": d_in, "sae": config_to_dict(config), **asdict(provenance)}
+    content = {**library, "d_in": d_in, "sae": plain(config), **asdict(provenance)}
     write_json(path, content, format_version=FORMAT_VERSION)
 
 
@@ -83,10 +83,14 @@ def read_facts(path: Path) -> tuple[int, SaeConfig, Provenance]:
     if content.get("library") != LIBRARY:
         raise InputError(str(path), "a file of another library", "the config.json of a SAE checkpoint of monoloss")
     described = [field.name for field in fields(Provenance)]
-    check_keys(content, ["library", "library_version", "d_in", "sae", *described], f"{path}: ")
+    keys = ["library", "library_version", "d_in", "sae", *described]
+    check_known(content, keys, f"{path}: ")
+    for key in keys:
+        if key not in content:
+            raise InputError(f"{path}: {key}", "nothing", "a value for this key")
     read_value(str, content["library_version"], f"{path}: library_version")
     d_in = read_value(int, content["d_in"], f"{path}: d_in")
-    config = config_from_dict(content["sae"], f"{path}: sae")
+    config: SaeConfig = read_value(SaeConfig, content["sae"], f"{path}: sae", complete=True)
     try:
         return d_in, config, Provenance(**{name: content[name] for name in described})
     except InputError as error:

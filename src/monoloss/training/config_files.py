@@ -14,8 +14,8 @@ from typing import Any
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.files import atomic_file
+from monoloss.plain_values import build, check_known, plain, unknown_key
 from monoloss.training.config import TrainingConfig
-from monoloss.training.config_values import build, plain, unknown_key
 from monoloss.training.yaml_text import from_yaml, to_yaml
 
 
@@ -78,9 +78,7 @@ def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
     Raises:
         InputError: as ``read_config``.
     """
-    for key in content:
-        if key not in KEYS:
-            raise unknown_key("", key, KEYS)
+    check_known(content, KEYS)
     content = _swept(content)
     training = build(TrainingConfig, {key: content[key] for key in content if key in _FIELDS}, "")
     return build(RunConfig, {key: content[key] for key in content if key in _PLACES}, "", training=training)
@@ -133,9 +131,7 @@ def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{_SWEEP}.{name}", f"{weight}, which makes {new_name!r} twice", "each name once")
             changed = {**settings, "mono_weight": weight} if isinstance(settings, Mapping) else settings
             expanded[new_name] = settings if weight is None else changed
-    for name in sweep:
-        if name not in saes:
-            raise unknown_key(f"{_SWEEP}.", name, tuple(saes))
+    check_known(sweep, tuple(saes), f"{_SWEEP}.")
     others = {key: value for key, value in content.items() if key not in (_SWEEP, "saes")}
     return {**others, "saes": expanded} if "saes" in content else others
 

@@ -21,6 +21,7 @@ from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.functional.score import score_of
 from monoloss.functional.sparsity import activation_counts, l0
 from monoloss.losses import MonoLoss
+from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sae.model import MIN_CALIBRATION_ROWS, SaeOutput, SparseAutoencoder
 from monoloss.sae.objectives import Objective, objective
@@ -28,7 +29,6 @@ from monoloss.training.batches import ShuffledBatches, shuffled
 from monoloss.training.checkpoints import Checkpoints
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import RunConfig, run_to_dict
-from monoloss.training.config_values import plain
 from monoloss.training.engine import check_loggers, make_trainer, quiet_lightning
 from monoloss.training.progress import TrainingProgress
 from monoloss.training.run_folder import RunFolder
@@ -228,7 +228,7 @@ def _fit(
         callbacks: list[Callback] = [TrainingProgress(module.names)] if progress else []
         if validation is not None and config.validate_every_steps is not None:
             callbacks.append(Validation(validation, config.validate_every_steps, config.accumulate_batches, calibrated))
-        callbacks.append(Checkpoints(folder.checkpoints, config, module.n_steps, identity, stop, calibrated))
+        callbacks.append(Checkpoints(folder.checkpoints, config, module.n_steps, batches, identity, stop, calibrated))
         trainer = make_trainer(config, folder.path, callbacks)
         if start is not None and start.n_steps == module.n_steps:
             module.load_state_dict(start.content["state_dict"])

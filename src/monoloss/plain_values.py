@@ -1,8 +1,8 @@
-"""Dataclasses from nested plain values and back: strict, and with errors that name the key from the top."""
+"""Dataclasses from nested plain values (of a YAML or JSON file) and back: strict, errors name the key from the top."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
@@ -15,17 +15,18 @@ BuiltT = TypeVar("BuiltT")
 
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _VARIANT = "variant"
+_LARGE = 2**63  # no count is larger, and float() takes it
 
 
-def build(kind: type[BuiltT], content: object, where: str, **given: Any) -> BuiltT:
-    """A dataclass from a mapping of its fields; fields that are left out keep their defaults.
-
-    Of a field whose default is itself a dataclass, keys that are left out keep what they have in that default.
+def build(kind: type[BuiltT], content: object, where: str, *, complete: bool = False, **given: Any) -> BuiltT:
+    """A dataclass from a mapping of its fields.
 
     Args:
         kind: the dataclass.
         content: the mapping.
         where: its dotted key, for errors; "" at the top.
+        complete: every field must be there. Otherwise fields that are left out keep their defaults; of a field whose
+            default is itself a dataclass, keys that are left out keep what they have in that default.
         given: fields that do not come from the mapping.
 
     Raises:
@@ -35,20 +36,57 @@ def build(kind: type[BuiltT], content: object, where: str, **given: Any) -> Buil
     assert isinstance(content, Mapping)  # noqa: S101 - for the type checker
     prefix = f"{where}." if where else ""
     hints, kinds = get_type_hints(kind), {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for key in content:
-        if key not in kinds or key in given:
-            raise unknown_key(prefix, key, tuple(name for name in kinds if name not in given))
+    check_known(content, [name for name in kinds if name not in given], prefix)
     values = dict(given)
     for name, field in kinds.items():
         if name in content:
-            values[name] = _read(hints[name], _filled(field, content[name]), f"{prefix}{name}")
-        elif name not in given and field.default is MISSING and field.default_factory is MISSING:
+            value = content[name] if complete else _filled(field, content[name])
+            values[name] = read_value(hints[name], value, f"{prefix}{name}", complete=complete)
+        elif name not in given and (complete or (field.default is MISSING and field.default_factory is MISSING)):
             raise InputError(f"{prefix}{name}", "nothing", _needed(hints[name]))
     try:
         return kind(**values)
     except InputError as error:  # it names the field alone, or the field with what holds it
         argument = error.argument.removeprefix(f"{where.rpartition('.')[2]}.") if where else error.argument
         raise InputError(f"{prefix}{argument}", error.came, error.needed) from None
+
+
+def read_value(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
+    """A plain value as what an annotation says; a union of dataclasses is decided by the key ``variant``.
+
+    Raises:
+        InputError: as ``build``; an integer is taken where a number is asked for, nothing else is converted.
+    """
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [choice for choice in get_args(hint) if choice is not NoneType]
+        if value is None and len(kinds) < len(get_args(hint)):
+            return None
+        if len(kinds) > 1:
+            return _read_variant(kinds, value, where, complete=complete)
+        return _read_one(kinds[0], value, where, complete=complete, needed=_needed(hint))
+    return _read_one(hint, value, where, complete=complete, needed=_needed(hint))
+
+
+def _read_one(hint: Any, value: Any, where: str, *, complete: bool, needed: str) -> Any:
+    """A value of one kind."""
+    origin, choices = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where, complete=complete)
+    if origin is Literal:
+        check_choice(where, value, choices)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        check_type(where, value, Mapping, "keys and values")
+        value = {key: read_value(choices[1], item, f"{where}.{key}", complete=complete) for key, item in value.items()}
+    elif isinstance(origin, type) and issubclass(origin, Sequence):
+        check_type(where, value, list | tuple, f"a list of {_needed(choices[0])}")
+        value = tuple(read_value(choices[0], item, where, complete=complete) for item in value)
+    elif hint not in _WORDS:
+        raise TypeError(f"no rule how a file holds {hint}")
+    elif hint is float and type(value) is int and abs(value) < _LARGE:
+        value = float(value)
+    elif type(value) is not hint or (hint is int and abs(value) >= _LARGE):
+        raise InputError(where, repr(value), needed)
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -58,6 +96,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_known(content: Iterable[object], known: Sequence[object], prefix: str = "") -> None:
+    """Refuse a key that is not among these; ``prefix`` precedes it in the error."""
+    for key in content:
+        if key not in known:
+            raise unknown_key(prefix, key, known)
 
 
 def unknown_key(prefix: str, key: object, known: Sequence[object]) -> InputError:
@@ -76,32 +121,7 @@ def _filled(field: Field[Any], content: Any) -> Any:
     return {**plain(default), **content} if is_dataclass(default) and isinstance(content, Mapping) else content
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
-    origin, choices = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in choices:
-            return None
-        kinds = [choice for choice in choices if choice is not NoneType]
-        if all(is_dataclass(kind) for kind in kinds) and len(kinds) > 1:
-            return _read_variant(kinds, value, where)
-        (hint,) = kinds
-        origin, choices = get_origin(hint), get_args(hint)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, where)
-    if origin is Literal:
-        check_choice(where, value, choices)
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        check_type(where, value, Mapping, "keys and values")
-        return {name: _read(choices[1], item, f"{where}.{name}") for name, item in value.items()}
-    elif isinstance(origin, type) and issubclass(origin, Sequence):
-        check_type(where, value, list | tuple, f"a list of {_needed(choices[0])}")
-        return tuple(_read(choices[0], item, where) for item in value)
-    elif type(value) is not hint and not (hint is float and type(value) is int):
-        raise InputError(where, repr(value), _needed(hint))
-    return value
-
-
-def _read_variant(kinds: Sequence[Any], value: Any, where: str) -> Any:
+def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: bool) -> Any:
     """One of several dataclasses: that which ``variant`` names."""
     check_type(where, value, Mapping, "keys and values")
     variants = {get_args(get_type_hints(kind)[_VARIANT])[0]: kind for kind in kinds}
@@ -117,7 +137,7 @@ def _read_variant(kinds: Sequence[Any], value: Any, where: str) -> Any:
         if key not in own and others:
             came, needed = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
             raise InputError(f"{where}.{key}", came, needed)
-    return build(kind, value, where)
+    return build(kind, value, where, complete=complete)
 
 
 def _needed(hint: Any) -> str:
