@@ -14,9 +14,8 @@ from torch import Tensor
 from monoloss.data.store import FeatureStore
 from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training import sae as training
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.sae import SaeRun, train_saes
 from sae_samples import bits_of, some_config
 from training_samples import AUX, a_run
 
@@ -52,16 +51,17 @@ def config_of(**options: Any) -> TrainingConfig:
 
 
 def kill_at_batch(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """End in the middle of the n-th batch from now on, after some of its SAEs have been updated."""
-    calls, objective = [], training.objective
+    """End in the n-th batch from now on, when memory and counters have seen it and the weights have not."""
+    calls, step = [], SaeRun.training_step
 
-    def killed(sae: SparseAutoencoder, output: Any) -> Any:
-        calls.append(sae)
-        if len(calls) > (n - 1) * len(ALL_FOUR) + 2:
+    def killed(self: SaeRun, batch: Tensor, batch_idx: int) -> Tensor:
+        calls.append(batch_idx)
+        loss = step(self, batch, batch_idx)
+        if len(calls) == n:
             raise Killed
-        return objective(sae, output)
+        return loss
 
-    monkeypatch.setattr(training, "objective", killed)
+    monkeypatch.setattr(SaeRun, "training_step", killed)
 
 
 def train_until_killed(
@@ -81,9 +81,8 @@ def last_state(run: Path) -> dict[str, Any]:
     """All that the newest checkpoint of a run says of where it stands."""
     (*_, newest) = sorted((run / "checkpoints").iterdir())
     content = torch.load(newest, weights_only=True)
-    loops = content["loops"]["fit_loop"]
-    state = {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")}
-    return {**state, "batches": loops["state_dict"]["combined_loader"], "generator": content["generators"]["cpu"]}
+    del content["monoloss_run"]  # how often it is saved may differ
+    return content
 
 
 def flat(value: Any, where: str = "") -> dict[str, Any]:

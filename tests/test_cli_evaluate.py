@@ -119,6 +119,21 @@ def test_a_second_evaluation_replaces_the_first_and_leaves_others(work, capsys):
     assert sorted(path.name for path in (work / "out").iterdir()) == ["base", "mono", "x"]
 
 
+@pytest.mark.door
+def test_figures_on_another_store_do_not_take_the_place_of_a_runs(work, capsys):
+    assert run(capsys, "--store", "val", "--saes", "run")[0] == 0
+    written = work / "run" / "evaluations" / "base" / "evaluation.json"
+    before = written.read_bytes()
+    structured_store(work / "other", N, seed=1)
+    for argv in (["--store", "other"], ["--store", "val", "--center", "true"]):
+        code, out, err = run(capsys, *argv, "--saes", "run")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"monoloss: {written.parent}: got an evaluation on another store, or centred otherwise")
+        assert run(capsys, *argv, "--saes", "run", "--out", "out")[0] == 0
+    assert written.read_bytes() == before
+    assert run(capsys, "--store", "val", "--saes", "run")[0] == 0  # and the same again may
+
+
 def test_the_key_of_an_archive(work, capsys):
     np.savez("both.npz", a=np.eye(N, 3), b=np.eye(N, 4))
     assert run(capsys, "--store", "val", "--activations", "both.npz", "--key", "b")[0] == 0
@@ -167,6 +182,7 @@ def set_up(work: Path, kind: str) -> list[str]:
         "no file": ["--activations", "none.npy"],
         "out is a file": ["--saes", "alone", "--out", "codes.npy"],
         "batch size": ["--saes", "alone", "--batch_size", "0"],
+        "no file for the key": ["--saes", "alone", "--key", "x"],
         "no labels": ["--store", "bare", "--saes", "alone", "--purity", "true"],
     }[kind]
 
@@ -187,6 +203,7 @@ def set_up(work: Path, kind: str) -> list[str]:
         ("out is a file", ["codes.npy", "the file"]),
         ("batch size", ["batch_size", "0", "at least 1"]),
         ("no labels", ["bare", "labels"]),
+        ("no file for the key", ["--key", "'x'", "files of activations"]),
     ],
 )
 def test_refused_in_one_sentence_before_the_pass(work, capsys, monkeypatch, kind, words):

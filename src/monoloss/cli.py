@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import threading
@@ -14,6 +16,7 @@ from inspect import signature
 from monoloss.errors import InputError, missing_extra
 
 EXIT_INPUT = 2
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
@@ -50,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         if known is error:
             raise
         return _refuse(known)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.errno not in _OF_THE_DISK:
+            raise
+        return _refuse(
+            InputError(str(error.filename or "a file"), os.strerror(error.errno), "a place that can hold it")
+        )
     except KeyboardInterrupt:
         print("monoloss: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

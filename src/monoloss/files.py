@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from monoloss.errors import InputError
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -111,7 +114,7 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     Only where no other process is writing at the moment.
     """
     for leftover in Path(folder).glob(".*.tmp"):
-        if leftover.is_dir():
+        if leftover.is_dir() and _TEMPORARY.fullmatch(leftover.name):
             shutil.rmtree(leftover)
 
 

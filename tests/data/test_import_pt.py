@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,13 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, where: s
 
 
 @pytest.mark.door
+def test_nobody_is_advised_to_execute_a_file(tmp_path: Path) -> None:
+    message = refused(saved(tmp_path / "x.pt", {"features": os.system}))
+    assert "weights_only" not in message
+    assert f"a pickle with {os.system.__module__}.system in it" in message
+
+
+@pytest.mark.door
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
@@ -191,6 +199,6 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     }.items():
         (tmp_path / f"{name}.pt").write_bytes(part)
         message = refused(tmp_path / f"{name}.pt")
-        assert message.startswith(f"{tmp_path / name}.pt: got an unreadable file ("), message
+        assert message.startswith(f"{tmp_path / name}.pt: got an unreadable file;"), message
         assert len(message.splitlines()) == 1
     assert refused(tmp_path / "absent.pt").startswith(f"{tmp_path}/absent.pt: got No such file or directory")

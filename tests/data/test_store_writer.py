@@ -47,6 +47,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"ids": list("abcdefghib")}, r"ids: got 'b' twice \(rows 1 and 9\); needed an id of its own"),
     ({"ids": [*"abcdefghi", 3]}, r"ids: got 3 \(row 9\); needed strings"),
     ({"labels": torch.tensor([0] * 7 + [-1, 0, 0])}, r"labels: got -1 \(row 7, id '7'\); needed labels from 0"),
+    (
+        {"labels": torch.tensor([0] * 9 + [2**24])},
+        r"labels: got 16777216 \(row 9, id '9'\); needed labels from 0, below",
+    ),
     ({"labels": torch.arange(10), "class_names": list("abcdefgh")}, r"labels: got 8 \(row 8.*from 0 to 7"),
     ({"labels": torch.zeros(10)}, r"labels: got torch.float32 of shape \(rows\); needed integers"),
     ({"labels": torch.zeros(10, dtype=torch.bool)}, r"labels: got torch.bool of shape \(rows\)"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from monoloss import InputError
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training import checkpoints
+from monoloss.training import sae as training
 from monoloss.training.checkpoints import checkpoints_in, step_of
 from monoloss.training.config_files import read_config
-from monoloss.training.sae import train_saes
+from monoloss.training.sae import SaeRun, train_saes
 from resume_samples import ALL_FOUR, all_bits, config_of
 from training_samples import a_run
 
@@ -98,3 +101,60 @@ def test_the_config_is_there_before_the_first_step_and_says_everything(store, tm
     assert (written.validation, written.validation_fingerprint) == (written.store, written.store_fingerprint)
     assert set(seen) == {(tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")}
     assert yaml.safe_load(seen[0])["saes"]["jump_relu"]["sae"]["target_l0"] == 4.0
+
+
+@pytest.mark.door
+def test_a_training_that_went_astray_names_its_sae(store, tmp_path, monkeypatch):
+    def astray(module: Any, store: Any) -> None:
+        module.saes[-1].decoder_bias.data.fill_(torch.nan)
+
+    monkeypatch.setattr(training, "calibrate", astray)
+    saes = {"good": ALL_FOUR["topk"], "bad": ALL_FOUR["vanilla"]}
+    with pytest.raises(InputError, match=r"saes\.bad: .*decoder_bias"):
+        train_saes(store, a_run(saes, epochs=1), tmp_path, progress=False)
+    assert not (tmp_path / "saes").exists()
+
+
+@pytest.mark.door
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a place that nobody can write to, even root")
+def test_a_place_that_cannot_be_written(store):
+    with pytest.raises(InputError, match="/proc/run: got a place that cannot be written"):
+        train_saes(store, config_of(), "/proc/run", progress=False)
+
+
+@pytest.mark.door
+def test_what_has_diverged_is_not_saved(store, tmp_path, monkeypatch):
+    """The last good checkpoint stays, and the error names the SAE."""
+    config = a_run({"good": ALL_FOUR["topk"], "evil": ALL_FOUR["vanilla"]}, checkpoint_every_steps=1, epochs=2)
+    step = SaeRun.optimizer_step
+
+    def broken(self, *args):
+        step(self, *args)
+        if self.global_step + 1 == 4:
+            torch.nn.init.constant_(self.by_name()["evil"].decoder_bias, torch.nan)
+
+    monkeypatch.setattr(SaeRun, "optimizer_step", broken)
+    with pytest.raises(InputError, match=r"saes\.evil: got weights that are no finite numbers after step 4; needed a "):
+        train_saes(store, config, tmp_path / "run", progress=False)
+    assert [step_of(path) for path in checkpoints_in(tmp_path / "run" / "checkpoints")] == [3, 2]
+
+
+@pytest.mark.door
+def test_folders_that_are_not_for_a_run(store, tmp_path):
+    config = a_run({"a": ALL_FOUR["topk"]})
+    (tmp_path / ".x.tmp").mkdir()
+    mine = tmp_path / "config.yaml"
+    mine.write_text("# mine\n")
+    for folder, text in (
+        (tmp_path, f"{mine}: got a file that no run has written; needed a folder of its own for the run"),
+        (store.folder, f"{store.folder}: got the folder of a feature store; needed a folder of its own for the run"),
+        ("", "run: got an empty text; needed a folder"),
+    ):
+        with pytest.raises(InputError) as caught:
+            train_saes(store, config, folder, progress=False)
+        assert str(caught.value) == text
+    assert mine.read_text() == "# mine\n"
+    assert sorted(path.name for path in store.folder.iterdir())[0] == "manifest.json"
+    mine.unlink()
+    train_saes(store, config, tmp_path, progress=False)
+    assert (tmp_path / ".x.tmp").is_dir()  # nobody's leftovers but our own are removed

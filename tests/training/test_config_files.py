@@ -128,6 +128,16 @@ def test_a_sweep_makes_an_sae_of_each_weight(file, tmp_path):
     assert read_config(tmp_path / "out.yaml") == config
 
 
+def test_a_sweep_begins_with_a_baseline(tmp_path):
+    """At weight 0 the options of MonoLoss, which would be refused there, are left out."""
+    (tmp_path / "run.yaml").write_text(
+        "{saes: {a: {sae: {variant: vanilla, n_latents: 9}, mono_weight: 1, mono_memory: 0.9, mono_center: true}}}"
+    )
+    base, mono = read_config(tmp_path / "run.yaml", [("sweep.a", "[0, 0.1]")]).training.saes.values()
+    assert (base.mono_weight, base.mono_memory, base.mono_center) == (0.0, 0.0, False)
+    assert (mono.mono_weight, mono.mono_memory, mono.mono_center) == (0.1, 0.9, True)
+
+
 def test_numbers_as_people_write_them():
     numbers = {"a": 3e-4, "b": 1e5, "c": -2.5e-3, "d": 1, "e": 1.5, "f": 1e-05, "g": True, "h": None}
     text = "{a: 3e-4, b: 1E5, c: -2.5e-3, d: 1, e: 1.5, f: 1.0e-05, g: true, h: null}"
@@ -205,7 +215,7 @@ def test_first_difference():
             "saes.a.mono_memory: got 0.5; needed mono_weight above 0 to make use of it",
         ),
         ("saes: {a/b: {sae: {variant: vanilla, n_latents: 9}}}", "saes: got the name 'a/b'; needed names of letters"),
-        ("saes: {1: {sae: {variant: vanilla, n_latents: 9}}}", "saes: got a int; needed strings as names"),
+        ("saes: {1: {sae: {variant: vanilla, n_latents: 9}}}", "saes: the name 1: got a int; needed text"),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nloggers: wandb",
             "loggers: got a str; needed a list of one of",
@@ -240,6 +250,7 @@ def test_first_difference():
         ("saes: !!python/object/apply:os.getcwd []", "FILE: got could not determine a constructor for the tag"),
         ("a: &a [*a]", "FILE: got an anchor inside of itself; needed nested keys and values"),
         ("", "FILE: got a NoneType; needed a YAML mapping of keys and values"),
+        ("a: 2020-99-99", "FILE: got unreadable text; needed YAML"),
         ("- 1", "FILE: got a list; needed a YAML mapping of keys and values"),
     ],
 )

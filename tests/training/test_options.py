@@ -132,9 +132,9 @@ def test_monoloss_compares_the_rows_it_is_told_to(store, tmp_path, embeddings):
 
 
 def test_bf16_mixed_trains_as_well_on_weights_in_float32(tmp_path):
-    store = structured_store(tmp_path / "store", 2000)
+    store = structured_store(tmp_path / "store", 1000)
     saes = {name: replace(SETTINGS[name], mono_weight=1e-2) for name in SETTINGS}
-    config = a_run(saes, batch_size=200, epochs=5, log_every_steps=50)
+    config = a_run(saes, batch_size=100, epochs=2, log_every_steps=20)
     lines = {}
     for precision in ("32-true", "bf16-mixed"):
         trained = train_saes(store, replace(config, precision=precision), tmp_path / precision, progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from monoloss import FeatureStore, InputError, SparseAutoencoder
 from monoloss.training import checkpoints, run_folder
 from monoloss.training.sae import train_saes
 from resume_samples import (
+    ALL_FOUR,
     Killed,
     all_bits,
     check_same_state,
@@ -21,10 +23,11 @@ from resume_samples import (
     train_until_killed,
 )
 from sae_samples import structured_store
+from training_samples import a_run
 
 N_BATCHES = 18  # 6 an epoch
 OFTEN: dict[str, Any] = {"checkpoint_every_steps": 1, "log_every_steps": 2}
-PLACES = (1, 6, 7, 18)  # the first of all, the last and the first of an epoch, the last of all
+PLACES = (1, 7, 18)  # the first of all, the first of an epoch, the last of all
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +68,25 @@ def test_killed_at_any_batch(store, whole, tmp_path, batch):
     check_equal(whole, tmp_path, train_saes(store, config, tmp_path, resume=True, progress=False))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("first", [7, pytest.param(None, marks=pytest.mark.slow)])
+def test_killed_twice(store, tmp_path, accumulate, first):
+    """What is saved after a resume is as good as before: also where that began an epoch, as after 6 batches."""
+    config = a_run({"a": ALL_FOUR["vanilla"]}, accumulate_batches=accumulate, checkpoint_every_steps=1)
+    train_saes(store, config, tmp_path / "whole", progress=False)
+    for one in (2, 6, 7, 10, 13) if first is None else [first]:
+        train_until_killed(store, config, tmp_path / "once", one)
+        left = N_BATCHES - (one - 1) // accumulate * accumulate
+        for other in range(2, left) if first is None else [4]:
+            shutil.copytree(tmp_path / "once", tmp_path / "run")
+            train_until_killed(store, config, tmp_path / "run", other, resume=True)
+            train_saes(store, config, tmp_path / "run", resume=True, progress=False)
+            check_same_state(tmp_path / "run", tmp_path / "whole")
+            shutil.rmtree(tmp_path / "run")
+        shutil.rmtree(tmp_path / "once")
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_again_and_again_with_two_batches_a_step(store, whole, tmp_path, seed):
     """Also between the two batches of a step, and with steps that were not saved."""
     chance = random.Random(seed)
@@ -111,7 +132,7 @@ def test_killed_while_a_checkpoint_was_written(store, whole, tmp_path, monkeypat
     with pytest.raises(Killed):
         train_saes(store, config, tmp_path, progress=False)
     monkeypatch.undo()
-    left = tmp_path / "checkpoints" / ".step=00000004.ckpt.1234.tmp"  # as kill -9 leaves it
+    left = tmp_path / "checkpoints" / ".step=00000004.ckpt.0123abcd.tmp"  # as kill -9 leaves it
     left.mkdir()
     (left / "step=00000004.ckpt").write_bytes(b"half")
     assert sorted(path.name for path in left.parent.glob("step*")) == ["step=00000002.ckpt", "step=00000003.ckpt"]

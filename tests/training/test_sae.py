@@ -298,7 +298,7 @@ def test_error_texts(store, tmp_path):
         (lambda: replace(topk, mono_center="yes"), "mono_center: got a str; needed True or False"),
         (lambda: replace(topk, lr=float("inf")), "lr: got inf; needed a number above 0.0"),
         (lambda: replace(topk, seed="x"), "seed: got 'x'; needed an integer at least 0 and below 9223372036854775808"),
-        (lambda: TrainingConfig({3: topk}), "saes: got a int; needed strings as names"),
+        (lambda: TrainingConfig({3: topk}), "saes: the name 3: got a int; needed text"),
         (lambda: InputScaling(unit_norm="no"), "inputs.unit_norm: got a str; needed True or False"),
         (lambda: replace(topk.sae, tied="no"), "tied: got a str; needed True or False"),
         (lambda: replace(topk.sae, inputs=None), "inputs: got a NoneType; needed an InputScaling"),

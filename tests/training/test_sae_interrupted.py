@@ -199,6 +199,17 @@ def test_a_signal_while_a_checkpoint_is_written_tears_nothing(store, tmp_path, m
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2  # nothing half-written beside them
 
 
+@pytest.mark.usefixtures("python_answers_ctrl_c")
+def test_a_signal_after_the_last_step_is_not_lost(store, tmp_path, monkeypatch):
+    config = a_run({"topk": SETTINGS["topk"]}, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.SaeRun, "on_train_end", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_saes(store, config, tmp_path, progress=False)
+    assert not (tmp_path / "saes").exists()
+    assert list(train_saes(store, config, tmp_path, resume=True, progress=False)) == ["topk"]
+
+
 def test_who_ignores_ctrl_c_goes_on_ignoring_it(store, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

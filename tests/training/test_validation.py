@@ -44,7 +44,8 @@ def test_validation_changes_no_bit_and_logs_what_evaluate_finds(store, held_out,
 
 
 def test_validation_goes_on_where_a_run_does(store, held_out, tmp_path):
-    config = config_of(validate_every_steps=2, checkpoint_every_steps=3, log_every_steps=3, epochs=2)
+    options = {"validate_every_steps": 2, "checkpoint_every_steps": 3, "log_every_steps": 3, "epochs": 2}
+    config = a_run({"a": ALL_FOUR["batch_topk"]}, **options)
     train_saes(store, config, tmp_path / "whole", validation=held_out, progress=False)
     train_until_killed(store, config, tmp_path / "run", 6, validation=held_out)
     train_saes(store, config, tmp_path / "run", validation=held_out, resume=True, progress=False)

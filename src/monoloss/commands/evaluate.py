@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from monoloss.errors import InputError
+
 if TYPE_CHECKING:
     from torch import device as Device
 
@@ -53,10 +55,14 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from monoloss.evaluation.sources import evaluation_folders, find_sources
     from monoloss.evaluation.table import chance_line, evaluation_table
 
+    if key is not None and not activations:
+        raise InputError("--key", repr(key), "files of activations to make use of it")
     rows = FeatureStore(store)
     where = _device(device)
     sources = {source.name: source for source in find_sources(saes or [], activations or [])}
-    folders = evaluation_folders(list(sources.values()), out)
+    folders = evaluation_folders(
+        list(sources.values()), out, {"store_fingerprint": rows.fingerprint, "centred": center}
+    )
     models = {name: source.load(where, key) for name, source in sources.items()}
     evaluations = evaluate(
         rows,
@@ -85,8 +91,6 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
 
 def _device(name: str) -> Device:
     import torch
-
-    from monoloss.errors import InputError
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device", "'cuda' on a machine without it", "'cpu' or 'auto'")

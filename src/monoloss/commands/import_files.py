@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monoloss.errors import InputError
+from monoloss.files import check_new_folder
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
@@ -63,6 +64,7 @@ def import_files(  # noqa: PLR0913 - each is an option
     from monoloss.commands.info import store_table
     from monoloss.data.import_options import read_lines
 
+    check_new_folder(out)
     kind_of_source = _kind_of(source) if kind == "auto" else kind
     columns = {"labels": labels, "ids": ids, "paths": paths}
     _refuse_options(kind_of_source, {"embeddings": embeddings, "split": split, "subset": subset}, columns)

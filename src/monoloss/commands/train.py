@@ -35,7 +35,8 @@ def train(
         config: YAML file with the settings of monoloss.TrainingConfig, the SAEs as a mapping by name
         store: feature store with the rows to train on
         out: folder for the run: resolved configuration, logs, checkpoints, trained SAEs; a new one
-        validation: feature store with held-out rows; the SAEs are evaluated on it at the end
+        validation: feature store with held-out rows; the SAEs are evaluated on it at the end, and every
+            validate_every_steps
         resume: folder of a run that was stopped, to go on with it; its settings are in it
         print_config: print the resolved configuration and do nothing else
         progress: show progress bars
@@ -60,7 +61,7 @@ def train(
     if print_config:
         Console(soft_wrap=True).out(config_text(settled), end="", highlight=False)
         return
-    if out is None:
+    if not out:
         raise InputError("--out", "nothing", "a folder for the run")
     _train(settled, Path(out), resume=False, progress=progress)
 
@@ -111,6 +112,7 @@ def _go_on(run: Path, store: str | None, validation: str | None, progress: bool)
 
 def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.table import evaluation_table
@@ -126,7 +128,8 @@ def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> Non
     console = Console()
     if validation is not None:
         evaluations = [Evaluation.load(run / "evaluations" / name) for name in saes]
-        console.print(evaluation_table({str(validation.folder): evaluations}, f"{validation.n_rows} held-out rows"))
+        title = escape(f"{validation.n_rows} rows of {validation.folder.resolve().name}")
+        console.print(evaluation_table({"held out": evaluations}, title))
     console.print(f"SAEs: {run / 'saes'}", soft_wrap=True, markup=False, highlight=False)
 
 

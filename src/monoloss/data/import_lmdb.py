@@ -40,7 +40,8 @@ def import_lmdb(
     """Write the features of an LMDB file in the layout of the MonoLoss authors as a store.
 
     Rows are read in the order of their numbers, a shard at a time. Nothing in the file is evaluated or unpickled, and
-    keys of other layouts are not looked at.
+    keys of other layouts are not looked at. LMDB maps the file into memory and trusts its page numbers: one that is cut
+    off is refused, but one whose pages are damaged can end the process (no store appears then).
 
     Args:
         path: the LMDB folder (or its data file).

@@ -135,9 +135,8 @@ def _load(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(str(path), error.strerror or "an unreadable file", needed) from error
     except Exception as error:  # a broken pickle can raise anything
-        foreign = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        came = f"a pickle with {foreign[1]} in it" if foreign else f"an unreadable file ({first_line})"
+        foreign = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
+        came = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to execute it
         raise InputError(str(path), f"{came}; nothing of it was executed", needed) from error
 
 

@@ -15,6 +15,7 @@ from monoloss.errors import InputError
 
 AnyArray: TypeAlias = Shaped[Tensor, "..."] | Shaped[ndarray, "..."]
 RowName: TypeAlias = Callable[[int], str]  # what an error calls row i of a shard
+MAX_CLASSES = 2**24  # a larger number is an id, or a mistake; counts of classes would fill the memory
 _BLOCK = 8192  # rows that are in memory as float64 at a time
 
 
@@ -116,12 +117,12 @@ def encode_labels(
         raise InputError("labels", _type_text(labels), needed)
     labels = labels.to(torch.int64)
     n_classes = int(labels.max()) + 1 if class_names is None and len(labels) else len(class_names or ())
-    wrong = (labels < 0) | (labels >= n_classes)
+    wrong = (labels < 0) | (labels >= min(n_classes, MAX_CLASSES))
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        needed = (
-            "labels from 0" if class_names is None else f"labels from 0 to {n_classes - 1}, one for each class name"
-        )
+        needed = f"labels from 0 to {min(n_classes, MAX_CLASSES) - 1}, one for each class name"
+        if class_names is None:
+            needed = f"labels from 0, below {MAX_CLASSES}"
         raise InputError("labels", f"{int(labels[row])} ({row_name(row)})", needed)
     return "single", n_classes, {"labels": labels.contiguous()}
 

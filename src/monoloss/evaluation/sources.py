@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 
 from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
-from monoloss.evaluation.result import FACTS, check_evaluation_folder
+from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
+from monoloss.files import read_json
 from monoloss.sae.model import SparseAutoencoder
 
 HUB = "hf-hub:"
@@ -96,12 +97,16 @@ def find_sources(saes: Sequence[str], activations: Sequence[str] = ()) -> list[S
     return _with_unique_names(found, given)
 
 
-def evaluation_folders(sources: Sequence[Source], out: str | Path | None = None) -> dict[str, Path]:
+def evaluation_folders(
+    sources: Sequence[Source], out: str | Path | None = None, judged: Mapping[str, object] | None = None
+) -> dict[str, Path]:
     """Where the evaluation of each source is to be saved, by name; an earlier evaluation there will be replaced.
 
     Args:
         sources: what is evaluated.
         out: a folder, new or with evaluations only, for one folder each; None: where each belongs.
+        judged: facts of the evaluation to come, such as its "store_fingerprint". Where ``out`` is None, an earlier
+            evaluation whose facts are others is not replaced.
 
     Raises:
         InputError: a folder that holds something else; two evaluations in one place.
@@ -116,6 +121,11 @@ def evaluation_folders(sources: Sequence[Source], out: str | Path | None = None)
             raise InputError("saes", f"the SAE of {place} twice", "each once, or names of their own and an out folder")
     for folder in folders.values():
         check_evaluation_folder(folder)
+        if out is None and judged and (folder / FACTS).is_file():
+            facts = read_json(folder / FACTS, format_version=FORMAT_VERSION).get("facts")
+            if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in judged.items()):
+                needed = "--out with another folder for this one"
+                raise InputError(str(folder), "an evaluation on another store, or centred otherwise", needed)
     return folders
 
 

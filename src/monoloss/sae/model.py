@@ -106,7 +106,10 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             input_mean = input_mean.detach().to(torch.float32).clone()
         self.d_in, self.config = d_in, config
         m = config.n_latents
-        self.encoder_weight = nn.Parameter(torch.empty(d_in, m))
+        try:
+            self.encoder_weight = nn.Parameter(torch.empty(d_in, m))
+        except RuntimeError as error:
+            raise InputError("config.n_latents", m, f"what fits into the memory at a width of {d_in}") from error
         nn.init.kaiming_uniform_(self.encoder_weight, generator=torch.Generator().manual_seed(seed))
         self.encoder_bias = None if isinstance(config, BatchTopKConfig) else nn.Parameter(torch.zeros(m))
         tied = isinstance(config, TopKConfig) and config.tied

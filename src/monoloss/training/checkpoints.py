@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,11 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from monoloss.files import atomic_file
+from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import TrainingConfig
-from monoloss.training.signals import StopRequested, StopSignals
+from monoloss.training.signals import StopSignals
 
 _SUFFIX = ".ckpt"
-_IDENTITY, _GENERATORS = "monoloss_run", "generators"
+_IDENTITY, _BATCHES, _GENERATORS = "monoloss_run", "batches", "generators"
 
 
 class Checkpoint(NamedTuple):
@@ -26,18 +28,12 @@ class Checkpoint(NamedTuple):
     Attributes:
         path: the file.
         n_steps: optimiser steps that were done.
-        content: all of it.
+        identity: what its run was made of.
     """
 
     path: Path
     n_steps: int
-    content: dict[str, Any]
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """What its run was made of."""
-        identity: Mapping[str, Any] = self.content[_IDENTITY]
-        return identity
+    identity: Mapping[str, Any]
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -56,6 +52,7 @@ class Checkpoints(Callback):
         folder: where; missing folders are made.
         config: says how often, and how many are kept.
         n_steps: optimiser steps of the whole run.
+        batches: what is trained on.
         identity: what the run is made of, plain nested values; a checkpoint of another run is told apart by it.
         stop: signals that came; after the checkpoint that they ask for, the run stops.
         before: called before each checkpoint, to calibrate thresholds.
@@ -66,11 +63,13 @@ class Checkpoints(Callback):
         folder: Path,
         config: TrainingConfig,
         n_steps: int,
+        batches: ShuffledBatches,
         identity: Mapping[str, Any],
         stop: StopSignals,
         before: Callable[[], object],
     ) -> None:
-        self.folder, self.config, self.n_steps, self.identity = folder, config, n_steps, dict(identity)
+        self.folder, self.config, self.n_steps, self.batches = folder, config, n_steps, batches
+        self.identity = dict(identity)
         self._stop, self._before = stop, before
         self._saved_at = 0.0
 
@@ -82,27 +81,41 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; stop if a signal came. In the middle of a step's batches neither can be."""
-        if (batch_idx + 1) % self.config.accumulate_batches:
-            return
+        """Save if it is time; stop if a signal came. In the middle of a step's batches neither can be.
+
+        After the last batch of an epoch it waits for ``on_train_epoch_end``: Lightning, resumed from a state between
+        the two, counts the next epoch as this one.
+        """
+        n_batches = batch_idx + 1
+        if n_batches % self.config.accumulate_batches == 0 and n_batches < len(self.batches):
+            self._end_step(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As after any other step."""
+        self._end_step(trainer)
+
+    def _end_step(self, trainer: Trainer) -> None:
         if self._stop.received is not None or self._is_due(trainer.global_step):
             self.save(trainer)
-        if self._stop.received is not None:
-            raise StopRequested
+        self._stop.check()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What Lightning leaves out: whose checkpoint it is, and where torch's global generators stand."""
+        """What Lightning leaves out: whose it is, where the batches stand, and where torch's global generators do."""
         checkpoint[_IDENTITY] = self.identity
+        checkpoint[_BATCHES] = self.batches.state_dict()
         checkpoint[_GENERATORS] = {"cpu": torch.get_rng_state()}
-        if pl_module.device.type == "cuda":
-            checkpoint[_GENERATORS]["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            checkpoint[_GENERATORS]["cuda"] = torch.cuda.get_rng_state(device)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the generators where they stood."""
+        """Put batches and generators where they stood."""
+        self.batches.load_state_dict(checkpoint[_BATCHES])
         generators = checkpoint[_GENERATORS]
         torch.set_rng_state(generators["cpu"])
-        if "cuda" in generators and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(generators["cuda"].cpu(), pl_module.device)
+        device = trainer.strategy.root_device
+        if "cuda" in generators and device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"], device)
 
     def save(self, trainer: Trainer) -> None:
         """Write a checkpoint of this step, and delete those that are no longer to be kept."""
@@ -123,7 +136,11 @@ class Checkpoints(Callback):
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first."""
-    found = [path for path in folder.glob(f"step=*{_SUFFIX}") if path.stem.removeprefix("step=").isdigit()]
+    found = [
+        path
+        for path in folder.glob(f"step=*{_SUFFIX}")
+        if re.fullmatch("[0-9]+", path.stem.removeprefix("step=")) and path.is_file()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -137,8 +154,8 @@ def newest_readable(folder: Path, note: Callable[[str], None]) -> Checkpoint | N
     for path in checkpoints_in(folder):
         content = _read(path)
         if content is not None:
-            return Checkpoint(path, step_of(path), content)
-        note(f"{path} cannot be read and is left out: going on from an earlier state")
+            return Checkpoint(path, step_of(path), content[_IDENTITY])
+        note(f"{path} cannot be read and is left out")
     return None
 
 
@@ -151,4 +168,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a damaged file leads to
         return None
-    return content if isinstance(content, dict) and _IDENTITY in content else None
+    needed = {_IDENTITY: dict, _BATCHES: dict, _GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
+    whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in needed.items())
+    return content if whole else None

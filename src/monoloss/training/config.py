@@ -10,6 +10,9 @@ from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 from monoloss.sae.config import SAE_CONFIGS, JumpReluConfig, SaeConfig
 
+MONO_OPTIONS: Mapping[str, object] = {"mono_memory": 0.0, "mono_center": False, "mono_embeddings": "inputs"}
+_LONGEST_NAME = 100  # of a SAE, whose name becomes that of a folder
+
 
 @dataclass(frozen=True)
 class SaeTraining:
@@ -119,11 +122,9 @@ class TrainingConfig:
         if not self.saes:
             raise InputError("saes", "no SAE", "at least one")
         check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
+        _check_names(self.saes)
         for name, training in self.saes.items():
-            check_type("saes", name, str, "strings as names")
             check_type(f"saes[{name!r}]", training, SaeTraining, "SaeTraining(sae, ...)")
-            if not name or not all(char.isalnum() or char in "_-.+" for char in name) or name.startswith("."):
-                raise InputError("saes", f"the name {name!r}", "names of letters, digits and _ - . +, no dot first")
             _check_together(f"saes.{name}", training)
         for field in ("batch_size", "accumulate_batches", "epochs", "log_every_steps", "keep_checkpoints"):
             check_number(field, getattr(self, field), at_least=1, integer=True)
@@ -136,12 +137,24 @@ class TrainingConfig:
         check_type("loggers", self.loggers, list | tuple, "a list of 'tensorboard', 'wandb' or both")
         for logger in self.loggers:
             check_choice("loggers", logger, ("tensorboard", "wandb"))
-        object.__setattr__(self, "loggers", tuple(self.loggers))
+        object.__setattr__(self, "loggers", tuple(dict.fromkeys(self.loggers)))
+
+
+def _check_names(saes: Mapping[str, SaeTraining]) -> None:
+    """Refuse names that cannot be those of folders, also where a file system ignores case."""
+    for name in saes:
+        check_type(f"saes: the name {name!r}", name, str, "text")
+        if len(name) > _LONGEST_NAME:
+            raise InputError("saes", f"a name of {len(name)} characters", f"at most {_LONGEST_NAME}")
+        if not name or not all(char.isalnum() or char in "_-.+" for char in name) or name.startswith("."):
+            raise InputError("saes", f"the name {name!r}", "names of letters, digits and _ - . +, no dot first")
+    if len({name.lower() for name in saes}) < len(saes):
+        raise InputError("saes", "names that differ in case only", "others: they become names of folders")
 
 
 def _check_together(where: str, training: SaeTraining) -> None:
     """Refuse options of one SAE that make nothing of each other."""
-    for option, unset in (("mono_memory", 0.0), ("mono_center", False), ("mono_embeddings", "inputs")):
+    for option, unset in MONO_OPTIONS.items():
         value = getattr(training, option)
         if value != unset and training.mono_weight == 0:
             raise InputError(f"{where}.{option}", value, "mono_weight above 0 to make use of it")

@@ -15,7 +15,7 @@ from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.files import atomic_file
 from monoloss.plain_values import build, check_known, plain, unknown_key
-from monoloss.training.config import TrainingConfig
+from monoloss.training.config import MONO_OPTIONS, TrainingConfig
 from monoloss.training.yaml_text import from_yaml, to_yaml
 
 
@@ -129,11 +129,18 @@ def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
             new_name = name if weight is None else f"{name}-{float(weight)!r}"
             if new_name in expanded or (weight is not None and new_name in saes):
                 raise InputError(f"{_SWEEP}.{name}", f"{weight}, which makes {new_name!r} twice", "each name once")
-            changed = {**settings, "mono_weight": weight} if isinstance(settings, Mapping) else settings
-            expanded[new_name] = settings if weight is None else changed
+            expanded[new_name] = settings if weight is None else _at_weight(settings, weight)
     check_known(sweep, tuple(saes), f"{_SWEEP}.")
     others = {key: value for key, value in content.items() if key not in (_SWEEP, "saes")}
     return {**others, "saes": expanded} if "saes" in content else others
+
+
+def _at_weight(settings: object, weight: float) -> object:
+    """The settings of a SAE at a ``mono_weight``; at 0, a baseline, without the options of MonoLoss."""
+    if not isinstance(settings, Mapping):
+        return settings
+    unused = MONO_OPTIONS if weight == 0 else ()
+    return {**{key: value for key, value in settings.items() if key not in unused}, "mono_weight": weight}
 
 
 def _weights(name: str, weights: object) -> list[float]:
@@ -152,6 +159,8 @@ def _set(content: dict[str, Any], key: str, value: Any) -> None:
     path = [first]
     if rest and first == "saes":
         names = content.get("saes") or {}
+        check_type("saes", names, Mapping, "a mapping from names to SAEs")
+        names = [name for name in names if isinstance(name, str)]
         fitting = [name for name in names if rest == name or rest.startswith(f"{name}.")]
         if not fitting:
             raise unknown_key("saes.", rest.partition(".")[0], tuple(names))

@@ -1,4 +1,4 @@
-"""What the runs take from Lightning: the trainer, the loggers, and silence."""
+"""What the runs take from Lightning: the trainer, the loggers, and silence but for our own notes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from rich.console import Console
 
 from monoloss.errors import InputError
 from monoloss.training.checkpoints import WholeFiles
@@ -55,6 +56,11 @@ def _loggers(config: TrainingConfig, run: Path) -> list[Logger]:
         options: dict[str, Any] = {"project": os.environ.get("WANDB_PROJECT", "monoloss"), "group": run.name}
         loggers.append(WandbLogger(name=f"{run.name}-{csv.version}", save_dir=run, **options))
     return loggers
+
+
+def note(text: str) -> None:
+    """A line on the terminal, beside the results."""
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager

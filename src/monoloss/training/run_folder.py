@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from monoloss.data.store import FeatureStore
+from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
+from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
 
 
@@ -23,6 +26,8 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise InputError("run", "an empty text", "a folder")
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.checkpoints, self.saes = self.path / "checkpoints", self.path / "saes"
@@ -50,11 +55,19 @@ class RunFolder:
         elif self.holds_a_run:
             needed = "a new folder, or --resume (resume=True) to go on with it"
             raise InputError(str(self.path), "a folder that holds a run", needed)
+        if (self.path / MANIFEST).exists():
+            raise InputError(str(self.path), "the folder of a feature store", "a folder of its own for the run")
+        if self.config_file.exists() and not _is_of_a_run(self.config_file):
+            raise InputError(str(self.config_file), "a file that no run has written", "a folder of its own for the run")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Make the folder; nobody else may train in it meanwhile. A killed process leaves no claim behind."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            came = f"a place that cannot be written ({error.strerror})"
+            raise InputError(str(self.path), came, "another") from error
         with _only_one(self.path):
             if self.config_file.exists():
                 for folder in (self.path, self.checkpoints, self.evaluations):
@@ -87,11 +100,22 @@ class RunFolder:
         """Write the trained SAEs, each as a checkpoint folder; with this the run is finished."""
         with atomic_folder(self.saes) as temporary:
             for name, sae in saes.items():
-                sae.save_pretrained(temporary / name, evaluation=summaries.get(name))
+                try:
+                    sae.save_pretrained(temporary / name, evaluation=summaries.get(name))
+                except InputError as error:  # weights that are no numbers: the training went astray
+                    raise InputError(f"saes.{name}: {error.argument}", error.came, error.needed) from error
 
     def load_saes(self, names: Iterable[str]) -> dict[str, SparseAutoencoder]:
         """The trained SAEs of a finished run."""
         return {name: SparseAutoencoder.from_pretrained(self.saes / name) for name in names}
+
+
+def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> RunConfig:
+    """All that a run on these stores is made of."""
+    places: dict[str, FeatureStore] = {"store": store} | ({} if validation is None else {"validation": validation})
+    folders = {name: str(place.folder.resolve()) for name, place in places.items()}
+    fingerprints = {f"{name}_fingerprint": place.fingerprint for name, place in places.items()}
+    return RunConfig(config, **folders, **fingerprints)
 
 
 def check_same(where: str, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -100,6 +124,14 @@ def check_same(where: str, written: Mapping[str, Any], config: Mapping[str, Any]
     if differs is not None:
         key, before, now = differs
         raise InputError(key, f"{now!r}", f"{before!r} as in {where}, or another folder for a new run")
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether a run has written this configuration: it then names its data by fingerprint."""
+    try:
+        return read_config(file).store_fingerprint is not None
+    except InputError:
+        return False
 
 
 @contextmanager

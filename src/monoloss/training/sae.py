@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule
-from rich.console import Console
 from torch import Tensor, nn
 
 from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
+from monoloss.errors import InputError
 from monoloss.evaluation.run import evaluate
 from monoloss.functional.moments import batch_moments, unit_rows
 from monoloss.functional.reconstruction import reconstruction_quality
@@ -28,10 +28,10 @@ from monoloss.sae.objectives import Objective, objective
 from monoloss.training.batches import ShuffledBatches, shuffled
 from monoloss.training.checkpoints import Checkpoints
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.config_files import RunConfig, run_to_dict
-from monoloss.training.engine import check_loggers, make_trainer, quiet_lightning
+from monoloss.training.config_files import run_to_dict
+from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning
 from monoloss.training.progress import TrainingProgress
-from monoloss.training.run_folder import RunFolder
+from monoloss.training.run_folder import RunFolder, run_config
 from monoloss.training.schedule import check_warmup, learning_rate_factor
 from monoloss.training.signals import StopRequested, stop_signals
 from monoloss.training.validation import Validation, check_validation
@@ -109,6 +109,8 @@ class SaeRun(LightningModule):
             total = total + loss
             sae.count_activity_(output.codes)
             if logged:
+                if not torch.isfinite(loss.detach()):
+                    raise _diverged(name, f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
                 figures = {"loss": loss.detach()} | _figures(embeddings, sae, output, terms)
                 self.log_dict({f"{name}/{key}": value for key, value in figures.items()})
         return total
@@ -188,24 +190,18 @@ def train_saes(
     check_loggers(config)
     folder = RunFolder(run)
     folder.check(resume)
-    settings = _run_config(store, config, validation)
+    settings = run_config(store, config, validation)
     with folder.claimed():
         folder.settle_config(settings, resume)
         if folder.is_finished:
-            _note(f"{folder.path} is finished: these are its SAEs")
-            return folder.load_saes(config.saes)
+            saes = folder.load_saes(config.saes)
+            note(f"{folder.path} is finished: these are its SAEs")
+            return saes
         store.load_if_small()
         config = replace(config, log_every_steps=min(config.log_every_steps, n_steps))  # a short run logs its last step
         module = SaeRun(config, store.width, store.mean, n_steps)
         device = _fit(module, batches, folder, run_to_dict(settings), validation, progress)
         return _finish(module, store, folder, validation, device)
-
-
-def _run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> RunConfig:
-    settings = RunConfig(config, str(store.folder.resolve()), store.fingerprint)
-    if validation is None:
-        return settings
-    return replace(settings, validation=str(validation.folder.resolve()), validation_fingerprint=validation.fingerprint)
 
 
 def _fit(
@@ -219,11 +215,12 @@ def _fit(
     """Train to the last step, from the newest checkpoint if there is one; returns the device."""
 
     def calibrated() -> dict[str, SparseAutoencoder]:
+        _check_finite(module)
         calibrate(module, batches.store)
         return module.by_name()
 
     config = module.config
-    start = folder.newest_checkpoint(identity, _note)
+    start = folder.newest_checkpoint(identity, note)
     with quiet_lightning(), stop_signals() as stop:
         callbacks: list[Callback] = [TrainingProgress(module.names)] if progress else []
         if validation is not None and config.validate_every_steps is not None:
@@ -231,13 +228,14 @@ def _fit(
         callbacks.append(Checkpoints(folder.checkpoints, config, module.n_steps, batches, identity, stop, calibrated))
         trainer = make_trainer(config, folder.path, callbacks)
         if start is not None and start.n_steps == module.n_steps:
-            module.load_state_dict(start.content["state_dict"])
+            module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
             return trainer.strategy.root_device
         try:
             path = None if start is None else start.path
             trainer.fit(module, train_dataloaders=batches, ckpt_path=path, weights_only=True)
+            stop.check()  # for what came after the last step
         except StopRequested:
-            _note(f"stopped after step {trainer.global_step}, and saved; --resume {folder.path} goes on from there")
+            note(f"stopped after step {trainer.global_step}, and saved; --resume {folder.path} goes on from there")
             raise
         return trainer.strategy.root_device
 
@@ -267,11 +265,23 @@ def _finish(
     return module.by_name()
 
 
+def _check_finite(module: SaeRun) -> None:
+    """Refuse to save or judge what has diverged; the last good checkpoint stays."""
+    for name, _, sae, _ in module.parts():
+        if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
+            raise _diverged(name, f"weights that are no finite numbers after step {module.global_step}")
+
+
+def _diverged(name: str, came: str) -> InputError:
+    return InputError(f"saes.{name}", came, "a smaller lr or mono_weight: its training has diverged")
+
+
 def calibrate(module: SaeRun, store: FeatureStore) -> None:
     """Set what inference needs (BatchTopK's threshold) from 16384 training rows, or all there are."""
     rows = shuffled(store.n_rows, module.config.seed, -1)[:_CALIBRATION_ROWS]
     for _, _, sae, _ in module.parts():
-        sae.calibrate_(store.rows(part) for part in rows.split(module.config.batch_size))
+        device = sae.encoder_weight.device
+        sae.calibrate_(store.rows(part).to(device) for part in rows.split(module.config.batch_size))
 
 
 def _figures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:
@@ -301,8 +311,3 @@ def _redraw_dead(sae: SparseAutoencoder, optimizer: Any, seed: int) -> None:
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
                 state[moment].index_fill_(along, dead.nonzero().squeeze(1), 0.0)
-
-
-def _note(text: str) -> None:
-    """A line on the terminal, beside the results."""
-    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)

@@ -38,6 +38,15 @@ class StopSignals:
                 if handler is not None:  # None: not set from Python, and nothing to put back
                     signal.signal(signum, handler if handler == signal.SIG_IGN else self._note)
 
+    def check(self) -> None:
+        """Where a step is done and saved: stop if a signal came.
+
+        Raises:
+            StopRequested: one did.
+        """
+        if self.received is not None:
+            raise StopRequested
+
     def restore(self) -> None:
         """Signals do again what they did before."""
         if threading.current_thread() is threading.main_thread():
