@@ -36,8 +36,10 @@ class MissingExtraError(InputError, ImportError):
 
 
 _EXTRA_OF = {
-    "lightning": "train",
+    "docstring_parser": "train",
     "jsonargparse": "train",
+    "lightning": "train",
+    "yaml": "train",
     "rich": "train",
     "matplotlib": "report",
     "datasets": "interop",

@@ -163,6 +163,11 @@ DAMAGES: list[tuple[str, Damage, str]] = [
         tensors(encoder_bias=with_nan),
         "got encoder_bias with NaN or infinity; needed finite numbers",
     ),
+    (
+        "model.safetensors",
+        tensors(samples_since_active=lambda t: t - 1),
+        "got samples_since_active below 0; needed numbers of at least 0",
+    ),
     ("model.safetensors", cut("model.safetensors", 1000), "got an unreadable file ("),
     ("model.safetensors", cut("model.safetensors", 4), "got an unreadable file ("),
     ("model.safetensors", cut("model.safetensors", 0), "got an unreadable file ("),

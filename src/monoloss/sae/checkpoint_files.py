@@ -31,6 +31,7 @@ from monoloss.sae.config import SaeConfig
 FORMAT_VERSION = 1
 TENSORS, FACTS, CARD = "model.safetensors", "config.json", "README.md"
 LIBRARY = "monoloss"
+_NOT_NEGATIVE = ("activation.threshold", "samples_since_active")  # codes are never below 0, nor are counts
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -154,6 +155,8 @@ def read_tensors(file: Any, path: Path, expected: Mapping[str, Tensor]) -> dict[
             raise InputError(str(path), f"{name} of dtype {tensor.dtype}", str(expected[name].dtype))
         if not torch.isfinite(tensor).all():
             raise InputError(str(path), f"{name} with NaN or infinity", "finite numbers")
+        if name in _NOT_NEGATIVE and bool((tensor < 0).any()):
+            raise InputError(str(path), f"{name} below 0", "numbers of at least 0")
     return tensors
 
 
