@@ -165,7 +165,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ),
     (
         "model.safetensors",
-        tensors(samples_since_active=lambda t: t - 1),
+        tensors(samples_since_active=lambda t: -t - 1),
         "got samples_since_active below 0; needed numbers of at least 0",
     ),
     ("model.safetensors", cut("model.safetensors", 1000), "got an unreadable file ("),
