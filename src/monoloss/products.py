@@ -63,7 +63,7 @@ class _CodesTransposedTimesDense(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
         ctx.save_for_backward(values, dense)
         ctx.codes = codes
-        return _transposed_product(codes, values, dense)
+        return _transposed_product(codes, values.detach(), dense.detach())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -80,7 +80,7 @@ class _CodesTimesDense(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
         ctx.save_for_backward(values, dense)
         ctx.codes = codes
-        return _product(codes, values, dense)
+        return _product(codes, values.detach(), dense.detach())  # with a graph embedding_bag is many times slower
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -66,13 +66,12 @@ def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) ->
 
 def _aux_loss(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor:
     """How far the most active dead latents are from rebuilding what the reconstruction left over."""
-    dead = sae.dead
-    n_dead = int(dead.sum()) if aux.weight > 0 else 0
-    if n_dead == 0:
+    dead = sae.dead.nonzero().squeeze(1) if aux.weight > 0 else sae.samples_since_active[:0]
+    if len(dead) == 0:
         return output.reconstruction.new_zeros(())
-    pre_activations = output.pre_activations.masked_fill(~dead, -torch.inf)
-    codes = topk_codes(pre_activations, min(aux.k, n_dead))
+    codes = topk_codes(sae.pre_activations(output.scaled, dead), min(aux.k, len(dead)))
+    rebuilt = codes_matmul(codes, sae.decoder_rows[dead]) * output.scale
     left_over = (output.target - output.reconstruction).detach()
     rounding = torch.finfo(left_over.dtype).eps * output.target.square().sum(1)  # less than this is nothing left over
     size = torch.maximum(left_over.square().sum(1), rounding)
-    return _error(sae, codes_matmul(codes, sae.decoder_rows) * output.scale, left_over, size)
+    return _error(sae, rebuilt, left_over, size)
