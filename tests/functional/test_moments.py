@@ -85,7 +85,7 @@ def test_merged_parts_are_the_whole(layout, cuts):
     total = MonoMoments.zeros(8, activations.shape[1])
     for start, stop in itertools.pairwise(cuts):
         part = moments_of(embeddings[start:stop], rows_of(activations, slice(start, stop)))
-        total = merge(total, part, reuse_left=True)
+        total = merge(total, part)
     assert_same(total, moments_of(embeddings, activations))
     assert_same(merge(total, MonoMoments.zeros(8, activations.shape[1])), total)
 
@@ -169,7 +169,7 @@ def test_a_million_rows_of_float32_at_offset_100():
         for start in range(0, n, size):
             rows = slice(start, start + size)
             part = activations[rows] if isinstance(activations, Tensor) else rows_of(activations, rows)
-            total = merge(total, moments_of(embeddings[rows], part), reuse_left=True)
+            total = merge(total, moments_of(embeddings[rows], part))
         torch.testing.assert_close(score_of(total), expected, rtol=0, atol=1e-5)
 
 
