@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,11 @@ class TopExamples:
         """No rows yet."""
         rows = torch.full((m, k), -1, dtype=torch.int64, device=device)
         return cls(rows, torch.zeros(m, k, dtype=torch.float64, device=device))
+
+    @classmethod
+    def join_latents(cls, parts: Sequence[TopExamples]) -> TopExamples:
+        """The examples of the latents of several parts, one part after the other."""
+        return cls(torch.cat([part.rows for part in parts]), torch.cat([part.values for part in parts]))
 
     @torch.no_grad()
     def with_batch(self, activations: Activations, first_row: int) -> TopExamples:

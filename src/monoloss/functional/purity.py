@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -218,12 +219,23 @@ def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
     most_rows, dominant = counts.rows.max(1).values, counts.rows.argmax(1)
     binary = most_rows / n_active  # 0 / 0 = NaN without an active row
     weighted = (counts.mass.max(1).values / mass).clamp(max=1.0)  # the two sums may round apart
+    return _with_means(binary, weighted, torch.where(active, dominant, -1), n_active, mass)
+
+
+def join_latents(parts: Sequence[ClassPurityResult]) -> ClassPurityResult:
+    """The purity of the latents of several parts, one part after the other, with the means over all of them."""
+    names = ("binary", "weighted", "dominant_class", "n_active", "mass")
+    return _with_means(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _with_means(binary: Tensor, weighted: Tensor, dominant: Tensor, n_active: Tensor, mass: Tensor) -> ClassPurityResult:
+    active = n_active > 0
     n_defined, whole = active.sum(), mass.sum()
     present_binary, present_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))
     return ClassPurityResult(
         binary=binary,
         weighted=weighted,
-        dominant_class=torch.where(active, dominant, -1),
+        dominant_class=dominant,
         n_active=n_active,
         mass=mass,
         mean_binary=present_binary.sum() / n_defined,

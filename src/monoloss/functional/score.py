@@ -15,6 +15,7 @@ from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
 
+_ROWS_IN_FLOAT64 = 512  # of w that are squared in float64 at a time: they stay in the cache
 _NO_ROOM = 1e-6  # of 1 - chance: what float32 rounding leaves where all rows point the same way
 _RELATIVE_RESIDUE = 1e-12  # of u^2: what rounding leaves of u^2 - v where a single row has weight
 
@@ -71,9 +72,14 @@ def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Ten
         tensor([nan], dtype=torch.float64)
     """
     defined, pairs = is_defined(moments), pair_weight(moments)
-    w_norm = torch.linalg.vector_norm(moments.w, dim=1, dtype=torch.float64)
-    score = (w_norm.square() - moments.v) / torch.where(defined, pairs, 1.0)
+    score = (_squared_norms(moments.w) - moments.v) / torch.where(defined, pairs, 1.0)
     return torch.where(defined, score, torch.nan if undefined == "nan" else 0.0)
+
+
+def _squared_norms(w: Tensor) -> Tensor:
+    """``|w_j|^2`` in float64; lifted a part at a time, which stays in the cache."""
+    parts = [part.double() for part in w.split(_ROWS_IN_FLOAT64)]
+    return torch.cat([torch.linalg.vecdot(part, part) for part in parts])
 
 
 def pair_weight(moments: MonoMoments) -> Float[Tensor, " m"]:
@@ -162,12 +168,23 @@ def summarise(moments: MonoMoments) -> ScoreSummary:
         >>> summarise(batch_moments(torch.eye(3), torch.tensor([[1.0, 0], [1, 0], [0, 0]]))).n_defined
         1
     """
-    scores, defined = score_of(moments), is_defined(moments)
-    by_chance = chance(moments)
+    return summary_of_latents(int(moments.n), chance(moments), score_of(moments), n_eff(moments))
+
+
+def summary_of_latents(
+    n_rows: int, by_chance: Float[Tensor, ""], scores: Float[Tensor, " m"], effective_rows: Float[Tensor, " m"]
+) -> ScoreSummary:
+    """The summary from what was found for each latent: ``score_of`` (NaN where undefined) and ``n_eff``; ``chance``.
+
+    Example:
+        >>> summary_of_latents(3, torch.tensor(0.0), torch.tensor([0.5, torch.nan]), torch.tensor([2.0, 0.0])).mean
+        0.5
+    """
+    defined = ~torch.isnan(scores)
     kept = scores[defined]
     quantiles = kept.quantile(kept.new_tensor([0.5, 0.9])) if len(kept) else kept.new_full((2,), torch.nan)
     return ScoreSummary(
-        n_rows=int(moments.n),
+        n_rows=n_rows,
         n_latents=len(scores),
         n_defined=len(kept),
         mean=float(kept.mean()),
@@ -176,5 +193,5 @@ def summarise(moments: MonoMoments) -> ScoreSummary:
         mean_zero_filled=float(kept.sum() / max(len(scores), 1)),
         chance=float(by_chance),
         lift=float(lift(kept, by_chance).mean()),
-        n_eff=float(n_eff(moments)[defined].quantile(0.5)) if len(kept) else float("nan"),
+        n_eff=float(effective_rows[defined].quantile(0.5)) if len(kept) else float("nan"),
     )
