@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import refuse_not_finite
-from monoloss.precision import autocast_off, product_dtype, sums_device
+from monoloss.precision import autocast_off, product_dtype, row_norms, sums_device
 from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
@@ -74,9 +74,7 @@ def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | No
         rows = embeddings.to(product_dtype(embeddings.dtype))
         if center is not None:
             rows = rows - center.to(rows)
-        wide = rows.dtype if rows.device.type == "mps" else torch.float64
-        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide)
-        norms = norms.to(rows.dtype)
+        norms = row_norms(rows)[:, None].to(rows.dtype)
         if norms.device.type == "cpu":
             check_norms(norms, centred=center is not None)
         unit: Tensor = rows / norms

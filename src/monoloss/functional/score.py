@@ -11,11 +11,11 @@ from torch import Tensor
 
 from monoloss.checks import check_choice, check_rows
 from monoloss.functional.moments import MonoMoments, batch_moments, unit_rows
+from monoloss.precision import row_norms
 from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
 
-_ROWS_IN_FLOAT64 = 512  # of w that are squared in float64 at a time: they stay in the cache
 _NO_ROOM = 1e-6  # of 1 - chance: what float32 rounding leaves where all rows point the same way
 _RELATIVE_RESIDUE = 1e-12  # of u^2: what rounding leaves of u^2 - v where a single row has weight
 
@@ -72,14 +72,8 @@ def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Ten
         tensor([nan], dtype=torch.float64)
     """
     defined, pairs = is_defined(moments), pair_weight(moments)
-    score = (_squared_norms(moments.w) - moments.v) / torch.where(defined, pairs, 1.0)
+    score = (row_norms(moments.w).square() - moments.v) / torch.where(defined, pairs, 1.0)
     return torch.where(defined, score, torch.nan if undefined == "nan" else 0.0)
-
-
-def _squared_norms(w: Tensor) -> Tensor:
-    """``|w_j|^2`` in float64; lifted a part at a time, which stays in the cache."""
-    parts = [part.double() for part in w.split(_ROWS_IN_FLOAT64)]
-    return torch.cat([torch.linalg.vecdot(part, part) for part in parts])
 
 
 def pair_weight(moments: MonoMoments) -> Float[Tensor, " m"]:
