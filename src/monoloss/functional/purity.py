@@ -172,15 +172,22 @@ def class_counts(
 def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: PurityCounts) -> None:
     n_classes = counts.rows.shape[1]
     rows_of_class, mass_of_class = counts.rows.view(-1), counts.mass.view(-1)
+    one_class = bool((table.n_labels == 1).all())
     for entries in active_entries(activations):
-        n_labels = table.n_labels[entries.rows]
-        labelled = (n_labels > 0).double()
+        latents, values = entries.latents, entries.values
+        if one_class:
+            classes, weights, labelled = table.classes[entries.rows], values, torch.ones_like(values)
+        else:
+            n_labels = table.n_labels[entries.rows]
+            labelled = (n_labels > 0).double()
+            copies, classes = _classes_of_entries(entries, n_labels, table)
+            latents, weights = latents[copies], values[copies]
+            values = values * labelled
         counts.n_active.index_add_(0, entries.latents, labelled)
-        counts.active_mass.index_add_(0, entries.latents, entries.values * labelled)
-        copies, classes = _classes_of_entries(entries, n_labels, table)
-        cells = entries.latents[copies] * n_classes + classes
-        rows_of_class.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
-        mass_of_class.index_add_(0, cells, entries.values[copies])
+        counts.active_mass.index_add_(0, entries.latents, values)
+        cells = latents * n_classes + classes
+        rows_of_class.scatter_add_(0, cells, torch.ones_like(weights))
+        mass_of_class.scatter_add_(0, cells, weights)
 
 
 def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) -> None:
