@@ -63,8 +63,8 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torc
             rows.addr_(t[latents], h_sum)
     entries = batch.large
     if len(entries):
-        by_entry = batch.weights[entries, None] * batch.h[z.rows[entries]]
-        w.index_add_(0, z.flat_indices[entries].to(w.device), by_entry.to(w))
+        weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
+        w.index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
 
 
