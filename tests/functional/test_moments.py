@@ -15,7 +15,6 @@ from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,
     batch_moments,
-    decay,
     merge,
     minimum,
     rebase,
@@ -111,9 +110,10 @@ def test_rebase_of_no_rows_only_moves_the_minimum():
     assert not any(part.any() for part in (moved.u, moved.v, moved.w))
 
 
-def test_decay_fades_every_sum_and_keeps_the_minimum():
+def test_merging_with_fade_lowers_every_sum_of_the_first_and_keeps_the_minimum():
     moments = moments_of(some_embeddings(), some_activations())
-    faded = decay(moments, 0.25)
+    d, m = some_embeddings().shape[1], some_activations().shape[1]
+    faded = merge(moments, MonoMoments.zeros(d, m), fade=0.25)
     assert torch.equal(faded.b, moments.b)
     for name in ("n", "h_sum", "u", "v", "w"):
         assert torch.equal(getattr(faded, name), 0.25 * getattr(moments, name))

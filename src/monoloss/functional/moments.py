@@ -121,17 +121,24 @@ def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activation
     return moments
 
 
-def merge(left: MonoMoments, right: MonoMoments) -> MonoMoments:
-    """Moments of the rows of both: re-based to the smaller minimum of each latent, then added."""
+def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0) -> MonoMoments:
+    """Moments of the rows of both: re-based to the smaller minimum of each latent, then added.
+
+    With ``fade`` below 1 those of ``left`` count so much less: every sum of theirs is times ``fade``.
+    """
     b = torch.minimum(left.b, right.b)
     left, right = rebase(left, b), rebase(right, b)
+
+    def added(older: Tensor, newer: Tensor) -> Tensor:
+        return torch.add(newer, older, alpha=fade)
+
     return MonoMoments(
-        n=left.n + right.n,
-        h_sum=left.h_sum + right.h_sum,
+        n=added(left.n, right.n),
+        h_sum=added(left.h_sum, right.h_sum),
         b=b,
-        u=left.u + right.u,
-        v=left.v + right.v,
-        w=left.w + right.w,
+        u=added(left.u, right.u),
+        v=added(left.v, right.v),
+        w=added(left.w, right.w),
     )
 
 
@@ -147,18 +154,6 @@ def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
         u=moments.u + n * t,
         v=moments.v + 2.0 * t * moments.u + n * t**2,
         w=torch.addr(moments.w, t.to(moments.w.dtype), moments.h_sum.to(moments.w.dtype)),
-    )
-
-
-def decay(moments: MonoMoments, factor: float) -> MonoMoments:
-    """Every sum times ``factor`` in [0, 1]: older rows count less; the minimum stays."""
-    return MonoMoments(
-        n=moments.n * factor,
-        h_sum=moments.h_sum * factor,
-        b=moments.b,
-        u=moments.u * factor,
-        v=moments.v * factor,
-        w=moments.w * factor,
     )
 
 
