@@ -164,7 +164,8 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             return self.pre_activations(padded, latents)[:n_rows]
         is_jump_relu = isinstance(self.activation, JumpRelu)
         rows = scaled if is_jump_relu else scaled - self.decoder_bias
-        weight, bias = self.encoder_weight, self.encoder_bias
+        weight: Tensor = self.encoder_weight
+        bias: Tensor | None = self.encoder_bias
         if latents is not None:
             weight, bias = weight.t()[latents].t(), None if bias is None else bias[latents]
         weight = weight.to(rows.dtype)  # of a model in half precision: products run in float32
@@ -195,7 +196,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         return SaeOutput(codes, self.decode(codes) * scale + shift, target, pre_activations, scale, scaled)
 
     def _activate(self, scaled: Tensor) -> tuple[Activations, Tensor]:
-        """Codes of scaled rows, and their pre-activations: sparse codes have their graph at the stored entries alone."""
+        """Codes of scaled rows and their pre-activations; sparse codes have a graph at their stored entries alone."""
         if not isinstance(self.activation, TopK | BatchTopK):
             pre_activations = self.pre_activations(scaled)
             return self.activation(pre_activations), pre_activations
@@ -250,7 +251,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
     @torch.no_grad()
     def redraw_(self, latents: Bool[Tensor, " m"], seed: int) -> None:
         """Draw the weights of some latents anew, as at the start, and count them as just active."""
-        fresh = _initial_weight(*self.encoder_weight.shape, seed).to(self.encoder_weight)
+        fresh = _initial_weight(self.d_in, self.config.n_latents, seed).to(self.encoder_weight)
         self.encoder_weight[:, latents] = fresh[:, latents]
         if self.encoder_bias is not None:
             self.encoder_bias[latents] = 0.0
