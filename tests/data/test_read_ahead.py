@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,16 @@ def test_an_exception_comes_where_its_result_is_due(ahead):
 
 
 def test_nothing_is_left_running_when_the_caller_stops():
+    def stopped_by(kind: type[BaseException], results: Iterator[int]) -> None:
+        for item in results:
+            if item == 1:
+                raise kind
+
     before = set(threading.enumerate())
-    for stop in (KeyboardInterrupt, ValueError):
+    for kind in (KeyboardInterrupt, ValueError):
         results = read_ahead(lambda item: item, range(100))
-        with pytest.raises(stop):
-            for item in results:
-                if item == 1:
-                    raise stop
+        with pytest.raises(kind):
+            stopped_by(kind, results)
         results.close()
         assert set(threading.enumerate()) == before
 

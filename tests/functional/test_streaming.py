@@ -1,4 +1,4 @@
-"""Batches added in place: the moments of all rows, whatever the blocks, the layout, the minima and the dominating rows."""
+"""Batches added in place: the moments of all rows, whatever the blocks, the layout and the minima."""
 
 from __future__ import annotations
 

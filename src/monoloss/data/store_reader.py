@@ -116,7 +116,7 @@ def _read_rows(file: Path, first: int, rows: Shaped[Tensor, "n d"]) -> None:
     """Fill ``rows`` with the embeddings of a shard from row ``first`` on."""
     if not rows.numel():
         return
-    buffer = memoryview(rows.view(torch.uint8).numpy()).cast("B")
+    buffer = rows.view(torch.uint8).numpy().data.cast("B")
     try:
         with file.open("rb", buffering=0) as opened:
             header_length = int.from_bytes(opened.read(8), "little")

@@ -78,5 +78,5 @@ class TopExamples:
 
 
 def _falling(values: Tensor) -> Tensor:
-    """The order of positive float64 values from the highest down, stable: of their bits, which sort several times faster."""
+    """The order of positive float64 values from the highest down, stable: that of their bits, which sort faster."""
     return (torch.iinfo(torch.int64).max - values.view(torch.int64)).argsort(stable=True)

@@ -43,8 +43,8 @@ def evaluate(
 
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
     put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
-    beyond the models: one batch (and the next, which is read meanwhile, unless the store is loaded) and, for each model,
-    ``m (d + 2 c + 30)`` float64 numbers; with ``latents_per_pass`` that many latents in the place of m.
+    beyond the models: one batch, and the next one's rows unless the store is loaded; for each model
+    ``m (d + 2 c + 30)`` float64 numbers, with ``latents_per_pass`` that many latents in the place of m.
 
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
@@ -176,9 +176,7 @@ class _Sums:
 class _Figures:
     """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
 
-    def __init__(
-        self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: _Wanted
-    ) -> None:
+    def __init__(self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: _Wanted) -> None:
         self.name, self.model, self.store, self.wanted = name, model, store, wanted
         self.n_latents: int | None = None
         self.chance = torch.tensor(torch.nan)

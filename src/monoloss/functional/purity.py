@@ -235,7 +235,9 @@ def join_latents(parts: Sequence[ClassPurityResult]) -> ClassPurityResult:
     return _with_means(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def _with_means(binary: Tensor, weighted: Tensor, dominant: Tensor, n_active: Tensor, mass: Tensor) -> ClassPurityResult:
+def _with_means(
+    binary: Tensor, weighted: Tensor, dominant: Tensor, n_active: Tensor, mass: Tensor
+) -> ClassPurityResult:
     active = n_active > 0
     n_defined, whole = active.sum(), mass.sum()
     present_binary, present_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))

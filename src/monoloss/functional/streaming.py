@@ -14,7 +14,7 @@ from monoloss.precision import autocast_off, product_dtype
 from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
-_BLOCK_ELEMENTS = 2**19  # of w that are added in one go: they stay in the cache between the product and the sum
+_BLOCK_ELEMENTS = 2**18  # of w that are added in one go: they stay in the cache between the product and the sum
 
 
 @torch.no_grad()

@@ -22,8 +22,8 @@ class ShuffledBatches:
     """Batches of ``batch_size`` rows in an order that follows from ``(seed, epoch)`` alone; a new order every epoch.
 
     Iterating gives the rest of the current epoch, then the next one begins. Rows that do not fill a batch, and batches
-    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch, batches given, and which
-    order it is, so that a run goes on in its own order on a machine with more or less memory, too.
+    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch, batches given, and
+    which order it is, so that a run goes on in its own order on a machine with more or less memory, too.
 
     ``order`` is settled where it is first needed: "rows", any row beside any other, if the store is loaded then; else
     "blocks" (:func:`block_shuffled`), which a disk reads at speed, a batch ahead in a thread. Stores of up to 65536
