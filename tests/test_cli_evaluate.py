@@ -113,6 +113,16 @@ def test_options_reach_the_evaluation(work, capsys):
     assert "centred" in out
 
 
+def test_latents_per_pass_changes_nothing(work, capsys):
+    assert run(capsys, "--store", "val", "--saes", "run")[0] == 0
+    assert run(capsys, "--store", "val", "--saes", "run", "--out", "parts", "--latents_per_pass", "7")[0] == 0
+    for name in ("base", "mono"):
+        assert_same(Evaluation.load(work / "parts" / name), Evaluation.load(work / "run" / "evaluations" / name))
+    code, _, err = run(capsys, "--store", "val", "--saes", "run", "--latents_per_pass", "0")
+    assert code == 2
+    assert "latents_per_pass" in err
+
+
 def test_a_second_evaluation_replaces_the_first_and_leaves_others(work, capsys):
     for saes in (["run"], ["run/saes/mono", "x=alone"], ["run/saes/base"]):
         assert run(capsys, "--store", "val", "--saes", *saes, "--out", "out")[0] == 0

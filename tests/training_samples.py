@@ -126,7 +126,8 @@ def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencod
             decoder = sae.decoder_weight
             with torch.no_grad():
                 if decoder is not None:
-                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+                    along = (decoder.grad * decoder).sum(1, keepdim=True)
+                    decoder.grad.addcmul_(decoder, along, value=-1.0)  # rounds once, as fused multiply and add
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(sae.parameters(), settings.clip_norm)
             grad_norm = math.sqrt(sum(float(p.grad.double().square().sum()) for p in sae.parameters()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
-from monoloss.functional.moments import MonoMoments, decay, merge, unit_rows
+from monoloss.functional.moments import MonoMoments, merge, unit_rows
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
@@ -137,7 +137,7 @@ class MonoLoss(nn.Module):
         batch, world = global_moments(h, activations, self.process_group, sync=True)
         _check_not_negative(batch.b)
         batch = about_zero(batch)
-        total = merge(decay(self._remembered(batch), self.memory), batch) if self.memory_w.numel() else batch
+        total = merge(self._remembered(batch), batch, fade=self.memory) if self.memory_w.numel() else batch
         with torch.no_grad():
             self.step = self.step + 1
             self.memory_u, self.memory_v, self.memory_w = total.u, total.v, total.w

@@ -14,11 +14,12 @@ from torchmetrics import Metric
 from monoloss.checks import check_choice, check_matrix, check_number, check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional import moments as mono
-from monoloss.functional.moments import MonoMoments, batch_moments, unit_rows
+from monoloss.functional.moments import MonoMoments, unit_rows
 from monoloss.functional.purity import ClassPurityResult, PurityCounts, class_counts, purity_from_counts
 from monoloss.functional.reconstruction import ReconstructionQuality, ReconstructionSums
 from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
 from monoloss.functional.sparsity import check_activations
+from monoloss.functional.streaming import add_batch
 from monoloss.sparse import Activations
 from monoloss.sums_metric import SumsMetric
 
@@ -89,8 +90,7 @@ class MonoScore(SumsMetric[MonoMoments]):
             raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        batch = batch_moments(unit_rows(embeddings.detach(), self.center), activations)
-        self._take(mono.merge(self.sums, batch, reuse_left=True))
+        self._take(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Scores ``(m,)``, or their mean; float64, NaN where undefined."""

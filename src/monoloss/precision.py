@@ -5,6 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
+
+_ROWS_IN_FLOAT64 = 256  # at a time: 1.5 MB for rows of 768
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:
@@ -23,3 +26,13 @@ def product_dtype(*dtypes: torch.dtype) -> torch.dtype:
     for dtype in dtypes:
         result = torch.promote_types(result, dtype)
     return result
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """Length of each row, ``(n,)``, squared and summed in float64 where the device has it.
+
+    Lifted a part at a time, which stays in the cache: many times faster than ``vector_norm(..., dtype=torch.float64)``.
+    """
+    wide = rows.dtype if rows.device.type == "mps" else torch.float64
+    parts = [torch.linalg.vector_norm(part.to(wide), dim=1) for part in rows.split(_ROWS_IN_FLOAT64)]
+    return torch.cat(parts)

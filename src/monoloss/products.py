@@ -63,7 +63,7 @@ class _CodesTransposedTimesDense(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
         ctx.save_for_backward(values, dense)
         ctx.codes = codes
-        return _transposed_product(codes, values, dense)
+        return _transposed_product(codes, values.detach(), dense.detach())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -80,7 +80,7 @@ class _CodesTimesDense(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, dense: Tensor, codes: SparseActivations) -> Tensor:
         ctx.save_for_backward(values, dense)
         ctx.codes = codes
-        return _product(codes, values, dense)
+        return _product(codes, values.detach(), dense.detach())  # with a graph embedding_bag is many times slower
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -116,8 +116,9 @@ def has_sparse_kernels(device: torch.device) -> bool:
 
 def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
     if has_sparse_kernels(dense.device):
-        product: Tensor = torch.sparse.mm(_transposed_csr(codes, values[codes.by_latent.order]), dense)
-        return product
+        out = dense.new_empty(codes.n_latents, dense.shape[1])
+        # the same as torch.sparse.mm, which fills and copies a result of this size first and takes thrice the time
+        return torch.addmm(out, _transposed_csr(codes, values[codes.by_latent.order]), dense, beta=0.0, out=out)
     out = dense.new_zeros(codes.n_latents, dense.shape[1])
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(values.shape[0], dense.shape[1]):

@@ -34,7 +34,10 @@ class SumsMetric(Metric, Generic[SumsT]):
     def __init__(self, empty: SumsT, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for field in fields(self._sums_type):
-            self.add_state(field.name, getattr(empty, field.name), dist_reduce_fx="sum")
+            state = getattr(empty, field.name)
+            # The default is one number seen as many, so that what reset goes back to takes no memory of its size
+            self.add_state(field.name, state.reshape(-1)[0].clone().expand(state.shape), dist_reduce_fx="sum")
+            setattr(self, field.name, state)
 
     @property
     def sums(self) -> SumsT:

@@ -15,7 +15,6 @@ from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,
     batch_moments,
-    decay,
     merge,
     minimum,
     rebase,
@@ -85,7 +84,7 @@ def test_merged_parts_are_the_whole(layout, cuts):
     total = MonoMoments.zeros(8, activations.shape[1])
     for start, stop in itertools.pairwise(cuts):
         part = moments_of(embeddings[start:stop], rows_of(activations, slice(start, stop)))
-        total = merge(total, part, reuse_left=True)
+        total = merge(total, part)
     assert_same(total, moments_of(embeddings, activations))
     assert_same(merge(total, MonoMoments.zeros(8, activations.shape[1])), total)
 
@@ -111,9 +110,10 @@ def test_rebase_of_no_rows_only_moves_the_minimum():
     assert not any(part.any() for part in (moved.u, moved.v, moved.w))
 
 
-def test_decay_fades_every_sum_and_keeps_the_minimum():
+def test_merging_with_fade_lowers_every_sum_of_the_first_and_keeps_the_minimum():
     moments = moments_of(some_embeddings(), some_activations())
-    faded = decay(moments, 0.25)
+    d, m = some_embeddings().shape[1], some_activations().shape[1]
+    faded = merge(moments, MonoMoments.zeros(d, m), fade=0.25)
     assert torch.equal(faded.b, moments.b)
     for name in ("n", "h_sum", "u", "v", "w"):
         assert torch.equal(getattr(faded, name), 0.25 * getattr(moments, name))
@@ -169,7 +169,7 @@ def test_a_million_rows_of_float32_at_offset_100():
         for start in range(0, n, size):
             rows = slice(start, start + size)
             part = activations[rows] if isinstance(activations, Tensor) else rows_of(activations, rows)
-            total = merge(total, moments_of(embeddings[rows], part), reuse_left=True)
+            total = merge(total, moments_of(embeddings[rows], part))
         torch.testing.assert_close(score_of(total), expected, rtol=0, atol=1e-5)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.training.batches import ShuffledBatches, shuffled
+from monoloss.training import batches as module
+from monoloss.training.batches import ShuffledBatches, block_shuffled, shuffled
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 def numbers(batches: list[Tensor]) -> list[list[int]]:
     return [[int(value) - 1 for value in batch[:, 0]] for batch in batches]
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [row for batch in batches for row in batch]
 
 
 def epochs(batches: ShuffledBatches, n: int) -> list[list[list[int]]]:
@@ -127,3 +132,85 @@ def test_the_state_of_other_batches_is_refused(store):
         ShuffledBatches(store, 4, seed=0).load_state_dict(state)
     with pytest.raises(InputError, match=r"state\['store'\]: got other"):
         ShuffledBatches(store, 5, seed=0).load_state_dict({**state, "store": "other"})
+
+
+# Stores that are not in memory
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2 rows, windows of 3 blocks, so that 23 rows are more than a window."""
+    monkeypatch.setattr(module, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(module, "_BLOCKS_PER_WINDOW", 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_block_shuffled_mixes_blocks_within_windows():
+    orders = [block_shuffled(23, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
+    assert orders == [block_shuffled(23, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    moved = torn = 0
+    for order in orders:
+        assert sorted(order) == list(range(23))
+        windows = [order[:6], order[6:12], order[12:18], order[18:]]
+        if 22 in order[:18]:  # the block of one row
+            short = next(number for number in range(3) if 22 in windows[number])
+            bounds = [0, *(6 * (number + 1) - (number >= short) for number in range(3)), 23]
+            windows = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
+        for window in windows:
+            assert {row ^ 1 for row in window if row != 22} <= {*window, 23}  # whole blocks
+        moved += windows[0] != sorted(windows[0]) and max(windows[0]) > 5
+        torn += any(abs(one - other) > 1 for one, other in itertools.pairwise(windows[0]))
+    assert moved
+    assert torn
+    assert block_shuffled(6, 1, 0).tolist() == shuffled(6, 1, 0).tolist()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_order_goes_by_where_the_store_is_when_it_is_first_needed(store):
+    opened, loaded = FeatureStore(store.folder), FeatureStore(store.folder)
+    batches = {name: ShuffledBatches(one, 5, seed=1) for name, one in (("blocks", opened), ("rows", loaded))}
+    loaded.load()
+    for name, expected in (("blocks", block_shuffled), ("rows", shuffled)):
+        for epoch in range(2):
+            assert flat(epochs(batches[name], 1)[0]) == expected(23, 1, epoch)[:20].tolist()
+        assert batches[name].state_dict()["order"] == name
+    opened.load()
+    assert flat(epochs(batches["blocks"], 1)[0]) == block_shuffled(23, 1, 2)[:20].tolist()  # it stays
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("n_given", [1, 3, 4, 6])
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_goes_on_in_its_own_order_with_other_memory(store, n_given, loaded_before):
+    def opened(loaded: bool) -> FeatureStore:
+        one = FeatureStore(store.folder)
+        return one.load() if loaded else one
+
+    whole = ShuffledBatches(opened(loaded_before), 5, seed=1)
+    flat = [batch for epoch in epochs(whole, 3) for batch in epoch]
+    batches, given = ShuffledBatches(opened(loaded_before), 5, seed=1), []
+    while len(given) < n_given:
+        given += itertools.islice(batches, n_given - len(given))
+    assert numbers(given) == flat[:n_given]  # what was read ahead was not given
+    state = json.loads(json.dumps(batches.state_dict()))
+    other = ShuffledBatches(opened(not loaded_before), 5, seed=99)
+    other.load_state_dict(state)
+    rest = [batch for _ in range(3) for batch in numbers(list(other))]
+    assert rest[: 12 - n_given] == flat[n_given:]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_state_from_before_there_were_two_orders_means_rows(store):
+    batches = ShuffledBatches(FeatureStore(store.folder), 5, seed=1)
+    state = batches.state_dict()
+    del state["order"]
+    batches.load_state_dict(state)
+    assert flat(epochs(batches, 1)[0]) == shuffled(23, 1, 0)[:20].tolist()
+
+
+@pytest.mark.door
+def test_an_unknown_order_is_refused(store):
+    batches = ShuffledBatches(store, 5, seed=1)
+    with pytest.raises(InputError, match=r"state\['order'\]: got random; needed one of 'rows', 'blocks'"):
+        batches.load_state_dict({**batches.state_dict(), "order": "random"})

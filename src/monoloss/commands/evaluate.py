@@ -25,6 +25,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     purity: bool | None = None,
     n_examples: int = 15,
     batch_size: int = 2048,
+    latents_per_pass: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     key: str | None = None,
     progress: bool = True,
@@ -43,6 +44,8 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
         purity: judge class purity; by default where the store has labels
         n_examples: most active rows kept for each latent
         batch_size: rows at a time; the results do not depend on it
+        latents_per_pass: where the sums of all latents do not fit the memory: so many at a time, with one pass over the
+            rows for each such block; the results do not depend on it
         device: where the models run; "auto" is CUDA where there is one
         key: name of the array in files of activations that hold several
         progress: show a progress bar
@@ -71,6 +74,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
         center=rows.mean if center else None,
         n_examples=n_examples,
         batch_size=batch_size,
+        latents_per_pass=latents_per_pass,
         progress=progress,
     )
     groups: dict[str, list[Evaluation]] = {}

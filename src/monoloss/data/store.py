@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from monoloss.checks import check_number
+from monoloss.data.read_ahead import read_ahead
 from monoloss.data.store_format import (
     DTYPES,
     MANIFEST,
@@ -51,8 +52,8 @@ class StoredBatch(NamedTuple):
 class FeatureStore:
     """Embeddings, labels and ids of a data set, in a folder; rows keep the order in which they were given.
 
-    Files are memory-mapped: opening reads only what describes the store, rows are read when they are asked for. They
-    come back as they are stored (not normalised), as float32.
+    Opening reads only what describes the store; rows are read when they are asked for (rows by number and what is not
+    an embedding through a memory map). They come back as they are stored (not normalised), as float32.
 
     Args:
         folder: a finished store, written by `FeatureStore.create`, `FeatureStoreWriter` or an importer.
@@ -143,7 +144,7 @@ class FeatureStore:
 
     def embeddings(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "n d"]:
         """Rows `start` to `stop` (exclusive; None: to the end) in stored order, float32, on `device`. A copy."""
-        return decode(self._shards.range("embeddings", start, stop), self.manifest.scale)
+        return decode(self._shards.read_embeddings(start, stop), self.manifest.scale)
 
     def labels(self, start: int = 0, stop: int | None = None) -> Int64[Tensor, " n"] | Bool[Tensor, "n c"]:
         """Labels of rows `start` to `stop`: `(n,)` int64, or `(n, n_classes)` bool for a multi-label store.
@@ -186,6 +187,9 @@ class FeatureStore:
 
     def batches(self, batch_size: int) -> Iterator[StoredBatch]:
         """Every row exactly once, in stored order; a batch never crosses a shard, so a shard's last one may be short.
+
+        Unless the store is loaded, a thread reads the next batch while one is worked on. Files are read, not mapped:
+        the memory of the process stays that of two batches.
 
         Args:
             batch_size: rows of a full batch, at least 1.
@@ -264,6 +268,11 @@ class FeatureStore:
         return self._shards.device
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether `load` holds all embeddings in memory."""
+        return self._shards.is_loaded
+
+    @property
     def n_bytes(self) -> int:
         """What `load` takes."""
         return self.n_rows * self.width * DTYPES[self.manifest.dtype].itemsize
@@ -291,9 +300,12 @@ class FeatureStore:
         return lines
 
     def _batches(self, batch_size: int) -> Iterator[StoredBatch]:
-        for first, last in zip(self.shard_offsets, self.shard_offsets[1:], strict=False):
-            for start in range(first, last, batch_size):
-                stop = min(start + batch_size, last)
-                yield StoredBatch(
-                    start, self.embeddings(start, stop), self.labels(start, stop) if self.has_labels else None
-                )
+        spans = (
+            (start, min(start + batch_size, last))
+            for first, last in zip(self.shard_offsets, self.shard_offsets[1:], strict=False)
+            for start in range(first, last, batch_size)
+        )
+        return read_ahead(lambda span: self._batch(*span), spans, ahead=not self.is_loaded)
+
+    def _batch(self, start: int, stop: int) -> StoredBatch:
+        return StoredBatch(start, self.embeddings(start, stop), self.labels(start, stop) if self.has_labels else None)

@@ -42,8 +42,8 @@ def shard_names(index: int) -> tuple[str, str]:
 
 
 def decode(stored: Shaped[Tensor, "n d"], scale: float | None) -> Float[Tensor, "n d"]:
-    """Stored rows as float32, always a copy: `stored`, or `scale * stored` for bytes."""
-    rows = stored.to(torch.float32, copy=True)
+    """Stored rows as float32: `stored` itself where it is float32, else a copy; `scale * stored` for bytes."""
+    rows = stored.to(torch.float32)
     return rows if scale is None else rows.mul_(scale)
 
 

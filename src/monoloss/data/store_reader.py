@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class MappedShards:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._shards = [_open_shard(folder, manifest, index) for index in range(len(manifest.shards))]
+        self._files = [folder / shard_names(index)[0] for index in range(len(manifest.shards))]
         self._loaded: Tensor | None = None  # all embeddings
         self.device = torch.device("cpu")
         self.offsets = [0]
@@ -45,8 +47,12 @@ class MappedShards:
         """Copy all embeddings to `device`, as they are stored."""
         like = self._shards[0]["embeddings"]
         loaded = torch.empty(self.offsets[-1], like.shape[1], dtype=like.dtype, device=device)
-        for shard, first in zip(self._shards, self.offsets, strict=False):
-            loaded[first : first + len(shard["embeddings"])].copy_(shard["embeddings"])
+        for shard, file, first in zip(self._shards, self._files, self.offsets, strict=False):
+            rows = loaded[first : first + len(shard["embeddings"])]
+            if rows.device.type == "cpu":
+                _read_rows(file, 0, rows)
+            else:
+                rows.copy_(shard["embeddings"])
         self._loaded, self.device = loaded, loaded.device
 
     def parts(self, start: int, stop: int | None) -> Iterator[tuple[dict[str, Tensor], int, int]]:
@@ -68,6 +74,23 @@ class MappedShards:
         rows = [shard[name][first:last] for shard, first, last in parts]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
+    def read_embeddings(self, start: int, stop: int | None) -> Shaped[Tensor, "n d"]:
+        """Consecutive embeddings as they are stored, a copy: read, not mapped, so that pages do not pile up.
+
+        Raises:
+            InputError: a file has become shorter, or cannot be read any more.
+        """
+        if self._loaded is not None:
+            return self.range("embeddings", start, stop).clone()
+        n_rows = sum(last - first for _, first, last in self.parts(start, stop))
+        like = self._shards[0]["embeddings"]
+        rows = torch.empty(n_rows, like.shape[1], dtype=like.dtype)
+        for file, first, last in zip(self._files, self.offsets, self.offsets[1:], strict=False):
+            begin, end = max(start, first), min(start + n_rows, last)
+            if begin < end:
+                _read_rows(file, begin - first, rows[begin - start : end - start])
+        return rows
+
     def gather(self, name: str, indices: Int[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
         """Rows by number, in the order of `indices`; a copy."""
         needed = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
@@ -87,6 +110,27 @@ class MappedShards:
             at = (shard_of_row == number).nonzero()[:, 0]
             gathered[at] = self._shards[number][name].index_select(0, indices[at] - self.offsets[number])
         return gathered
+
+
+def _read_rows(file: Path, first: int, rows: Shaped[Tensor, "n d"]) -> None:
+    """Fill ``rows`` with the embeddings of a shard from row ``first`` on."""
+    if not rows.numel():
+        return
+    buffer = rows.view(torch.uint8).numpy().data.cast("B")
+    try:
+        with file.open("rb", buffering=0) as opened:
+            header_length = int.from_bytes(opened.read(8), "little")
+            begin, _ = json.loads(opened.read(header_length))["embeddings"]["data_offsets"]
+            opened.seek(8 + header_length + begin + first * rows.shape[1] * rows.element_size())
+            while len(buffer):
+                n_bytes = opened.readinto(buffer)
+                if not n_bytes:
+                    raise InputError(str(file), "a file that has become shorter", "the shard as it was opened")
+                buffer = buffer[n_bytes:]
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(str(file), f"an unreadable file ({error})", "the shard as it was opened") from error
 
 
 def _open_shard(folder: Path, manifest: Manifest, index: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from monoloss.checks import check_matrix
 from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
 
 
 @runtime_checkable
@@ -47,11 +47,15 @@ class Judged(NamedTuple):
     target: Float[Tensor, "n d_in"]
 
 
-def judge(name: str, model: Encoder | StoredActivations, inputs: Float[Tensor, "n d_in"], start: int) -> Judged:
-    """Encode the rows from number ``start`` on, and rebuild them where the model can."""
+def judge(
+    name: str, model: Encoder | StoredActivations, inputs: Float[Tensor, "n d_in"], start: int, *, rebuild: bool = True
+) -> Judged:
+    """Encode the rows from number ``start`` on, and rebuild them where the model can and ``rebuild`` asks for it."""
     if isinstance(model, StoredActivations):
         return Judged(model.rows(start, start + len(inputs)), None, inputs)
     if isinstance(model, SparseAutoencoder):
+        if not rebuild:
+            return Judged(model.activation(model.pre_activations(model.scale(inputs).scaled)), None, inputs)
         output = model(inputs)
         return Judged(output.codes, output.reconstruction, output.target)
     activations = model.encode(inputs)
@@ -59,8 +63,26 @@ def judge(name: str, model: Encoder | StoredActivations, inputs: Float[Tensor, "
         check_matrix(f"models[{name!r}].encode(inputs)", activations, rows=inputs.shape[0])
     elif activations.shape[0] != inputs.shape[0]:
         raise InputError(f"models[{name!r}].encode(inputs)", f"{len(activations)} rows", f"{inputs.shape[0]} rows")
-    reconstruction = model.decode(activations) if isinstance(model, Decoder) else None
+    reconstruction = model.decode(activations) if rebuild and isinstance(model, Decoder) else None
     return Judged(activations, reconstruction, inputs)
+
+
+def latents_of(activations: Activations, first: int, stop: int) -> Activations:
+    """The activations of the latents ``first`` to ``stop`` (exclusive) alone, in the layout they have.
+
+    Example:
+        >>> latents_of(torch.tensor([[1.0, 2.0, 3.0]]), 1, 3)
+        tensor([[2., 3.]])
+    """
+    if first == 0 and stop == activations.shape[1]:
+        return activations
+    if not isinstance(activations, SparseActivations):
+        return activations[:, first:stop]
+    indices = activations.flat_indices
+    kept = ((indices >= first) & (indices < stop)).nonzero().squeeze(1)
+    offsets = offsets_of_sorted_rows(activations.rows[kept], activations.shape[0])
+    values = activations.flat_values[kept]
+    return SparseActivations(values, indices[kept] - first, stop - first, offsets, check=False)
 
 
 def check_models(models: object, n_rows: int, width: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,16 @@ from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.examples import TopExamples
-from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, modes
+from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, latents_of, modes
 from monoloss.evaluation.result import Evaluation
 from monoloss.functional.moments import unit_rows
-from monoloss.functional.score import chance, lift, n_eff, score_of
+from monoloss.functional.purity import ClassPurityResult, join_latents
+from monoloss.functional.score import chance, lift, n_eff, summary_of_latents
 from monoloss.functional.sparsity import activation_counts, density, l0
 from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
 from monoloss.precision import sums_device
 from monoloss.sae.model import SparseAutoencoder
+from monoloss.sparse import Activations
 
 
 @torch.no_grad()
@@ -34,13 +36,15 @@ def evaluate(
     center: Tensor | None = None,
     n_examples: int = 15,
     batch_size: int = 2048,
+    latents_per_pass: int | None = None,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
     """Judge models on a store: MonoScore, class purity, reconstruction, L0, and the rows that show each latent.
 
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
     put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
-    beyond the models: one batch and, for each, ``m (d + 2 c + 30)`` float64 numbers.
+    beyond the models: one batch, and the next one's rows unless the store is loaded; for each model
+    ``m (d + 2 c + 30)`` float64 numbers, with ``latents_per_pass`` that many latents in the place of m.
 
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
@@ -51,6 +55,9 @@ def evaluate(
         center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
         n_examples: most active rows kept for each latent.
         batch_size: rows encoded at a time; the results do not depend on it.
+        latents_per_pass: where the sums of all latents do not fit the memory: as many at a time, with a pass over the
+            rows for each such block, in which all is encoded again. The results are the same (dense activations:
+            within rounding).
         progress: show a progress bar.
 
     Returns:
@@ -76,15 +83,21 @@ def evaluate(
     check_models(models, store.n_rows, store.width)
     check_number("n_examples", n_examples, at_least=1, integer=True)
     check_number("batch_size", batch_size, at_least=1, integer=True)
+    if latents_per_pass is not None:
+        check_number("latents_per_pass", latents_per_pass, at_least=1, integer=True)
     judge_purity = store.has_labels if purity is None else purity
     if judge_purity and not store.has_labels:
         raise InputError("purity", f"True for {store.folder}, which has no labels", "a store with labels")
     with _in_eval_mode(models):
-        sums = {name: _Sums(name, model, store, judge_purity, center, n_examples) for name, model in models.items()}
-        for batch in _shown(store, batch_size, progress):
-            for part in sums.values():
-                part.add(batch)
-    return {name: part.evaluation() for name, part in sums.items()}
+        wanted = _Wanted(judge_purity, center, n_examples, latents_per_pass)
+        figures = {name: _Figures(name, model, store, wanted) for name, model in models.items()}
+        while unfinished := [part for part in figures.values() if not part.is_finished]:
+            for batch in _shown(store, batch_size, progress):
+                for part in unfinished:
+                    part.add(batch)
+            for part in unfinished:
+                part.end_pass()
+    return {name: part.evaluation() for name, part in figures.items()}
 
 
 def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
@@ -114,61 +127,102 @@ def _in_eval_mode(models: dict[str, Encoder | StoredActivations]) -> Iterator[No
             module.training = training
 
 
-class _Sums:
-    """What is summed up for one model; its sizes are known from the first batch on."""
+class _Wanted(NamedTuple):
+    """What is to be found out."""
 
-    def __init__(
-        self,
-        name: str,
-        model: Encoder | StoredActivations,
-        store: FeatureStore,
-        purity: bool,
-        center: Tensor | None,
-        n_examples: int,
-    ) -> None:
-        self.name, self.model, self.store, self.n_examples = name, model, store, n_examples
-        self.purity, self.center = purity, center
+    purity: bool
+    center: Tensor | None
+    n_examples: int
+    latents_per_pass: int | None
+
+
+class _Latents(NamedTuple):
+    """What was found about some latents, each a column."""
+
+    score: Tensor
+    n_eff: Tensor
+    counts: Tensor
+    purity: ClassPurityResult | None
+    examples: TopExamples
+
+
+class _Sums:
+    """What is summed up for some latents of one model in one pass."""
+
+    def __init__(self, m: int, device: torch.device, store: FeatureStore, wanted: _Wanted) -> None:
         self.n_rows = 0
-        self.score: MonoScore | None = None
-        self.class_purity: ClassPurity | None = None
+        self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
+        self.counts = torch.zeros(m, dtype=torch.int64, device=device)
+        self.examples = TopExamples.none(m, wanted.n_examples, sums_device(device))
+        self.purity: ClassPurity | None = None
+        if wanted.purity:
+            self.purity = ClassPurity(m, store.n_classes, sync_on_compute=False).to(device)
+
+    def add(self, embeddings: Tensor, activations: Activations, labels: Tensor | None) -> None:
+        """Add a batch up."""
+        self.score.update(embeddings, activations)
+        if self.purity is not None and labels is not None:
+            self.purity.update(activations, labels.to(activations.device))
+        self.counts += activation_counts(activations)
+        self.examples = self.examples.with_batch(activations, self.n_rows)
+        self.n_rows += len(embeddings)
+
+    def found(self) -> _Latents:
+        """The figures of all rows."""
+        purity = None if self.purity is None else self.purity.summary()
+        return _Latents(self.score.compute(), n_eff(self.score.sums), self.counts, purity, self.examples)
+
+
+class _Figures:
+    """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
+
+    def __init__(self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: _Wanted) -> None:
+        self.name, self.model, self.store, self.wanted = name, model, store, wanted
+        self.n_latents: int | None = None
+        self.chance = torch.tensor(torch.nan)
+        self.blocks: list[_Latents] = []
+        self.first = 0  # latent of this pass
+        self.sums: _Sums | None = None
         self.reconstruction: Reconstruction | None = None
-        self.counts = torch.zeros(0, dtype=torch.int64)
-        self.examples = TopExamples.none(0, n_examples)
+
+    @property
+    def is_finished(self) -> bool:
+        """Every latent has had its pass."""
+        return self.first == self.n_latents
 
     def add(self, batch: StoredBatch) -> None:
         """Encode a batch and add it up."""
         device = device_of(self.model, batch.embeddings.device)
         embeddings = batch.embeddings.to(device)
-        judged = judge(self.name, self.model, embeddings, batch.start)
-        if self.score is None:
-            self._start(judged.activations.shape[1], judged.activations.device)
-        assert self.score is not None  # noqa: S101 - set by _start
-        rows = embeddings if self.center is None else unit_rows(embeddings)
-        self.score.update(rows, judged.activations)
-        if self.class_purity is not None and batch.labels is not None:
-            self.class_purity.update(judged.activations, batch.labels.to(device))
+        judged = judge(self.name, self.model, embeddings, batch.start, rebuild=self.first == 0)
+        self.n_latents = judged.activations.shape[1]
+        stop = min(self.first + (self.wanted.latents_per_pass or self.n_latents), self.n_latents)
+        if self.sums is None:
+            self.sums = _Sums(stop - self.first, judged.activations.device, self.store, self.wanted)
+        rows = embeddings if self.wanted.center is None else unit_rows(embeddings)
+        self.sums.add(rows, latents_of(judged.activations, self.first, stop), batch.labels)
         if judged.reconstruction is not None:
             if self.reconstruction is None:
                 self.reconstruction = Reconstruction(judged.target.shape[1], sync_on_compute=False).to(
                     judged.target.device
                 )
             self.reconstruction.update(judged.target, judged.reconstruction)
-        self.counts += activation_counts(judged.activations)
-        self.examples = self.examples.with_batch(judged.activations, self.n_rows)
-        self.n_rows += len(batch.embeddings)
 
-    def _start(self, m: int, device: torch.device) -> None:
-        self.score = MonoScore(self.store.width, m, center=self.center, sync_on_compute=False).to(device)
-        self.counts = torch.zeros(m, dtype=torch.int64, device=device)
-        self.examples = TopExamples.none(m, self.n_examples, sums_device(device))
-        if self.purity:
-            self.class_purity = ClassPurity(m, self.store.n_classes, sync_on_compute=False).to(device)
+    def end_pass(self) -> None:
+        """Keep what was found about the latents of this pass, and make room for the next ones."""
+        assert self.sums is not None  # noqa: S101 - a store has at least one row
+        self.blocks.append(self.sums.found())
+        self.chance = chance(self.sums.score.sums)
+        self.first += len(self.sums.counts)
+        self.sums = None
 
     def evaluation(self) -> Evaluation:
-        """The figures of all rows."""
-        assert self.score is not None  # noqa: S101 - a store has at least one row
-        moments, whole = self.score.sums, self.score.summary()
-        scores = score_of(moments)
+        """The figures of all latents."""
+        scores, effective_rows, counts = (
+            torch.cat([getattr(block, name) for block in self.blocks]) for name in ("score", "n_eff", "counts")
+        )
+        n_rows = self.store.n_rows
+        whole = summary_of_latents(n_rows, self.chance, scores, effective_rows)
         summary: dict[str, float] = {
             "score_mean": whole.mean,
             "score_median": whole.median,
@@ -179,16 +233,17 @@ class _Sums:
             "n_eff_median": whole.n_eff,
             "n_latents": float(whole.n_latents),
             "n_alive": float(whole.n_defined),
-            "l0": float(l0(self.counts, self.n_rows)),
+            "l0": float(l0(counts, n_rows)),
         }
         latents = {
             "score": scores,
-            "lift": lift(scores, chance(moments)),
-            "n_eff": n_eff(moments),
-            "density": density(self.counts, self.n_rows),
+            "lift": lift(scores, self.chance),
+            "n_eff": effective_rows,
+            "density": density(counts, n_rows),
         }
-        if self.class_purity is not None:
-            classes = self.class_purity.summary()
+        purities = [block.purity for block in self.blocks if block.purity is not None]
+        if purities:
+            classes = join_latents(purities)
             latents |= {"purity_binary": classes.binary, "purity_weighted": classes.weighted}
             latents["dominant_class"] = classes.dominant_class
             summary |= {
@@ -200,7 +255,8 @@ class _Sums:
         if self.reconstruction is not None:
             quality = self.reconstruction.summary()
             summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
-        return Evaluation(self.name, self._facts(), summary, latents, self.examples)
+        examples = TopExamples.join_latents([block.examples for block in self.blocks])
+        return Evaluation(self.name, self._facts(), summary, latents, examples)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -208,10 +264,10 @@ class _Sums:
             "store": self.store.folder.resolve().name,
             "store_fingerprint": self.store.fingerprint,
             "encoder": self.store.manifest.encoder,
-            "n_rows": self.n_rows,
+            "n_rows": self.store.n_rows,
             "width": self.store.width,
             "class_names": self.store.class_names,
-            "centred": self.center is not None,
+            "centred": self.wanted.center is not None,
             "model": _model_text(self.model),
         }
 

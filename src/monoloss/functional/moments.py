@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import refuse_not_finite
-from monoloss.precision import autocast_off, product_dtype, sums_device
+from monoloss.precision import autocast_off, product_dtype, row_norms, sums_device
 from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
@@ -73,9 +74,7 @@ def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | No
         rows = embeddings.to(product_dtype(embeddings.dtype))
         if center is not None:
             rows = rows - center.to(rows)
-        wide = rows.dtype if rows.device.type == "mps" else torch.float64
-        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=wide)
-        norms = norms.to(rows.dtype)
+        norms = row_norms(rows)[:, None].to(rows.dtype)
         if norms.device.type == "cpu":
             check_norms(norms, centred=center is not None)
         unit: Tensor = rows / norms
@@ -122,20 +121,24 @@ def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activation
     return moments
 
 
-def merge(left: MonoMoments, right: MonoMoments, *, reuse_left: bool = False) -> MonoMoments:
+def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0) -> MonoMoments:
     """Moments of the rows of both: re-based to the smaller minimum of each latent, then added.
 
-    With ``reuse_left`` the sum overwrites ``left.w``, which is what adding a batch to a long sum costs otherwise.
+    With ``fade`` below 1 those of ``left`` count so much less: every sum of theirs is times ``fade``.
     """
     b = torch.minimum(left.b, right.b)
     left, right = rebase(left, b), rebase(right, b)
+
+    def added(older: Tensor, newer: Tensor) -> Tensor:
+        return torch.add(newer, older, alpha=fade)
+
     return MonoMoments(
-        n=left.n + right.n,
-        h_sum=left.h_sum + right.h_sum,
+        n=added(left.n, right.n),
+        h_sum=added(left.h_sum, right.h_sum),
         b=b,
-        u=left.u + right.u,
-        v=left.v + right.v,
-        w=left.w.add_(right.w) if reuse_left else left.w + right.w,
+        u=added(left.u, right.u),
+        v=added(left.v, right.v),
+        w=added(left.w, right.w),
     )
 
 
@@ -151,18 +154,6 @@ def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
         u=moments.u + n * t,
         v=moments.v + 2.0 * t * moments.u + n * t**2,
         w=torch.addr(moments.w, t.to(moments.w.dtype), moments.h_sum.to(moments.w.dtype)),
-    )
-
-
-def decay(moments: MonoMoments, factor: float) -> MonoMoments:
-    """Every sum times ``factor`` in [0, 1]: older rows count less; the minimum stays."""
-    return MonoMoments(
-        n=moments.n * factor,
-        h_sum=moments.h_sum * factor,
-        b=moments.b,
-        u=moments.u * factor,
-        v=moments.v * factor,
-        w=moments.w * factor,
     )
 
 
@@ -190,7 +181,10 @@ def minimum(activations: Activations) -> Float[Tensor, " m"]:
         if activations.shape[0] == 0:
             return activations.new_full((activations.shape[1],), torch.inf)
         return activations.amin(0)
-    start = torch.where(stored_in_every_row(activations), torch.inf, 0.0).to(activations.dtype)
+    everywhere, values = stored_in_every_row(activations), activations.flat_values
+    if not bool(everywhere.any() | ~(values >= 0).all()):
+        return values.new_zeros(activations.n_latents)  # what is not stored is the smallest, as nearly always
+    start = torch.where(everywhere, torch.inf, 0.0).to(activations.dtype)
     return start.scatter_reduce(0, activations.flat_indices, activations.flat_values, "amin")
 
 
@@ -239,38 +233,65 @@ def _sum64(values: Tensor) -> Tensor:
 
 
 def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:
+    batch = weigh_sparse(h, z, dtype)
+    w = codes_t_matmul(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
+    entries = batch.large
+    w = w.index_add_(0, z.flat_indices[entries], batch.weights[entries, None] * batch.h[z.rows[entries]])
+    w = w.to(batch.h_sum.device)
+    if batch.below is not None:
+        w = torch.addr(w, batch.below, batch.h_sum)
+    return MonoMoments(n=batch.n, h_sum=batch.h_sum, b=batch.b, u=batch.u, v=batch.v, w=w)
+
+
+class WeighedBatch(NamedTuple):
+    """The sums over a sparse batch but for ``w``, and what ``w`` is made of: ``weights^T h + below h_sum^T``.
+
+    Attributes:
+        n, h_sum, b, u, v: as in `MonoMoments`.
+        h: the unit rows, in the dtype that the product runs in.
+        weights: of the stored entries, row after row: ``z - b`` where every row stores the latent, else ``z``.
+        below: weight of a row that does not store a latent, ``(m,)`` float64; None where it is 0 for all.
+        large: positions of the entries that are added to the product at the end.
+        rest: ``weights`` without them.
+    """
+
+    n: Tensor
+    h_sum: Tensor
+    b: Tensor
+    u: Tensor
+    v: Tensor
+    h: Tensor
+    weights: Tensor
+    below: Tensor | None
+    large: Tensor
+    rest: Tensor
+
+
+def weigh_sparse(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> WeighedBatch:
+    """Everything about a sparse batch but its product. O(entries)."""
     kept = sums_device(h.device)
-    n = float(h.shape[0])
     values, latents = z.flat_values.to(dtype), z.flat_indices
-    b = minimum(z).to(dtype)
-    # w = sum over stored (z - above) h + below H. Stored in every row: above = b. Else b <= 0, and a row that stores
-    # nothing weighs below = -b
-    everywhere = stored_in_every_row(z)
-    above, below = torch.where(everywhere, b, 0.0), torch.where(everywhere, 0.0, -b)
-    if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or bool((below > 0).any())):
-        return _sparse_moments(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
-    shifted = values - above.index_select(0, latents)
-    w = _sparse_product(z, shifted, h)
-    h_sum = _sum64(h)
-    a = (shifted + below.index_select(0, latents)).to(kept).double()
-    latents, b64, below = latents.to(kept), b.to(kept).double(), below.to(kept).double()
-    unstored = n - z.by_latent.offsets.diff().to(kept).double()
-    u = (unstored * below).index_add(0, latents, a)
-    v = (unstored * below.square()).index_add(0, latents, a.square())
-    w = w.to(kept)
-    if bool((below > 0).any()):
-        w = torch.addr(w, below, h_sum)
-    rows = torch.tensor(n, dtype=torch.float64, device=kept)
-    return MonoMoments(n=rows, h_sum=h_sum, b=b64, u=u, v=v, w=w)
-
-
-def _sparse_product(z: SparseActivations, weights: Tensor, h: Tensor) -> Tensor:
-    """``weights^T h`` over the stored entries; of latents with many entries the large ones are added at the end."""
     counts = z.by_latent.offsets.diff()
-    latents = z.flat_indices
-    v = weights.new_zeros(z.n_latents).index_add_(0, latents, weights.square())
-    large = _large(weights, v.sqrt(), counts, latents)
-    entries = large.nonzero().squeeze(1)
-    rest = weights.masked_fill(large, 0.0) if len(entries) else weights
-    w = codes_t_matmul(z.with_values(rest.reshape(z.values.shape)), h)
-    return w.index_add_(0, latents[entries], weights[entries, None] * h[z.rows[entries]])
+    b = minimum(z).to(dtype)
+    below = None
+    if bool(b.any()):  # else every latent has the floor 0, and a row that stores nothing has no weight
+        # Stored in every row: the weight is z - b. Else b <= 0, and a row that stores nothing weighs -b
+        everywhere = counts == h.shape[0]
+        above, under = torch.where(everywhere, b, 0.0), torch.where(everywhere, 0.0, -b)
+        values = values - above.index_select(0, latents)
+        below = under if bool((under > 0).any()) else None
+    if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or below is not None):
+        return weigh_sparse(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
+    n, h_sum, latents = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept), _sum64(h), latents.to(kept)
+    a = values.to(kept).double()
+    u = v = torch.zeros(z.n_latents, dtype=torch.float64, device=kept)
+    if below is not None:
+        below = below.to(kept).double()
+        a = a + below.index_select(0, latents)
+        unstored = n - counts.to(kept).double()
+        u, v = unstored * below, unstored * below.square()
+    u, v = u.index_add(0, latents, a), v.index_add(0, latents, a.square())
+    is_large = _large(values, v.sqrt().to(values), counts, z.flat_indices)
+    large = is_large.nonzero().squeeze(1)
+    rest = values.masked_fill(is_large, 0.0) if len(large) else values
+    return WeighedBatch(n, h_sum, b.to(kept).double(), u, v, h, values, below, large, rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -171,15 +172,22 @@ def class_counts(
 def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: PurityCounts) -> None:
     n_classes = counts.rows.shape[1]
     rows_of_class, mass_of_class = counts.rows.view(-1), counts.mass.view(-1)
+    one_class = bool((table.n_labels == 1).all())
     for entries in active_entries(activations):
-        n_labels = table.n_labels[entries.rows]
-        labelled = (n_labels > 0).double()
+        latents, values = entries.latents, entries.values
+        if one_class:
+            classes, weights, labelled = table.classes[entries.rows], values, torch.ones_like(values)
+        else:
+            n_labels = table.n_labels[entries.rows]
+            labelled = (n_labels > 0).double()
+            copies, classes = _classes_of_entries(entries, n_labels, table)
+            latents, weights = latents[copies], values[copies]
+            values = values * labelled
         counts.n_active.index_add_(0, entries.latents, labelled)
-        counts.active_mass.index_add_(0, entries.latents, entries.values * labelled)
-        copies, classes = _classes_of_entries(entries, n_labels, table)
-        cells = entries.latents[copies] * n_classes + classes
-        rows_of_class.index_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
-        mass_of_class.index_add_(0, cells, entries.values[copies])
+        counts.active_mass.index_add_(0, entries.latents, values)
+        cells = latents * n_classes + classes
+        rows_of_class.scatter_add_(0, cells, torch.ones_like(weights))
+        mass_of_class.scatter_add_(0, cells, weights)
 
 
 def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) -> None:
@@ -218,12 +226,25 @@ def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
     most_rows, dominant = counts.rows.max(1).values, counts.rows.argmax(1)
     binary = most_rows / n_active  # 0 / 0 = NaN without an active row
     weighted = (counts.mass.max(1).values / mass).clamp(max=1.0)  # the two sums may round apart
+    return _with_means(binary, weighted, torch.where(active, dominant, -1), n_active, mass)
+
+
+def join_latents(parts: Sequence[ClassPurityResult]) -> ClassPurityResult:
+    """The purity of the latents of several parts, one part after the other, with the means over all of them."""
+    names = ("binary", "weighted", "dominant_class", "n_active", "mass")
+    return _with_means(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def _with_means(
+    binary: Tensor, weighted: Tensor, dominant: Tensor, n_active: Tensor, mass: Tensor
+) -> ClassPurityResult:
+    active = n_active > 0
     n_defined, whole = active.sum(), mass.sum()
     present_binary, present_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))
     return ClassPurityResult(
         binary=binary,
         weighted=weighted,
-        dominant_class=torch.where(active, dominant, -1),
+        dominant_class=dominant,
         n_active=n_active,
         mass=mass,
         mean_binary=present_binary.sum() / n_defined,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from monoloss.checks import check_choice, check_rows
 from monoloss.functional.moments import MonoMoments, batch_moments, unit_rows
+from monoloss.precision import row_norms
 from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
@@ -71,8 +72,7 @@ def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Ten
         tensor([nan], dtype=torch.float64)
     """
     defined, pairs = is_defined(moments), pair_weight(moments)
-    w_norm = torch.linalg.vector_norm(moments.w, dim=1, dtype=torch.float64)
-    score = (w_norm.square() - moments.v) / torch.where(defined, pairs, 1.0)
+    score = (row_norms(moments.w).square() - moments.v) / torch.where(defined, pairs, 1.0)
     return torch.where(defined, score, torch.nan if undefined == "nan" else 0.0)
 
 
@@ -162,12 +162,23 @@ def summarise(moments: MonoMoments) -> ScoreSummary:
         >>> summarise(batch_moments(torch.eye(3), torch.tensor([[1.0, 0], [1, 0], [0, 0]]))).n_defined
         1
     """
-    scores, defined = score_of(moments), is_defined(moments)
-    by_chance = chance(moments)
+    return summary_of_latents(int(moments.n), chance(moments), score_of(moments), n_eff(moments))
+
+
+def summary_of_latents(
+    n_rows: int, by_chance: Float[Tensor, ""], scores: Float[Tensor, " m"], effective_rows: Float[Tensor, " m"]
+) -> ScoreSummary:
+    """The summary from what was found for each latent: ``score_of`` (NaN where undefined) and ``n_eff``; ``chance``.
+
+    Example:
+        >>> summary_of_latents(3, torch.tensor(0.0), torch.tensor([0.5, torch.nan]), torch.tensor([2.0, 0.0])).mean
+        0.5
+    """
+    defined = ~torch.isnan(scores)
     kept = scores[defined]
     quantiles = kept.quantile(kept.new_tensor([0.5, 0.9])) if len(kept) else kept.new_full((2,), torch.nan)
     return ScoreSummary(
-        n_rows=int(moments.n),
+        n_rows=n_rows,
         n_latents=len(scores),
         n_defined=len(kept),
         mean=float(kept.mean()),
@@ -176,5 +187,5 @@ def summarise(moments: MonoMoments) -> ScoreSummary:
         mean_zero_filled=float(kept.sum() / max(len(scores), 1)),
         chance=float(by_chance),
         lift=float(lift(kept, by_chance).mean()),
-        n_eff=float(n_eff(moments)[defined].quantile(0.5)) if len(kept) else float("nan"),
+        n_eff=float(effective_rows[defined].quantile(0.5)) if len(kept) else float("nan"),
     )

@@ -169,8 +169,12 @@ def active_entries(
             part.split(_BLOCK_ENTRIES) for part in (activations.rows, activations.flat_indices, activations.flat_values)
         )
         for rows, latents, values in zip(*parts, strict=True):
-            active = values > (0.0 if above is None else _rounded_down(above(), values)[latents])
-            yield ActiveEntries(rows[active].to(home), latents[active].to(home), values[active].to(home).double())
+            bounds = 0.0 if above is None else _rounded_down(above(), values).index_select(0, latents)
+            active = (values > bounds).nonzero().squeeze(1)
+            part = (rows, latents, values)
+            if len(active) < len(values):
+                part = (rows[active], latents[active], values[active])
+            yield ActiveEntries(part[0].to(home), part[1].to(home), part[2].to(home).double())
         return
     n_rows = max(1, _BLOCK_ENTRIES // max(1, activations.shape[1]))
     for start in range(0, activations.shape[0], n_rows):

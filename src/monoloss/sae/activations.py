@@ -11,26 +11,29 @@ from torch import Tensor, nn
 
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype
+from monoloss.sae.selection import above_threshold, largest_of_batch, largest_of_rows
 from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
 
 
 def topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseActivations:
     """The ``k`` largest pre-activations of every row, negative ones set to 0; differentiable at the stored entries."""
-    values, indices = pre_activations.topk(k, dim=1, sorted=False)
+    indices = largest_of_rows(pre_activations.detach(), k)
+    values = pre_activations.gather(1, indices)
     return SparseActivations(values.relu(), indices, pre_activations.shape[1], check=False)
 
 
 def batch_topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseActivations:
-    """The ``k n`` largest of ``relu(pre_activations)`` in the whole batch of ``n`` rows, only those above 0."""
+    """The ``k n`` largest of ``relu(pre_activations)`` in the whole batch of ``n`` rows, only those above 0.
+
+    Among equal ones the lowest row, then the lowest latent.
+    """
     n, m = pre_activations.shape
-    flat = pre_activations.reshape(-1)
-    largest = flat.detach().topk(min(k * n, flat.shape[0]), sorted=False)
-    return _codes_at(pre_activations, largest.indices[largest.values > 0].sort().values, m)
+    return _codes_at(pre_activations, largest_of_batch(pre_activations.detach(), k * n), m)
 
 
 def threshold_codes(pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) -> SparseActivations:
     """The pre-activations above ``threshold``: a row's code does not depend on the other rows."""
-    positions = (pre_activations.detach().reshape(-1) > threshold).nonzero().squeeze(1)
+    positions = above_threshold(pre_activations.detach(), threshold)
     return _codes_at(pre_activations, positions, pre_activations.shape[1])
 
 

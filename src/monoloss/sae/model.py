@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from monoloss.checks import check_matrix, check_number, check_same_device, check_type, check_vector
@@ -19,6 +19,7 @@ from monoloss.products import codes_matmul
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK
 from monoloss.sae.checkpoint import Checkpointed
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
+from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 
 _STD_FLOOR = 1e-5
@@ -49,8 +50,10 @@ class SaeOutput(NamedTuple):
         codes: activations of the latents, ``(n, m)``: sparse for TopK and BatchTopK, dense for JumpReLU and Vanilla.
         reconstruction: the rows rebuilt, in the space of ``target``, ``(n, d_in)``.
         target: the rows to rebuild: the inputs, at length 1 where the model scales them so, ``(n, d_in)``.
-        pre_activations: what the codes were chosen from, ``(n, m)``.
+        pre_activations: what the codes were chosen from, ``(n, m)``; for TopK and BatchTopK without a graph: it goes
+            through the stored entries alone.
         scale: of each row, what the decoder's output was multiplied by, ``(n, 1)`` or a scalar.
+        scaled: the rows as the encoder saw them, ``(n, d_in)``.
     """
 
     codes: Activations
@@ -58,6 +61,7 @@ class SaeOutput(NamedTuple):
     target: Float[Tensor, "n d_in"]
     pre_activations: Float[Tensor, "n m"]
     scale: Tensor
+    scaled: Float[Tensor, "n d_in"]
 
 
 class SparseAutoencoder(nn.Module, Checkpointed):
@@ -106,11 +110,10 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             input_mean = input_mean.detach().to(torch.float32).clone()
         self.d_in, self.config = d_in, config
         m = config.n_latents
-        try:
-            self.encoder_weight = nn.Parameter(torch.empty(d_in, m))
+        try:  # a latent's weights lie side by side, as in the decoder: rows are what sparse products read and write
+            self.encoder_weight = nn.Parameter(_initial_weight(d_in, m, seed).t().contiguous().t())
         except RuntimeError as error:
             raise InputError("config.n_latents", m, f"what fits into the memory at a width of {d_in}") from error
-        nn.init.kaiming_uniform_(self.encoder_weight, generator=torch.Generator().manual_seed(seed))
         self.encoder_bias = None if isinstance(config, BatchTopKConfig) else nn.Parameter(torch.zeros(m))
         tied = isinstance(config, TopKConfig) and config.tied
         self.decoder_weight = None if tied else nn.Parameter(self.encoder_weight.detach().t().clone())
@@ -150,26 +153,30 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             scaled, shift = centred / spread, shift + mean
         return ScaledInputs(scaled, target, shift, spread)
 
-    def pre_activations(self, scaled: Float[Tensor, "n d_in"]) -> Float[Tensor, "n m"]:
-        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``.
+    def pre_activations(
+        self, scaled: Float[Tensor, "n d_in"], latents: Int[Tensor, " _"] | None = None
+    ) -> Float[Tensor, "n _"]:
+        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``, or of some latents.
 
         Under autocast it is in that precision, except for JumpReLU: its bandwidth is finer than a half type.
         """
         n_rows = scaled.shape[0]
         if not self.training and n_rows < _ROWS_OF_A_PRODUCT:
             padded = nn.functional.pad(scaled, (0, 0, 0, _ROWS_OF_A_PRODUCT - n_rows))
-            return self.pre_activations(padded)[:n_rows]
+            return self.pre_activations(padded, latents)[:n_rows]
         is_jump_relu = isinstance(self.activation, JumpRelu)
         rows = scaled if is_jump_relu else scaled - self.decoder_bias
-        weight = self.encoder_weight.to(rows.dtype)  # of a model in half precision: products run in float32
+        weight: Tensor = self.encoder_weight
+        bias: Tensor | None = self.encoder_bias
+        if latents is not None:
+            weight, bias = weight.t()[latents].t(), None if bias is None else bias[latents]
+        weight = weight.to(rows.dtype)  # of a model in half precision: products run in float32
         with autocast_off(rows.device) if is_jump_relu else nullcontext():
-            if self.encoder_bias is None:
-                return rows @ weight
-            return torch.addmm(self.encoder_bias.to(rows.dtype), rows, weight)
+            return rows @ weight if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight)
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
         """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
-        codes: Activations = self.activation(self.pre_activations(self.scale(inputs).scaled))
+        codes, _ = self._activate(self.scale(inputs).scaled)
         return codes if isinstance(codes, SparseActivations) else SparseActivations.from_dense(codes)
 
     def decode(self, codes: Activations) -> Float[Tensor, "n d_in"]:
@@ -187,9 +194,21 @@ class SparseAutoencoder(nn.Module, Checkpointed):
     def forward(self, inputs: Float[Tensor, "n d_in"]) -> SaeOutput:
         """Codes and reconstruction of input rows, the reconstruction in the space of ``target``."""
         scaled, target, shift, scale = self.scale(inputs)
-        pre_activations = self.pre_activations(scaled)
-        codes = self.activation(pre_activations)
-        return SaeOutput(codes, self.decode(codes) * scale + shift, target, pre_activations, scale)
+        codes, pre_activations = self._activate(scaled)
+        return SaeOutput(codes, self.decode(codes) * scale + shift, target, pre_activations, scale, scaled)
+
+    def _activate(self, scaled: Tensor) -> tuple[Activations, Tensor]:
+        """Codes of scaled rows and their pre-activations; sparse codes have a graph at their stored entries alone."""
+        if not isinstance(self.activation, TopK | BatchTopK):
+            pre_activations = self.pre_activations(scaled)
+            return self.activation(pre_activations), pre_activations
+        with torch.no_grad():
+            pre_activations = self.pre_activations(scaled)
+            codes: SparseActivations = self.activation(pre_activations)
+        if torch.is_grad_enabled():
+            weight = self.encoder_weight.t().to(scaled.dtype)
+            codes = stored_linear(codes, scaled, self.decoder_bias, weight, self.encoder_bias)
+        return codes, pre_activations
 
     @torch.no_grad()
     def calibrate_(self, inputs: Iterable[Float[Tensor, "_ d_in"]]) -> None:
@@ -221,7 +240,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         """Remove from the decoder's gradient the part along each (unit) row; for training loops, before the step."""
         if self.decoder_weight is not None and self.decoder_weight.grad is not None:
             grad, rows = self.decoder_weight.grad, self.decoder_weight
-            grad -= (grad * rows).sum(1, keepdim=True) * rows
+            grad.addcmul_(rows, torch.linalg.vecdot(grad, rows)[:, None], value=-1.0)
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -234,9 +253,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
     @torch.no_grad()
     def redraw_(self, latents: Bool[Tensor, " m"], seed: int) -> None:
         """Draw the weights of some latents anew, as at the start, and count them as just active."""
-        fresh = torch.empty(self.encoder_weight.shape)
-        nn.init.kaiming_uniform_(fresh, generator=torch.Generator().manual_seed(seed))
-        fresh = fresh.to(self.encoder_weight)
+        fresh = _initial_weight(self.d_in, self.config.n_latents, seed).to(self.encoder_weight)
         self.encoder_weight[:, latents] = fresh[:, latents]
         if self.encoder_bias is not None:
             self.encoder_bias[latents] = 0.0
@@ -245,6 +262,10 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         if isinstance(self.activation, JumpRelu):
             self.activation.threshold[latents] = self.activation.initial_threshold
         self.samples_since_active[latents] = 0
+
+
+def _initial_weight(d_in: int, m: int, seed: int) -> Tensor:
+    return nn.init.kaiming_uniform_(torch.empty(d_in, m), generator=torch.Generator().manual_seed(seed))
 
 
 def _activation_of(config: SaeConfig) -> nn.Module:

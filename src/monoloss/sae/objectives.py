@@ -9,10 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monoloss.functional.sparsity import l1
+from monoloss.precision import autocast_off, product_dtype
 from monoloss.products import codes_matmul
 from monoloss.sae.activations import JumpRelu, topk_codes
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
+from monoloss.sparse import SparseActivations
+
+_DENSE_FROM = (
+    1 / 8
+)  # share of stored entries from which dense products are faster: measured 1/6 with 768 inputs, on CPUs
 
 
 class Objective(NamedTuple):
@@ -64,15 +70,23 @@ def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) ->
     return count if target is None else (count / target - 1.0).square()
 
 
+def _decoded(codes: SparseActivations, rows: Tensor) -> Tensor:
+    """``codes @ rows``; few dead latents are nearly all active, and then a dense product is several times faster."""
+    if codes.values.numel() < _DENSE_FROM * codes.shape[0] * codes.n_latents:
+        return codes_matmul(codes, rows)
+    with autocast_off(rows.device):
+        dtype = product_dtype(codes.dtype, rows.dtype)
+        return codes.to_dense().to(dtype) @ rows.to(dtype)
+
+
 def _aux_loss(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor:
     """How far the most active dead latents are from rebuilding what the reconstruction left over."""
-    dead = sae.dead
-    n_dead = int(dead.sum()) if aux.weight > 0 else 0
-    if n_dead == 0:
+    dead = sae.dead.nonzero().squeeze(1) if aux.weight > 0 else sae.samples_since_active[:0]
+    if len(dead) == 0:
         return output.reconstruction.new_zeros(())
-    pre_activations = output.pre_activations.masked_fill(~dead, -torch.inf)
-    codes = topk_codes(pre_activations, min(aux.k, n_dead))
+    codes = topk_codes(sae.pre_activations(output.scaled, dead), min(aux.k, len(dead)))
+    rebuilt = _decoded(codes, sae.decoder_rows[dead]) * output.scale
     left_over = (output.target - output.reconstruction).detach()
     rounding = torch.finfo(left_over.dtype).eps * output.target.square().sum(1)  # less than this is nothing left over
     size = torch.maximum(left_over.square().sum(1), rounding)
-    return _error(sae, codes_matmul(codes, sae.decoder_rows) * output.scale, left_over, size)
+    return _error(sae, rebuilt, left_over, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monoloss.checks import check_number
+from monoloss.data.read_ahead import read_ahead
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+
+_BLOCK_ROWS, _BLOCKS_PER_WINDOW = 256, 256
 
 
 class ShuffledBatches:
     """Batches of ``batch_size`` rows in an order that follows from ``(seed, epoch)`` alone; a new order every epoch.
 
     Iterating gives the rest of the current epoch, then the next one begins. Rows that do not fill a batch, and batches
-    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch and batches given.
+    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch, batches given, and
+    which order it is, so that a run goes on in its own order on a machine with more or less memory, too.
+
+    ``order`` is settled where it is first needed: "rows", any row beside any other, if the store is loaded then; else
+    "blocks" (:func:`block_shuffled`), which a disk reads at speed, a batch ahead in a thread. Stores of up to 65536
+    rows have one order for both.
 
     Raises:
         InputError: the batches of a step are larger than the data.
@@ -36,14 +44,24 @@ class ShuffledBatches:
         self.store, self.batch_size, self.seed, self.accumulate = store, batch_size, seed, accumulate
         self.epoch = 0
         self.n_given = 0
+        self._order: str | None = None
 
     def __len__(self) -> int:
         return self.store.n_rows // (self.batch_size * self.accumulate) * self.accumulate
 
+    @property
+    def order(self) -> str:
+        """Which order it is: "rows" or "blocks"; from here on it stays."""
+        if self._order is None:
+            self._order = "rows" if self.store.is_loaded else "blocks"
+        return self._order
+
     def __iter__(self) -> Iterator[Float[Tensor, "n d"]]:
-        order = shuffled(self.store.n_rows, self.seed, self.epoch)
-        for position in range(self.n_given, len(self)):
-            batch = self.store.rows(order[position * self.batch_size : (position + 1) * self.batch_size])
+        order = _ORDERS[self.order](self.store.n_rows, self.seed, self.epoch)
+        first = self.n_given
+        parts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(first, len(self)))
+        batches = read_ahead(self.store.rows, parts, ahead=not self.store.is_loaded)
+        for position, batch in enumerate(batches, start=first):
             self.n_given = position + 1
             if self.n_given == len(self):  # roll over before the last batch: a sized iterator is never asked again
                 self.epoch, self.n_given = self.epoch + 1, 0
@@ -51,17 +69,22 @@ class ShuffledBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands."""
-        return {**self._identity(), "seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
+        place = {"seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
+        return {**self._identity(), **place, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another iteration over the same data stood.
 
         Raises:
-            InputError: the state is of another store or batch size.
+            InputError: the state is of another store or batch size, or of an order that is not known.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise InputError(f"state[{name!r}]", state.get(name), f"that of these batches, {value}")
+        order = state.get("order", "rows")  # the only one there was
+        if order not in _ORDERS:
+            raise InputError("state['order']", order, f"one of {', '.join(map(repr, _ORDERS))}")
+        self._order = order
         self.seed, self.epoch, self.n_given = state["seed"], state["epoch"], state["n_given"]
 
     def _identity(self) -> dict[str, Any]:
@@ -70,5 +93,27 @@ class ShuffledBatches:
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
     """A permutation of ``n`` rows, ``(n,)`` int64, that follows from the seed and the epoch alone."""
+    return torch.randperm(n, generator=_generator(seed, epoch))
+
+
+def block_shuffled(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of ``n`` rows that keeps neighbours near: ``(n,)`` int64, from the seed and the epoch alone.
+
+    Blocks of 256 consecutive rows are shuffled; of 256 blocks after another, the rows are. So 65536 rows from all over
+    the data mix, and are read about once. Up to 65536 rows: as ``shuffled``.
+    """
+    if n <= _BLOCK_ROWS * _BLOCKS_PER_WINDOW:
+        return shuffled(n, seed, epoch)
+    generator = _generator(seed, epoch)
+    blocks = torch.arange(n).split(_BLOCK_ROWS)
+    windows = torch.randperm(len(blocks), generator=generator).split(_BLOCKS_PER_WINDOW)
+    parts = [torch.cat([blocks[number] for number in window.tolist()]) for window in windows]
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for rows in parts])
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
     mixed = random.Random(f"{seed}/{epoch}").getrandbits(63)  # noqa: S311 - an order, not a secret
-    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed))
+    return torch.Generator().manual_seed(mixed)
+
+
+_ORDERS: Mapping[str, Callable[[int, int, int], Tensor]] = {"rows": shuffled, "blocks": block_shuffled}

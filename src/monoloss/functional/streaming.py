@@ -1,0 +1,114 @@
+"""Batches added to the moments of a long stream in place, a block of latents at a time: little memory, few passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from monoloss.functional.moments import MonoMoments, batch_moments, rebase, weigh_sparse
+from monoloss.functional.sparsity import count_not_finite
+from monoloss.precision import autocast_off, product_dtype
+from monoloss.products import codes_t_matmul
+from monoloss.sparse import Activations, SparseActivations
+
+_BLOCK_ELEMENTS = 2**18  # of w that are added in one go: they stay in the cache between the product and the sum
+
+
+@torch.no_grad()
+def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoMoments:
+    """Moments of ``total`` and of a batch of unit rows: ``merge(total, batch_moments(...))``, overwriting ``total.w``.
+
+    A batch of few entries touches few of the numbers of ``w``, but its product is as large as ``w``. Here both are
+    made a block of latents at a time, so that the block of the product never leaves the cache: no second ``(m, d)``
+    tensor, and one pass over the float64 sums. Weights that dominate a latent (see ``moments``) go into the float64
+    sums by themselves. The sums of a latent do not depend on the latents beside it where the activations are sparse.
+
+    Raises:
+        InputError: on the CPU, an activation that is not finite; ``total`` is then as it was.
+
+    Example:
+        >>> total = add_batch(MonoMoments.zeros(2, 1), torch.eye(2), torch.tensor([[1.0], [2.0]]))
+        >>> add_batch(total, torch.eye(2), torch.tensor([[0.0], [2.0]])).w
+        tensor([[1., 4.]], dtype=torch.float64)
+    """
+    h, z = unit_embeddings.detach(), activations.detach()
+    with autocast_off(h.device):
+        if h.device.type == "cpu":
+            count_not_finite(z)  # refused before anything is added
+        dtype = product_dtype(h.dtype, z.dtype)
+        h = h.to(dtype)
+        return _add_sparse(total, h, z, dtype) if isinstance(z, SparseActivations) else _add_dense(total, h, z)
+
+
+def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:
+    batch = weigh_sparse(h, z, dtype)
+    w, b = total.w, torch.minimum(total.b, batch.b)
+    none = w.new_zeros(z.n_latents, 0)
+    before = rebase(MonoMoments(total.n, w.new_zeros(0), total.b, total.u, total.v, none), b)
+    added = rebase(MonoMoments(batch.n, w.new_zeros(0), batch.b, batch.u, batch.v, none), b)
+    # What the rows of the sum so far, and those of the batch, weigh beyond their products
+    fall = torch.where(total.n > 0, total.b - b, 0.0)
+    floor = torch.where(batch.n > 0, batch.b - b, 0.0) + (0.0 if batch.below is None else batch.below)
+    shifts = [(t, h_sum) for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)) if bool(t.any())]
+    product = _product_of_latents(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
+    for latents in _blocks(w):
+        rows = w[latents]
+        part = product(latents)
+        if part is not None:
+            rows += part.to(w.device)
+        for t, h_sum in shifts:
+            rows.addr_(t[latents], h_sum)
+    entries = batch.large
+    if len(entries):
+        weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
+        w.index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
+    return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
+
+
+def _product_of_latents(codes: SparseActivations, h: Tensor) -> Callable[[slice], Tensor | None]:
+    """A function that gives rows of ``codes^T h``: each latent a bag of rows of ``h``, which fit the cache too."""
+    if h.device.type != "cpu":
+        whole = codes_t_matmul(codes, h)
+        return lambda latents: whole[latents]
+    grouped = codes.by_latent
+    values = codes.flat_values[grouped.order]
+
+    def product(latents: slice) -> Tensor | None:
+        offsets = grouped.offsets[latents.start : latents.stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first == last:
+            return None
+        entries = slice(first, last)
+        rows, weights = grouped.rows[entries], values[entries]
+        part: Tensor = torch.nn.functional.embedding_bag(
+            rows, h, offsets[:-1] - first, mode="sum", per_sample_weights=weights
+        )
+        return part
+
+    return product
+
+
+def _add_dense(total: MonoMoments, h: Tensor, z: Tensor) -> MonoMoments:
+    w, parts = total.w, []
+    for latents in _blocks(w):
+        batch = batch_moments(h, z[:, latents])
+        b = torch.minimum(total.b[latents], batch.b)
+        rows = w[latents]
+        mine = MonoMoments(total.n, total.h_sum, total.b[latents], total.u[latents], total.v[latents], rows)
+        before, added = rebase(mine, b), rebase(batch, b)
+        if before.w is not rows:
+            rows.copy_(before.w)
+        rows += added.w.to(w.device)
+        parts.append((b, before.u + added.u, before.v + added.v))
+    b, u, v = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, u, v, w)
+
+
+def _blocks(w: Tensor) -> Iterator[slice]:
+    m, d = w.shape
+    step = max(1, _BLOCK_ELEMENTS // max(1, d)) if w.device.type == "cpu" else m
+    for start in range(0, m, step):
+        yield slice(start, min(start + step, m))

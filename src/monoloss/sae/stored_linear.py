@@ -1,0 +1,59 @@
+"""The encoder's linear part at the entries that were selected: what a backward pass needs of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from monoloss.precision import autocast_off
+from monoloss.products import codes_matmul, codes_t_matmul
+from monoloss.sparse import SparseActivations
+
+
+def stored_linear(
+    codes: SparseActivations,
+    inputs: Float[Tensor, "n d"],
+    shift: Float[Tensor, " d"],
+    weight: Float[Tensor, "m d"],
+    bias: Float[Tensor, " m"] | None,
+) -> SparseActivations:
+    """``codes`` with a graph: they are ``relu((inputs - shift) @ weight^T + bias)`` at their entries, computed before.
+
+    No tensor of the size ``(n, m)``, neither here nor in the backward pass, which costs O(entries d). Entries with the
+    value 0 pass no gradient.
+    """
+    values: Tensor = _StoredLinear.apply(inputs, shift, weight, bias, codes)
+    return codes.with_values(values)
+
+
+class _StoredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None, codes: SparseActivations
+    ) -> Tensor:
+        ctx.save_for_backward(inputs, shift, weight)
+        ctx.codes = codes.detach()
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return codes.values.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, shift, weight = ctx.saved_tensors
+        codes: SparseActivations = ctx.codes
+        with autocast_off(grad.device):
+            grad = torch.where(codes.values > 0, grad, 0.0).to(weight.dtype)
+            codes = codes.with_values(grad)
+            of_inputs = of_weight = of_bias = of_shift = None
+            if ctx.needs_input_grad[0]:
+                of_inputs = codes_matmul(codes, weight).to(inputs.dtype)
+            if ctx.needs_input_grad[2]:
+                of_weight = codes_t_matmul(codes, inputs - shift).to(weight.dtype)
+            if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+                of_latents = weight.new_zeros(codes.n_latents).index_add_(0, codes.flat_indices, codes.flat_values)
+                of_shift = -(of_latents @ weight).to(shift.dtype)
+                of_bias = None if ctx.bias_dtype is None else of_latents.to(ctx.bias_dtype)
+        return of_inputs, of_shift, of_weight, of_bias, None
