@@ -67,7 +67,7 @@ def judge(
     return Judged(activations, reconstruction, inputs)
 
 
-def latents_of(activations: Activations, first: int, stop: int) -> Activations:
+def latents_of(activations: Activations, first: int, stop: int) -> Float[Tensor, "n latents"] | SparseActivations:
     """The activations of the latents ``first`` to ``stop`` (exclusive) alone, in the layout they have.
 
     Example:
