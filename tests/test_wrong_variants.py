@@ -22,7 +22,7 @@ from mono_checks import (
     check_score_of_one_call,
     check_score_while_the_minimum_falls,
 )
-from monoloss.functional import loss, moments, score
+from monoloss.functional import loss, moments, score, streaming
 from monoloss.functional.moments import MonoMoments
 
 Patch = pytest.MonkeyPatch
@@ -40,7 +40,8 @@ def score_without_self_pairs_taken_off(patch: Patch) -> None:
 
 def second_moment_not_corrected_for_the_shift(patch: Patch) -> None:
     right = moments.rebase
-    patch.setattr(moments, "rebase", lambda sums, b: replace(right(sums, b), v=sums.v))
+    for module in (moments, streaming):
+        patch.setattr(module, "rebase", lambda sums, b: replace(right(sums, b), v=sums.v))
 
 
 def raw_sums_shifted_at_the_end(patch: Patch) -> None:
