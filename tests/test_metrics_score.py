@@ -165,6 +165,18 @@ def test_state_dict(metric):
     assert set(MonoScore(8, 13, center=torch.zeros(8)).state_dict()) == {"center"}
 
 
+def test_metrics_loaded_from_one_state_are_two(metric):
+    metric.persistent(True)
+    saved, before = metric.state_dict(), states(metric)
+    one, other = MonoScore(8, 13), MonoScore(8, 13)
+    for loaded in (one, other):
+        loaded.persistent(True)
+        loaded.load_state_dict(saved)
+    one.update(some_embeddings(5, seed=1), some_activations(5, seed=1))
+    assert_states(other, before)
+    assert_states(metric, before)
+
+
 def test_in_a_collection_called_by_keyword():
     center = some_embeddings().mean(0)
     collection = MetricCollection(

@@ -97,6 +97,12 @@ class SumsMetric(Metric, Generic[SumsT]):
 
         return whole
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self._defaults:  # torchmetrics takes the very tensors of the dict, and updates change them in place
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = state_dict[prefix + name].clone()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, exclude_state=tuple(self._defaults))

@@ -313,3 +313,12 @@ def test_what_is_loaded_stays(store: FeatureStore, monkeypatch: pytest.MonkeyPat
     store.load()
     monkeypatch.setattr(type(store._shards), "load", lambda *_: pytest.fail("loaded again"))
     store.load_if_small()
+
+
+def test_a_relative_folder_may_be_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = FeatureStore.create("s", rows_of(5))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(store.embeddings(), rows_of(5))
+    assert [len(batch.embeddings) for batch in store.batches(3)] == [3, 2]

@@ -79,3 +79,28 @@ def test_nan_stays_in_the_codes_of_its_row():
     values[3] = torch.nan
     chosen = values.gather(1, largest_of_rows(values, 2))
     assert chosen.isnan().sum(1).tolist() == [0, 1, 0, 2, 0]
+
+
+def test_nan_is_chosen_in_training_so_that_the_loss_shows_it():
+    values = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    values[0, 5], values[2, 7], values[3, 9] = torch.nan, torch.nan, -torch.inf
+    chosen = largest_of_batch(values, 16)
+    ranked = values.nan_to_num(nan=torch.inf, neginf=-torch.inf).reshape(-1)
+    assert chosen.tolist() == sorted(ranked.argsort(descending=True, stable=True)[:16].tolist())
+    assert {5, 2 * 256 + 7} <= set(chosen.tolist())
+
+
+@pytest.mark.parametrize("m", [250, 256])
+def test_minus_infinity_takes_nothing_from_the_others(m):
+    values = torch.full((4, m), -torch.inf)
+    values[0, 1] = 1.0
+    assert largest_of_batch(values, 4).tolist() == [1]
+    assert above_threshold(values, torch.tensor(0.0)).tolist() == [1]
+
+
+def test_nan_takes_nothing_from_its_neighbours_above_a_threshold():
+    values = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    values[:, 7] = torch.nan
+    values[1, 8] = torch.inf
+    expected = (values > 0.3).reshape(-1).nonzero().squeeze(1)
+    assert torch.equal(above_threshold(values, torch.tensor(0.3)), expected)

@@ -243,3 +243,15 @@ def test_two_at_once_in_one_folder(store, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "write_config", meanwhile)
     train_saes(store, config, tmp_path, progress=False)
     assert len(refused) == 2
+
+
+def test_moments_in_another_layout_go_on_as_well(store, whole, tmp_path):
+    """Adam's fused step pairs memory, not places: moments that were saved row by row are laid out again."""
+    train_until_killed(store, config_of(**OFTEN), tmp_path, 8)
+    for path in (tmp_path / "checkpoints").iterdir():
+        content = torch.load(path, weights_only=True)
+        for state in content["optimizer_states"][0]["state"].values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].contiguous()
+        torch.save(content, path)
+    check_equal(whole, tmp_path, train_saes(store, config_of(**OFTEN), tmp_path, resume=True, progress=False))

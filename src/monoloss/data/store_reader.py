@@ -31,7 +31,8 @@ class MappedShards:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._shards = [_open_shard(folder, manifest, index) for index in range(len(manifest.shards))]
-        self._files = [folder / shard_names(index)[0] for index in range(len(manifest.shards))]
+        whole = folder.resolve()  # files are opened again for each read, wherever the process is by then
+        self._files = [whole / shard_names(index)[0] for index in range(len(manifest.shards))]
         self._loaded: Tensor | None = None  # all embeddings
         self.device = torch.device("cpu")
         self.offsets = [0]

@@ -42,7 +42,8 @@ def largest_of_rows(values: Float[Tensor, "n m"], k: int) -> Int[Tensor, "n k"]:
 def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " entries"]:
     """Flat positions, rising, of the ``count`` largest entries among those above 0: exactly ``min(count, positive)``.
 
-    Among equal entries the lowest row, then the lowest column. A row may hold any number of them.
+    Among equal entries the lowest row, then the lowest column. A row may hold any number of them. NaN counts as the
+    largest, so that a loss shows it.
     """
     flat = values.reshape(-1)
     count = min(count, flat.shape[0])
@@ -51,7 +52,10 @@ def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " 
     grouped = flat.reshape(-1, _group_size(flat.shape[0], count))
     maxima = grouped.amax(1)
     least = _nth_largest(maxima, count)
-    positions, candidates = _entries(grouped, maxima, *((least, torch.ge) if least > 0 else (least * 0, torch.gt)))
+    if torch.isnan(least):  # NaN is the largest maximum: there is one
+        return largest_of_batch(values.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf), count)
+    bound = (least, torch.ge) if least > 0 else (torch.zeros_like(least), torch.gt)
+    positions, candidates = _entries(grouped, maxima, *bound)
     if len(candidates) <= count:
         return positions
     least = _nth_largest(candidates, count)
@@ -61,9 +65,12 @@ def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " 
 
 
 def above_threshold(values: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) -> Int[Tensor, " entries"]:
-    """Flat positions, rising, of the entries above ``threshold``."""
+    """Flat positions, rising, of the entries above ``threshold``; NaN is not."""
     grouped = values.reshape(-1, _group_size(values.numel(), 1))
-    return _entries(grouped, grouped.amax(1), threshold, torch.gt)[0]
+    maxima = grouped.amax(1)
+    if torch.isnan(maxima.sum()):  # or infinities of both signs: then this is slower and no worse
+        maxima = grouped.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(1)
+    return _entries(grouped, maxima, threshold, torch.gt)[0]
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:

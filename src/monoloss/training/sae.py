@@ -93,6 +93,14 @@ class SaeRun(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, factors)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Lay the optimiser's moments out as their parameters, whatever was loaded: the fused step pairs memory."""
+        (adam,) = self.trainer.optimizers
+        for parameter, state in adam.state.items():
+            for name, moment in state.items():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(moment)
+
     def training_step(self, batch: Float[Tensor, "n d"], batch_idx: int) -> Tensor:
         """The sum of the SAEs' losses on one batch."""
         embeddings = unit_rows(batch)
