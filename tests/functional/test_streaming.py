@@ -12,7 +12,7 @@ from mono_samples import LAYOUTS, as_dense, rows_of, some_activations, some_embe
 from monoloss.errors import InputError
 from monoloss.functional import streaming
 from monoloss.functional.moments import MonoMoments, batch_moments, merge, unit_rows
-from monoloss.functional.score import score_of
+from monoloss.functional.score import mono_score, score_of
 from monoloss.functional.streaming import add_batch
 from monoloss.sparse import SparseActivations
 
@@ -109,3 +109,29 @@ def test_refused_activations_change_nothing(layout):
         add_batch(total, unit_rows(some_embeddings()), LAYOUTS[layout](bad))
     assert torch.equal(total.w, before)
     assert as_dense(LAYOUTS[layout](bad)).isnan().any()
+
+
+def equal_rows(n: int) -> tuple[Tensor, SparseActivations]:
+    """Rows that are all the same, and a latent that is active by the same amount on nearly all; another on the rest."""
+    rows = torch.tensor([[0.3, -0.7]]).expand(n, 2).contiguous()
+    values = torch.cat([torch.full((n - 9, 1), 0.83), torch.zeros(9, 1)])
+    return rows, SparseActivations(values, (torch.arange(n)[:, None] >= n - 9).long(), 2)
+
+
+@pytest.mark.parametrize("n", [257, 2048, 8192])
+def test_equal_entries_on_equal_rows_do_not_round_the_same_way_again_and_again(n):
+    assert float(mono_score(*equal_rows(n))[0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_that_one_long_sum_would(monkeypatch):
+    monkeypatch.setattr(streaming, "_LONGEST_SUM", 10**9)
+    assert abs(float(mono_score(*equal_rows(8192))[0]) - 1.0) > 1e-5
+
+
+def test_long_sums_in_parts_are_the_sums(monkeypatch):
+    embeddings = unit_rows(some_embeddings(200))
+    codes = SparseActivations.from_dense(some_activations(200).relu())
+    whole = add_batch(MonoMoments.zeros(8, 13), embeddings, codes)
+    monkeypatch.setattr(streaming, "_LONGEST_SUM", 3)
+    parts = add_batch(MonoMoments.zeros(8, 13), embeddings, codes)
+    assert_same(parts, whole, 1e-12)

@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_rows
-from monoloss.functional.moments import MonoMoments, batch_moments, unit_rows
-from monoloss.precision import row_norms
+from monoloss.functional.moments import MonoMoments, unit_rows
+from monoloss.functional.streaming import add_batch
+from monoloss.precision import row_norms, sums_device
 from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
@@ -61,13 +62,16 @@ def mono_score(
     """
     check_choice("undefined", undefined, ("nan", "zero"))
     check_rows(embeddings, activations, center)
-    return score_of(batch_moments(unit_rows(embeddings.detach(), center), activations), undefined=undefined)
+    h = unit_rows(embeddings.detach(), center)
+    none = MonoMoments.zeros(h.shape[1], activations.shape[1], sums_device(h.device))
+    return score_of(add_batch(none, h, activations), undefined=undefined)
 
 
 def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Tensor, " m"]:
     """MonoScore of each latent from its moments: ``(|w|^2 - v) / (u^2 - v)``, ``(m,)`` float64.
 
     Example:
+        >>> from monoloss.functional.moments import batch_moments
         >>> score_of(batch_moments(torch.eye(2), torch.tensor([[1.0], [3.0]])))
         tensor([nan], dtype=torch.float64)
     """
@@ -93,6 +97,7 @@ def chance(moments: MonoMoments) -> Float[Tensor, ""]:
         A float64 scalar in [-1, 1]; NaN for fewer than two rows.
 
     Example:
+        >>> from monoloss.functional.moments import batch_moments
         >>> chance(batch_moments(torch.eye(2), torch.ones(2, 1)))
         tensor(0., dtype=torch.float64)
     """
@@ -120,6 +125,7 @@ def n_eff(moments: MonoMoments) -> Float[Tensor, " m"]:
     A score with a small ``n_eff`` rests on few pairs: it is noise.
 
     Example:
+        >>> from monoloss.functional.moments import batch_moments
         >>> n_eff(batch_moments(torch.eye(3), torch.tensor([[0.0], [2.0], [2.0]])))
         tensor([2.], dtype=torch.float64)
     """
@@ -159,6 +165,7 @@ def summarise(moments: MonoMoments) -> ScoreSummary:
     """The summary of a score from its moments.
 
     Example:
+        >>> from monoloss.functional.moments import batch_moments
         >>> summarise(batch_moments(torch.eye(3), torch.tensor([[1.0, 0], [1, 0], [0, 0]]))).n_defined
         1
     """
