@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,13 @@ def trained_sae(case: str, seed: int = 0) -> SparseAutoencoder:
     sae.calibrate_([sample_rows(200, seed=2)])
     sae.samples_since_active.copy_(torch.randint(0, 2**40, (M,), generator=generator))
     return sae.eval()
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def saved(case: str, folder: Path) -> tuple[SparseAutoencoder, Path]:
+    sae = trained_sae(case)
+    sae.save_pretrained(folder / case)
+    return sae, folder / case

@@ -14,9 +14,9 @@ from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.files import read_json
+from monoloss.sae.checkpoint import HUB
 from monoloss.sae.model import SparseAutoencoder
 
-HUB = "hf-hub:"
 SAES, EVALUATIONS = "saes", "evaluations"  # folders of a run
 _SAE_FILES = ("config.json", "model.safetensors")
 _NAME = re.compile(r"[^\W.][\w.+-]*")  # what a file system takes, and a name in a training configuration

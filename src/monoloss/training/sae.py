@@ -112,7 +112,7 @@ class SaeRun(LightningModule):
             terms = objective(sae, output)
             loss = terms.total
             if settings.mono_weight > 0:
-                compared = embeddings if settings.mono_embeddings == "inputs" else sae.scale(batch).scaled
+                compared = embeddings if settings.mono_embeddings == "inputs" else output.scaled
                 loss = loss + settings.mono_weight * mono(compared, output.codes)
             total = total + loss
             sae.count_activity_(output.codes)
