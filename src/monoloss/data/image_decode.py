@@ -60,8 +60,8 @@ def decode_image(content: str | bytes) -> Image.Image:
         The picture, in mode "RGB".
 
     Raises:
-        UnreadableImage: there is no picture in it: no file, not to be opened, empty, no image, truncated, corrupt,
-            without pixels, more than `MAX_PIXELS` of them, or greyscale whose range is not known.
+        UnreadableImage: there is no picture in it: no file, not to be opened, empty, no image (or one
+            without pixels), truncated, corrupt, more than `MAX_PIXELS` pixels, or greyscale whose range is not known.
 
     Example:
         >>> file = io.BytesIO()
@@ -73,8 +73,6 @@ def decode_image(content: str | bytes) -> Image.Image:
         with warnings.catch_warnings(), _opened(content) as file:
             warnings.simplefilter("ignore")  # Pillow's, about large or slightly damaged files
             image = Image.open(file, formats=_formats())
-            if 0 in image.size:
-                raise UnreadableImage("no pixels")
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"more than {MAX_PIXELS} pixels")
             image.load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 Label: TypeAlias = int | tuple[int, ...] | None
 LabelKind: TypeAlias = Literal["single", "multi"] | None
@@ -27,6 +27,7 @@ class SourceImage(NamedTuple):
     content: str | bytes
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Images in a fixed order, with their labels; `open_images` makes one."""
 
