@@ -127,8 +127,8 @@ class DatasetImages:
             if next(self.images(0, 1), None) is None:
                 raise InputError(self.description, "a dataset without rows", "at least one row")
             return
-        names = [self.label_column.name] if self.label_column else []
-        names += [self.id_column] if self.id_column else []
+        chosen = (self.label_column.name if self.label_column else None, self.id_column)
+        names = list(dict.fromkeys(name for name in chosen if name is not None))
         seen: dict[str, int] = {}
         row = 0
         for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME) if names else ():

@@ -11,7 +11,6 @@ import stat
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -91,7 +90,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _opened(content: str | bytes) -> BinaryIO:
+def _opened(content: str | bytes) -> io.BytesIO | io.BufferedReader:
     if isinstance(content, bytes):
         if not content:
             raise UnreadableImage("empty")
