@@ -264,7 +264,7 @@ def test_failures_of_the_hub(monkeypatch, failure, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "clip-vit-l15"}, "unknown to timm"),
+        ({"name": "clip-vit-l15"}, "unknown to timm; needed .*clip-vit-l14"),
         ({"name": "resnet10tt"}, r"unknown to timm; needed .*resnet10t"),
         ({"name": "resnet50.tv3"}, r"no weights of resnet50; needed one of .*resnet50\.tv2_in1k"),
         ({"name": ""}, "unknown to timm"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -35,7 +35,7 @@ _QUOTED = re.compile(r'"([^"]+)"')
 
 
 # The Hub's error stands on that of the library it connects with, which is another one in each version.
-_NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)  # type: ignore[arg-type]
+_NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)
 
 
 class ModelRequest(NamedTuple):
@@ -66,14 +66,22 @@ class ModelRequest(NamedTuple):
 
 
 def request_model(
-    name: str, *, checkpoint: str | None, pretrained: bool, image_size: int | None, seed: int
+    name: str,
+    *,
+    checkpoint: str | None,
+    pretrained: bool,
+    image_size: int | None,
+    seed: int,
+    presets: Iterable[str] = (),
 ) -> ModelRequest:
     """Check what was asked for, as far as local files and names of models can tell.
+
+    `presets` are other names that an error may suggest.
 
     Raises:
         InputError: an unknown name (the error lists near ones), or a folder or file that is not there or empty.
     """
-    timm_name = _timm_name(name)
+    timm_name = _timm_name(name, presets)
     if checkpoint is not None and not pretrained:
         raise InputError("checkpoint", repr(checkpoint), "no checkpoint where pretrained is off, or pretrained on")
     if checkpoint is not None and not Path(checkpoint).is_file():
@@ -131,7 +139,7 @@ def _config(model: ImageModel) -> dict[str, Any]:
     return config
 
 
-def _timm_name(name: str) -> str:
+def _timm_name(name: str, presets: Iterable[str]) -> str:
     if name.startswith(HUB):
         return name
     folder = Path(name.removeprefix(FOLDER)).expanduser()
@@ -143,9 +151,11 @@ def _timm_name(name: str) -> str:
         raise InputError("encoder", f"{name!r}, no local folder", f"a folder, or {HUB}USER/NAME for a model on the Hub")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=5, cutoff=0.5)
+        near = difflib.get_close_matches(
+            name, [*presets, *timm.list_models(), *timm.list_pretrained()], n=5, cutoff=0.5
+        )
         hint = f" such as {', '.join(near)}" if near else ""
-        raise InputError("encoder", f"{name!r}, unknown to timm", f"a preset, a local folder, or a timm model{hint}")
+        raise InputError("encoder", f"{name!r}, unknown to timm", f"a preset, a timm model{hint}, or a local folder")
     tags = timm.list_models(architecture, include_tags=True)
     if tag and name not in tags:
         raise InputError("encoder", f"{name!r}, no weights of {architecture}", f"one of {', '.join(tags)}")

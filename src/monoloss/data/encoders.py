@@ -187,7 +187,7 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
         raise missing_extra(error) from error
 
     request = weights.request_model(
-        name, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size, seed=seed
+        name, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size, seed=seed, presets=PRESETS
     )
     empty = weights.build_empty(request)
     has_projection = weights.has_projection(empty)
