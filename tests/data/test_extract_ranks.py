@@ -12,7 +12,9 @@ import pytest
 import torch.distributed as dist
 
 import extracting_process
-from extract_samples import contents_of, write_images
+from extract_samples import FakeEncoder, ListSource, contents_of, write_images
+from monoloss.data.extract import extract
+from monoloss.errors import InputError
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")
 
@@ -54,8 +56,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         (parent / str(n)).mkdir()
     extracting_process.stores(parent / "1")
     extracting_process.alone(parent / "1")
-    run(parent / "2", "stores")
-    run(parent / "2", "alone")
+    run(parent / "2", "alone", "stores")
     return parent / "1", parent / "2"
 
 
@@ -66,18 +67,24 @@ def test_two_are_one(stores: tuple[Path, Path], name: str) -> None:
     assert two == one
 
 
-def test_two_go_on_with_the_shards_of_one(stores: tuple[Path, Path]) -> None:
+def test_two_go_on_with_the_shards_of_one_and_fail_together(stores: tuple[Path, Path]) -> None:
     one, two = stores
     for name in ("images", "stream"):
         (two / name / "manifest.json").unlink()
         for shard in (1, 2, 4):
             (two / name / f"shard-0000{shard}.safetensors").unlink()
         (two / name / ".shard-00001.jsonl.01234567.tmp").mkdir()
-    run(two, "going_on")
+    run(two, "going_on", "other_images", "one_fails")
     for name in ("images", "stream"):
         assert contents_of(two / name) == contents_of(one / name)
+    assert not (two / "failed" / "manifest.json").exists()
 
 
-def test_processes_that_do_not_agree(tmp_path: Path) -> None:
-    run(tmp_path, "other_images", "one_fails")
-    assert not (tmp_path / "failed" / "manifest.json").exists()
+@pytest.mark.door
+def test_processes_that_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"ranks: got WORLD_SIZE=2 and processes that do not meet \(.*RANK"):
+        extract(ListSource(3), FakeEncoder(), tmp_path / "s", workers=0, progress=False)
+    assert not (tmp_path / "s").exists()

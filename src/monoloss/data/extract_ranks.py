@@ -69,7 +69,13 @@ def joined_ranks() -> Iterator[Ranks]:
         yield Ranks()
         return
     if not here:
-        dist.init_process_group("gloo")
+        try:
+            dist.init_process_group("gloo")
+        except (ValueError, RuntimeError) as error:
+            came = (
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({str(error).splitlines()[0]})"
+            )
+            raise InputError("ranks", came, "processes that torchrun starts, or no WORLD_SIZE") from error
     try:
         n_ranks = dist.get_world_size()
         group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if n_ranks > 1 else None

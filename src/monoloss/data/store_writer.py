@@ -147,7 +147,7 @@ class FeatureStoreWriter:
     def write_shard(
         self,
         index: int,
-        embeddings: Shaped[Tensor, "n d"] | Shaped[ndarray, "n d"],
+        embeddings: Shaped[Tensor, "n *p d"] | Shaped[ndarray, "n *p d"],
         ids: Sequence[str],
         labels: Shaped[Tensor, "n *c"] | Shaped[ndarray, "n *c"] | None = None,
         *,
