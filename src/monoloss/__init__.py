@@ -16,6 +16,9 @@ from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpRelu
 from monoloss.sparse import SparseActivations
 
 if TYPE_CHECKING:
+    from monoloss.data.encoders import load_encoder
+    from monoloss.data.extract import extract
+    from monoloss.data.images import open_images
     from monoloss.data.import_datasets import import_dataset
     from monoloss.data.import_lmdb import import_lmdb
     from monoloss.data.import_torch import import_pt
@@ -50,13 +53,16 @@ __all__ = [
     "VanillaConfig",
     "class_purity",
     "evaluate",
+    "extract",
     "import_dataset",
     "import_lmdb",
     "import_npy",
     "import_npz",
     "import_pt",
+    "load_encoder",
     "mono_loss",
     "mono_score",
+    "open_images",
     "reconstruction_quality",
     "train_saes",
 ]
@@ -72,11 +78,14 @@ _ON_FIRST_USE = {
     "SparseAutoencoder": "monoloss.sae.model",
     "TrainingConfig": "monoloss.training.config",
     "evaluate": "monoloss.evaluation.run",
+    "extract": "monoloss.data.extract",
     "import_dataset": "monoloss.data.import_datasets",
     "import_lmdb": "monoloss.data.import_lmdb",
     "import_npy": "monoloss.data.importers",
     "import_npz": "monoloss.data.importers",
     "import_pt": "monoloss.data.import_torch",
+    "load_encoder": "monoloss.data.encoders",
+    "open_images": "monoloss.data.images",
     "train_saes": "monoloss.training.sae",
 }
 
