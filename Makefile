@@ -9,6 +9,7 @@ ARGS ?=
 SLOW ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 SETUP := pyproject.toml constraints.txt Makefile
 
 .PHONY: demo test lint
@@ -20,8 +21,8 @@ demo: $(VENV)/.installed-demo
 test: export HF_HUB_OFFLINE := 1
 test: export SLOW := $(SLOW)
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not door" --jaxtyping-packages=monoloss,beartype.beartype tests
-	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest -m door --doctest-modules tests src
+	$(BIN)/python -m pytest $(PARALLEL) -m "not door" --jaxtyping-packages=monoloss,beartype.beartype tests
+	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest $(PARALLEL) -m door --doctest-modules tests src
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -17,8 +17,8 @@ SOURCE = Path(monoloss.__file__).parent
 
 # What `import monoloss` must not load, with every extra installed.
 HEAVY = [
-    "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "plotly", "pyarrow",
-    "pytorch_lightning", "rich",
+    "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "PIL", "plotly",
+    "pyarrow", "pytorch_lightning", "rich",
     "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "transformers",
 ]  # fmt: skip
 
@@ -29,6 +29,7 @@ FLOORS = {
     "files": 0,
     "plain_values": 0,
     "precision": 0,
+    "quantities": 0,
     "sparse": 1,
     "products": 1,
     "functional": 1,

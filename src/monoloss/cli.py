@@ -29,11 +29,12 @@ COMMANDS = {  # module and function; its arguments become options. At their top 
     "demo": ("monoloss.commands.demo", "demo"),
     "train": ("monoloss.commands.train", "train"),
     "evaluate": ("monoloss.commands.evaluate", "evaluate_saes"),
+    "extract": ("monoloss.commands.extract", "extract_features"),
     "import": ("monoloss.commands.import_files", "import_files"),
     "info": ("monoloss.commands.info", "info"),
 }
 _POSITIONAL = ("import", "info")  # what these commands need first is given without its name
-_FLAGS = {"verify", "print_config"}  # options without a value
+_FLAGS = {"verify", "skipped", "classes", "print_config"}  # options without a value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-_ROWS_IN_FLOAT64 = 256  # at a time: 1.5 MB for rows of 768
+_ROWS_IN_FLOAT64 = 512  # at a time: 3 MB for rows of 768
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[object]:

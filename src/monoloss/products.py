@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from monoloss.checks import check_same_device
@@ -109,6 +109,20 @@ class _SampledProduct(torch.autograd.Function):
         return of_left, of_right, None
 
 
+def bag_sums(
+    rows: Int[Tensor, "*entries"],
+    dense: Float[Tensor, "n d"],
+    offsets: Int[Tensor, " bags"] | None,
+    weights: Float[Tensor, "*entries"],
+) -> Float[Tensor, "bags d"]:
+    """Weighted sums of rows of ``dense``, one a bag; ``offsets`` say where each begins, None: a row of ``rows`` each.
+
+    Without a graph, and for at least one entry.
+    """
+    sums: Tensor = torch.nn.functional.embedding_bag(rows, dense, offsets, mode="sum", per_sample_weights=weights)
+    return sums
+
+
 def has_sparse_kernels(device: torch.device) -> bool:
     """Whether torch's CSR products run on ``device``: a CPU with MKL, or CUDA."""
     return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
@@ -116,9 +130,13 @@ def has_sparse_kernels(device: torch.device) -> bool:
 
 def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
     if has_sparse_kernels(dense.device):
+        entries = codes.by_latent
+        grouped = values.index_select(0, entries.order)
+        if dense.device.type == "cpu" and dense.dtype == torch.float32 and len(grouped):  # the faster of the two there
+            return bag_sums(entries.rows, dense, entries.offsets[:-1], grouped)
         out = dense.new_empty(codes.n_latents, dense.shape[1])
         # the same as torch.sparse.mm, which fills and copies a result of this size first and takes thrice the time
-        return torch.addmm(out, _transposed_csr(codes, values[codes.by_latent.order]), dense, beta=0.0, out=out)
+        return torch.addmm(out, _transposed_csr(codes, grouped), dense, beta=0.0, out=out)
     out = dense.new_zeros(codes.n_latents, dense.shape[1])
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(values.shape[0], dense.shape[1]):
@@ -134,7 +152,7 @@ def _product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
         # codes without entries, or without rows: embedding_bag refuses the empty shapes
         if values.shape[0] == 0:
             return dense.new_zeros(codes.shape[0], dense.shape[1])
-        return torch.nn.functional.embedding_bag(indices, dense, offsets, mode="sum", per_sample_weights=weights)
+        return bag_sums(indices, dense, offsets, weights)
     out = dense.new_zeros(codes.shape[0], dense.shape[1])
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(values.shape[0], dense.shape[1]):
@@ -147,8 +165,7 @@ def _sampled(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
     if has_sparse_kernels(left.device):
         pattern = _transposed_csr(codes, torch.zeros_like(out))
         product = torch.sparse.sampled_addmm(pattern, right, left.t(), beta=0.0)
-        out[codes.by_latent.order] = product.values()
-        return out
+        return out.scatter_(0, codes.by_latent.order, product.values())
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(out.shape[0], left.shape[1]):
         out[part] = (left[rows[part]] * right[indices[part]]).sum(1)

@@ -170,8 +170,14 @@ def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor,
 
 def _group_by_latent(codes: SparseActivations) -> EntriesByLatent:
     indices = codes.flat_indices
-    order = torch.argsort(indices, stable=True)
-    return EntriesByLatent(order, codes.rows[order], offsets_of_sorted_rows(indices, codes.n_latents))
+    order = torch.argsort(indices.to(_narrowest(codes.n_latents)), stable=True)  # short keys sort in half the time
+    offsets = offsets_of_sorted_rows(indices, codes.n_latents)
+    return EntriesByLatent(order, codes.rows.index_select(0, order), offsets)
+
+
+def _narrowest(n_latents: int) -> torch.dtype:
+    """The shortest integer type that holds every latent's number."""
+    return next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if n_latents - 1 <= torch.iinfo(dtype).max)
 
 
 def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -> None:

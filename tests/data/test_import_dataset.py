@@ -178,14 +178,14 @@ def test_only_the_columns_that_are_needed_are_read_a_shard_at_a_time(
         return read(column, name, first_row)
 
     monkeypatch.setattr(monoloss.data.import_datasets, "matrix", counting)
-    table, tables = [], monoloss.data.import_datasets._tables
+    table, tables = [], monoloss.data.import_datasets.arrow_tables
 
     def watching(*arguments: Any) -> Any:
         for part in tables(*arguments):
             table.append(part.column_names)
             yield part
 
-    monkeypatch.setattr(monoloss.data.import_datasets, "_tables", watching)
+    monkeypatch.setattr(monoloss.data.import_datasets, "arrow_tables", watching)
     import_dataset(written(dataset_of(), tmp_path / "x.parquet"), tmp_path / "s", rows_per_shard=4)
     assert seen == [(0, 4), (4, 4), (8, 3)]
     assert table == [["embedding", "label", "path"]] * 3

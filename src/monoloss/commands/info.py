@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monoloss.errors import InputError
+from monoloss.quantities import size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from monoloss.data.store import FeatureStore
 
-_TOP = 5  # classes and reasons that are listed
+_TOP = 5  # classes, reasons and skipped files that are listed without being asked for
 _MARKS = {  # what tells a folder: its kind
     "manifest.json": "store",
     "evaluation.json": "evaluation",
@@ -25,20 +26,25 @@ _MARKS = {  # what tells a folder: its kind
 }
 
 
-def info(path: str, *, verify: bool = False) -> None:
+def info(path: str, *, verify: bool = False, skipped: bool = False, classes: bool = False) -> None:
     """What is in a feature store, a SAE checkpoint, a run or an evaluation.
 
     Args:
         path: its folder
         verify: compare every file of a feature store with its sha256; reads everything
+        skipped: list every file that gave no row, with the reason
+        classes: list every class, with its number of rows
     """
     from rich.console import Console
 
     folder = Path(path)
     kind = _kind_of(folder)
-    if verify and kind != "store":
-        raise InputError("verify", f"{path}, which is no feature store", "a feature store; only those keep sha256 sums")
-    for part in _describe(folder, kind, verify=verify):
+    asked = {"verify": verify, "skipped": skipped, "classes": classes}
+    for name, wanted in asked.items():
+        if wanted and kind != "store":
+            raise InputError(name, f"{path}, which is no feature store", "a feature store; the others have none of it")
+    parts = _store_parts(folder, **asked) if kind == "store" else _describe(folder, kind)
+    for part in parts:
         Console().print(part)
 
 
@@ -77,15 +83,43 @@ def _kind_of(folder: Path) -> str:
     raise InputError(str(folder), f"a folder with none of {', '.join(_MARKS)}", needed)
 
 
-def _describe(folder: Path, kind: str, *, verify: bool) -> list[RenderableType]:
-    if kind == "store":
-        from monoloss.data.store import FeatureStore
+def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) -> list[RenderableType]:
+    from monoloss.data.describe import class_counts
+    from monoloss.data.store import FeatureStore
 
-        store = FeatureStore(folder)
-        if verify:
-            store.verify()
-        facts = [*_store_facts(store), *([("verified", "every file has its sha256")] if verify else [])]
-        return [facts_table("feature store", folder, facts)]
+    store = FeatureStore(folder)
+    if verify:
+        store.verify()
+    facts = [*_store_facts(store), *([("verified", "every file has its sha256")] if verify else [])]
+    parts: list[RenderableType] = [facts_table("feature store", folder, facts)]
+    if classes:
+        if not store.has_labels:
+            raise InputError("classes", f"{folder}, a store without labels", "a store that was written with labels")
+        rows = zip(_class_names(store), class_counts(store).tolist(), strict=True)
+        parts.append(_list_table("classes", ("class", "rows"), rows))
+    files = [(file.path, file.reason) for file in store.skipped]
+    if files:
+        shown = files if skipped else files[:_TOP]
+        parts.append(_list_table("files without a row", ("path", "reason"), shown))
+        if len(shown) < len(files):
+            parts.append(_printable(f"... and {len(files) - len(shown)} more: monoloss info {folder} --skipped"))
+    return parts
+
+
+def _list_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    return table
+
+
+def _describe(folder: Path, kind: str) -> list[RenderableType]:
     if kind == "sae":
         return [facts_table("SAE", folder, _sae_facts(folder))]
     return _run_parts(folder) if kind == "run" else _evaluation_parts(folder)
@@ -100,15 +134,19 @@ def _store_facts(store: FeatureStore) -> list[tuple[str, object]]:
     reasons = skip_reasons(store)
     skipped = [f"{n} {reason}" for reason, n in reasons[:_TOP]] + ["..."] * (len(reasons) > _TOP)
     size = None if manifest.thumbnails is None else " x ".join(map(str, manifest.thumbnails))
+    shards, grid = _plural(len(manifest.shards), "shard"), store.patch_grid
+    patches = None if grid is None else f"{grid.height} x {grid.width} of each of {_plural(store.n_images, 'image')}"
     return [
-        ("rows", f"{store.n_rows} in {_plural(len(manifest.shards), 'shard')} of {manifest.rows_per_shard}"),
+        ("rows", f"{store.n_rows} in {shards} of {manifest.rows_per_shard}{' images' if grid else ''}"),
+        ("patches", patches),
         ("width", store.width),
         ("stored as", manifest.dtype + scale),
-        ("on disk", _size(bytes_on_disk(store))),
+        ("on disk", size_text(bytes_on_disk(store))),
         ("labels", _label_text(store)),
         ("norms", f"{low:.4g} to {high:.4g}" + ", unit rows" * store.normalised),
         ("mean cosine", f"{mean_cosine(store):.4f}, what a random latent scores" if store.n_rows > 1 else None),
         ("encoder", _encoder(manifest.encoder)),
+        ("images from", manifest.source),
         ("image root", manifest.image_root),
         ("thumbnails", size),
         ("skipped files", f"{manifest.n_skipped}: {'; '.join(skipped)}" if manifest.n_skipped else None),
@@ -123,13 +161,17 @@ def _label_text(store: FeatureStore) -> str:
     from monoloss.data.describe import class_counts
 
     counts = class_counts(store)
-    names = store.class_names or [str(number) for number in range(store.n_classes)]
+    names = _class_names(store)
     top = counts.argsort(descending=True, stable=True)[:_TOP].tolist()
     listed = ", ".join(f"{names[number]} {int(counts[number])}" for number in top) + ", ..." * (len(names) > _TOP)
     several = ", several a row" * store.multi_label
     low, high = int(counts.min()), int(counts.max())
     rows = f"{low} rows each" if low == high else f"{low} to {high} rows each"
     return f"{_plural(store.n_classes, 'class', 'classes')}{several}, {rows}: {listed}"
+
+
+def _class_names(store: FeatureStore) -> list[str]:
+    return store.class_names or [str(number) for number in range(store.n_classes)]
 
 
 def _sae_facts(folder: Path) -> list[tuple[str, object]]:
@@ -145,7 +187,7 @@ def _sae_facts(folder: Path) -> list[tuple[str, object]]:
         ("latents", config.pop("n_latents")),
         *_flat(config),
         ("parameters", sum(parameter.numel() for parameter in sae.parameters())),
-        ("on disk", _size(_folder_bytes(folder))),
+        ("on disk", size_text(_folder_bytes(folder))),
         ("encoder", _encoder(origin.encoder)),
         ("trained on store", origin.store_fingerprint),
         *_flat(origin.training or {}, "training."),
@@ -215,15 +257,6 @@ def _encoder(encoder: Mapping[str, Any] | None) -> str | None:
 
 def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _size(n_bytes: int) -> str:
-    size, unit = float(n_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{n_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _figure(value: float) -> str:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, Unpack
+from typing import NamedTuple, Unpack
 
-import datasets
 import pyarrow as pa
-from datasets.exceptions import DatasetsError
 
 from monoloss.data.arrow_columns import label_array, matrix, optional_strings, string_list, value_dtype
 from monoloss.data.import_options import (
     EMBEDDING_KEYS,
-    HUB,
     ID_KEYS,
     LABEL_KEYS,
     PATH_KEYS,
@@ -28,15 +22,13 @@ from monoloss.data.import_options import (
     no_embeddings,
     store_options,
 )
+from monoloss.data.open_dataset import arrow_tables, choose_split, class_names_of, features_of, open_dataset
 from monoloss.data.store import FeatureStore
 from monoloss.data.store_rows import check_same_rows
 from monoloss.data.store_stream import RowColumns, ShardRows, usual_dtype, write_shards
 from monoloss.errors import InputError
 from monoloss.files import check_new_folder
 
-AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
-
-_FILES = {".parquet": "parquet", ".arrow": "arrow"}
 # Columns of datasets are named in the singular or the plural.
 _USUAL = {
     "embeddings_key": (*EMBEDDING_KEYS, "embedding", "feature"),
@@ -94,17 +86,17 @@ def import_dataset(
     """
     check_new_folder(folder)
     files = ColumnFiles.read(options, labels_key=labels_key, ids_key=ids_key, paths_key=paths_key)
-    dataset = _choose_split(_open(path, subset), split, path)
-    features = _features_of(dataset, path)
+    dataset = choose_split(open_dataset(path, subset), split, path)
+    features = features_of(dataset, path)
     keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
     columns = _Columns.choose(path, list(features), keys, files)
     dtype = value_dtype(features.arrow_schema.field(columns.embeddings).type, f"{path}, column {columns.embeddings}")
     if options.get("class_names") is None:
-        options["class_names"] = _class_names(features, columns.labels)
+        options["class_names"] = class_names_of(features, columns.labels)
 
     def shards(rows_per_shard: int) -> Iterator[ShardRows]:
         n_rows = 0
-        for table in _tables(dataset.select_columns(columns.names), rows_per_shard, path):
+        for table in arrow_tables(dataset.select_columns(columns.names), rows_per_shard, path):
             yield columns.read(table, options, n_rows)
             n_rows += table.num_rows
         if n_rows == 0:
@@ -162,82 +154,3 @@ class _Columns(NamedTuple):
         if self.paths is not None:
             paths = optional_strings(table.column(self.paths), name(self.paths))
         return ShardRows(rows, columns_of(labels, ids, paths))
-
-
-def _open(path: str | os.PathLike[str], subset: str | None) -> AnyDataset | Mapping[str, AnyDataset]:
-    """The dataset, or its splits by name; rows are not read yet."""
-    place, name = Path(path), os.fspath(path)
-    with _reading(path):
-        if name.startswith(HUB):
-            return datasets.load_dataset(name.removeprefix(HUB), subset, streaming=True)
-        if subset is not None:
-            raise InputError("subset", repr(subset), f"none: {path} is not on the Hub")
-        if place.is_file() and place.suffix in _FILES:
-            # its name is a pattern to the package
-            return datasets.load_dataset(_FILES[place.suffix], data_files=glob.escape(name), streaming=True)
-        if place.is_dir():
-            saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
-            return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=True)
-    came = "a file of another kind" if place.exists() else "no such file or folder"
-    needed = f"a folder of save_to_disk, .parquet or .arrow files, or a Hub name written {HUB}USER/NAME"
-    raise InputError(str(path), came, needed)
-
-
-def _choose_split(
-    opened: AnyDataset | Mapping[str, AnyDataset], split: str | None, path: str | os.PathLike[str]
-) -> AnyDataset:
-    if not isinstance(opened, Mapping):
-        if split is not None and split != str(opened.split):
-            raise InputError("split", repr(split), f"none: {path} holds a single split")
-        return opened
-    if split is None and len(opened) == 1:
-        return next(iter(opened.values()))
-    if split is None or split not in opened:
-        raise InputError("split", repr(split), f"one of the splits of {path}: {', '.join(opened)}")
-    return opened[split]
-
-
-def _features_of(dataset: AnyDataset, path: str | os.PathLike[str]) -> Any:
-    """The columns and their types; of the first row, where the dataset does not say."""
-    if dataset.features is not None:
-        return dataset.features
-    first = next(_tables(dataset, 1, path), None)
-    if first is None:
-        raise InputError(str(path), "a dataset without rows", "at least one row")
-    return datasets.Features.from_arrow_schema(first.schema)
-
-
-def _class_names(features: Any, column: str | None) -> list[str] | None:
-    """The names of a ClassLabel, or of lists of them."""
-    if column is None:
-        return None
-    kind = getattr(features[column], "feature", features[column])
-    return list(kind.names) if getattr(kind, "names", None) else None
-
-
-def _tables(dataset: AnyDataset, batch_size: int, path: str | os.PathLike[str]) -> Iterator[pa.Table]:
-    """Arrow tables of `batch_size` rows, the last one of those that are left."""
-    with _reading(path):
-        tables = iter(dataset.with_format("arrow").iter(batch_size=batch_size))
-    while True:
-        with _reading(path):
-            table = next(tables, None)
-        if table is None:
-            return
-        yield table
-
-
-@contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the package raises for unreadable data into an `InputError` that names the dataset."""
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what it raises
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(str(path), f"a dataset that cannot be read ({first_line})", "a readable dataset") from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)

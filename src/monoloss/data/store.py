@@ -27,6 +27,7 @@ from monoloss.data.store_format import (
     open_tensors,
     shard_names,
 )
+from monoloss.data.store_patches import PatchGrid, PatchRows
 from monoloss.data.store_reader import MappedShards
 from monoloss.data.store_rows import check_array
 from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
@@ -70,6 +71,8 @@ class FeatureStore:
         mean: `(d,)` float64, the mean of the UNIT rows `e_i / |e_i|`: what `center` takes.
         fingerprint: a hash of all contents, to recognise the data by.
         shard_offsets: number of the first row of each shard, then `n_rows`.
+        patch_grid: (height, width) of the grid of patches, where the rows are the patches of images; else None.
+        n_images: n, or the number of images whose patches the rows are.
 
     Raises:
         InputError: the store is unfinished, of another version, or a file of it is missing or has another size or
@@ -97,6 +100,9 @@ class FeatureStore:
         hashes = [shard.sha256[name] for shard in manifest.shards for name in sorted(shard.sha256)]
         self.fingerprint = hashlib.sha256("\n".join(hashes).encode("ascii")).hexdigest()
         self.shard_offsets = self._shards.offsets
+        self.patch_grid = PatchGrid.checked(manifest.patch_grid)
+        self._rows_each = 1 if self.patch_grid is None else self.patch_grid.n_patches
+        self.n_images = self.n_rows // self._rows_each
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> FeatureStore:
@@ -174,7 +180,7 @@ class FeatureStore:
         return decode(self._shards.gather("embeddings", indices), self.manifest.scale)
 
     def thumbnails(self, indices: Int[Tensor, " n"]) -> UInt8[Tensor, "n h w c"]:
-        """Thumbnails by row number, in the order of `indices`, on the CPU.
+        """Thumbnails by row number, in the order of `indices`, on the CPU; a patch has that of its image.
 
         Raises:
             InputError: the store has none, or an index is outside 0 to `n_rows - 1`.
@@ -183,7 +189,17 @@ class FeatureStore:
             raise InputError(
                 "thumbnails", f"{self.folder}, a store without", "a store that was written with thumbnails"
             )
-        return self._shards.gather("thumbnails", indices)
+        return self._shards.gather("thumbnails", indices, self._rows_each)
+
+    def patches(self, indices: Int[Tensor, " n"]) -> Int64[Tensor, "n 3"]:
+        """What rows are patches of: number of the image (its id is `image_ids[number]`), row and column in the grid.
+
+        Raises:
+            InputError: the rows are images.
+        """
+        if self.patch_grid is None:
+            raise InputError("patches", f"{self.folder}, whose rows are images", "a store whose rows are patches")
+        return self.patch_grid.positions(indices)
 
     def batches(self, batch_size: int) -> Iterator[StoredBatch]:
         """Every row exactly once, in stored order; a batch never crosses a shard, so a shard's last one may be short.
@@ -248,14 +264,24 @@ class FeatureStore:
         return manifest_of(headers, self.manifest.shards, unit_sum, self.manifest.image_root, len(self.skipped))
 
     @property
-    def ids(self) -> list[str]:
-        """The id of each row, in stored order; read once, and checked against their sha256."""
-        return self._lines.ids
+    def ids(self) -> Sequence[str]:
+        """The id of each row, in stored order; read once, and checked against their sha256.
+
+        A patch has the id of its image with its row and column, "a/b.png#3,5"; these are made when they are asked for.
+        """
+        grid, images = self.patch_grid, self._lines.ids
+        return images if grid is None else PatchRows(images, grid.n_patches, grid.name)
 
     @property
-    def paths(self) -> list[str | None]:
+    def paths(self) -> Sequence[str | None]:
         """The path of each row relative to `manifest.image_root`, or None where it is not known."""
-        return self._lines.paths
+        images = self._lines.paths
+        return images if self.patch_grid is None else PatchRows(images, self._rows_each, lambda path, _: path)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The id of each image, in stored order: `ids`, unless the rows are patches."""
+        return self._lines.ids
 
     @property
     def skipped(self) -> list[SkippedFile]:
@@ -282,7 +308,8 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         classes = f", {self.n_classes} classes" * self.has_labels + ", several labels a row" * self.multi_label
-        size = f"{self.n_rows} x {self.width} {self.manifest.dtype}"
+        grid = "" if self.patch_grid is None else f" ({self.n_images} images x {self._rows_each} patches)"
+        size = f"{self.n_rows} x {self.width} {self.manifest.dtype}{grid}"
         return f"FeatureStore({str(self.folder)!r}: {size}{classes}, {len(self.manifest.shards)} shards)"
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:

@@ -9,6 +9,9 @@ in itself:
 - `shard-00000.jsonl`: a line `{"id": ..., "path": ...}` for each row, in row order (the path may be missing), then a
   line `{"skipped": reason, "position": ..., "path": ...}` for each source file that gave no row.
 
+Where the rows are patches (`patch_grid`), each source position has `grid height * grid width` consecutive rows, in
+reading order; thumbnails and lines are still one an image.
+
 `manifest.json` is written last, from the shards; a folder without it is unfinished.
 """
 
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "uint8": torch.uint8}
 UNIT_NORM_TOLERANCE = 5e-3  # a unit row rounded to bfloat16 is off by up to 2e-3
+_OPTIONAL = ("patch_grid", "source", "image_root")  # left out where they are None: older files have none of them
 _HEADER_KEY = "monoloss"  # one key only: safetensors writes several in a random order, and equal shards must be equal
 
 
@@ -80,6 +84,9 @@ class ShardHeader:
         encoder: `name`, `weights` and `preprocessing` of the image model, if known.
         rows_per_shard: source positions that each shard covers.
         lines_sha256: of the .jsonl that belongs to it.
+        patch_grid: [height, width] of the grid of patches that are the rows of an image; None where a row is an image.
+        source: where images were read from, as the user wrote it; None for rows that came as arrays.
+        image_root: the folder that paths are relative to; only where `source` is known.
     """
 
     index: int
@@ -95,6 +102,9 @@ class ShardHeader:
     encoder: dict[str, Any] | None
     rows_per_shard: int
     lines_sha256: str
+    patch_grid: list[int] | None = None
+    source: str | None = None
+    image_root: str | None = None
 
     def check_same_store(self, other: ShardHeader, name: str) -> None:
         """Raise `InputError`, naming `name` and what differs, unless this shard can stand in one store with `other`."""
@@ -106,7 +116,36 @@ class ShardHeader:
 
     def to_metadata(self) -> dict[str, str]:
         """As safetensors stores it."""
-        return {_HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, allow_nan=False)}
+        content = {name: value for name, value in asdict(self).items() if value is not None or name not in _OPTIONAL}
+        return {_HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **content}, allow_nan=False)}
+
+
+def check_facts(path: Path, what: str, found: ShardHeader | Manifest, needed: Mapping[str, object]) -> None:
+    """Raise `InputError`, naming the file and the first difference, unless a shard or a store has certain facts.
+
+    Args:
+        path: the file that they were read from.
+        what: what the error calls it.
+        found: its facts.
+        needed: what they must be, by name.
+    """
+    for name, value in needed.items():
+        for where, came, wanted in _differences(name, getattr(found, name), value):
+            raise InputError(str(path), f"{what} with {where} {_short(came)}", f"{_short(wanted)}, as in this run")
+
+
+def _differences(name: str, came: Any, needed: Any) -> Iterator[tuple[str, object, object]]:
+    """Where two values of JSON differ, as dotted names, with both values there."""
+    if isinstance(came, Mapping) and isinstance(needed, Mapping):
+        for key in dict.fromkeys([*needed, *came]):
+            yield from _differences(f"{name}.{key}", came.get(key), needed.get(key))
+    elif came != needed:
+        yield name, came, needed
+
+
+def _short(value: object, length: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[:length] + "..."
 
 
 def open_tensors(path: Path, index: int) -> tuple[ShardHeader, dict[str, Tensor]]:
@@ -199,6 +238,8 @@ class Manifest:
         image_root: the folder that paths are relative to, if known.
         n_skipped: source files that gave no row.
         shards: in the order of their rows.
+        patch_grid: as in `ShardHeader`.
+        source: as in `ShardHeader`.
     """
 
     n_rows: int
@@ -216,6 +257,8 @@ class Manifest:
     rows_per_shard: int
     n_skipped: int
     shards: list[ShardFiles]
+    patch_grid: list[int] | None = None
+    source: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, whole."""
@@ -236,6 +279,7 @@ class Manifest:
                 and manifest.n_rows == sum(shard.n_rows for shard in manifest.shards)
                 and len(manifest.mean) == manifest.width
                 and (manifest.class_names is None or len(manifest.class_names) == manifest.n_classes)
+                and _is_grid(manifest.patch_grid, [shard.n_rows for shard in manifest.shards])
                 and all(
                     tuple(files) == shard_names(index)
                     for index, shard in enumerate(manifest.shards)
@@ -247,3 +291,14 @@ class Manifest:
         if not fits:
             raise InputError(str(path), "figures that contradict each other", "the file as it was written")
         return manifest
+
+
+def _is_grid(patch_grid: object, n_rows: list[int]) -> bool:
+    """Whether there is no grid, or one that divides the rows of each shard."""
+    if patch_grid is None:
+        return True
+    if not isinstance(patch_grid, list) or len(patch_grid) != 2:
+        return False
+    if not all(isinstance(side, int) and side > 0 for side in patch_grid):
+        return False
+    return all(rows % (patch_grid[0] * patch_grid[1]) == 0 for rows in n_rows)

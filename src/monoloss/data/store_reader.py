@@ -13,6 +13,8 @@ from torch import Tensor
 from monoloss.data.store_format import MANIFEST, Manifest, open_tensors, shard_names
 from monoloss.errors import InputError
 
+_SHARED = ("width", "dtype", "scale", "labels", "patch_grid", "thumbnails")  # what shards and manifest both say
+
 
 class MappedShards:
     """Rows of the shards' tensors, by name and row number.
@@ -92,8 +94,8 @@ class MappedShards:
                 _read_rows(file, begin - first, rows[begin - start : end - start])
         return rows
 
-    def gather(self, name: str, indices: Int[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
-        """Rows by number, in the order of `indices`; a copy."""
+    def gather(self, name: str, indices: Int[Tensor, " n"], each: int = 1) -> Shaped[Tensor, "n ..."]:
+        """Rows by number, in the order of `indices`; a copy. A tensor may hold one entry for `each` rows."""
         needed = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
         if indices.ndim != 1 or indices.dtype not in {torch.int64, torch.int32}:
             raise InputError("indices", f"{indices.dtype} of shape {tuple(indices.shape)}", needed)
@@ -104,12 +106,12 @@ class MappedShards:
         indices = indices.to("cpu", torch.int64)
         like = self._shards[0][name]
         if len(self._shards) == 1:
-            return like.index_select(0, indices)
+            return like.index_select(0, indices // each)
         shard_of_row = torch.bucketize(indices, torch.tensor(self.offsets[1:]), right=True)
         gathered = torch.empty(len(indices), *like.shape[1:], dtype=like.dtype)
         for number in shard_of_row.unique().tolist():
             at = (shard_of_row == number).nonzero()[:, 0]
-            gathered[at] = self._shards[number][name].index_select(0, indices[at] - self.offsets[number])
+            gathered[at] = self._shards[number][name].index_select(0, (indices[at] - self.offsets[number]) // each)
         return gathered
 
 
@@ -144,7 +146,7 @@ def _open_shard(folder: Path, manifest: Manifest, index: int) -> dict[str, Tenso
             raise InputError(str(file), f"{file.stat().st_size} bytes", f"the {n_bytes} that {MANIFEST} lists")
     tensor_name, line_name = shard_names(index)
     header, tensors = open_tensors(folder / tensor_name, index)
-    same = all(getattr(header, name) == getattr(manifest, name) for name in ("width", "dtype", "scale", "labels"))
+    same = all(getattr(header, name) == getattr(manifest, name) for name in _SHARED)
     if not same or header.n_rows != listed.n_rows or header.lines_sha256 != listed.sha256[line_name]:
         raise InputError(str(folder / tensor_name), "a shard of another store", f"the one that {MANIFEST} lists")
     return tensors

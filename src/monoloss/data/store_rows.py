@@ -16,6 +16,7 @@ from monoloss.errors import InputError
 AnyArray: TypeAlias = Shaped[Tensor, "..."] | Shaped[ndarray, "..."]
 RowName: TypeAlias = Callable[[int], str]  # what an error calls row i of a shard
 MAX_CLASSES = 2**24  # a larger number is an id, or a mistake; counts of classes would fill the memory
+_NOT_FINITE, _OUTSIDE, _ZEROS = "NaN or inf", "a value outside", "only zeros once stored as"
 _BLOCK = 8192  # rows that are in memory as float64 at a time
 
 
@@ -77,24 +78,45 @@ def encode_rows(
     unit_sum = torch.zeros(embeddings.shape[1], dtype=torch.float64)
     extremes: list[float] = []
     for start in range(0, len(embeddings), _BLOCK):
-        block, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
-        came = block
-        if scale is not None and block.is_floating_point():
-            block = (block.double() / scale).round()
-            outside = ~((block >= 0) & (block <= 255)).all(dim=1)
-        else:
-            outside = torch.zeros(len(block), dtype=torch.bool)
-        part.copy_(block)
-        rows = decode(part, scale).double()
-        norms = rows.norm(dim=1)
-        outside |= ~norms.isfinite()
+        came, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
+        rows, norms, outside = _store(came, part, scale)
         if outside.any():
-            _refuse(~came.isfinite().all(dim=1), start, row_name, "NaN or inf", "finite rows")
-            _refuse(outside, start, row_name, f"a value outside {dtype}", _range_text(dtype, scale))
-        _refuse(norms == 0, start, row_name, f"only zeros once stored as {dtype}", "rows with a norm above 0")
+            _refuse(~came.isfinite().all(dim=1), start, row_name, _NOT_FINITE, "finite rows")
+            _refuse(outside, start, row_name, f"{_OUTSIDE} {dtype}", _range_text(dtype, scale))
+        _refuse(norms == 0, start, row_name, f"{_ZEROS} {dtype}", "rows with a norm above 0")
         unit_sum += (rows / norms[:, None]).sum(dim=0)
         extremes += [norms.min().item(), norms.max().item()]
     return stored, unit_sum, [min(extremes), max(extremes)] if extremes else None
+
+
+def row_faults(embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | None) -> list[str | None]:
+    """Why each row cannot be stored, None where it can: what `encode_rows` raises for the first of them."""
+    stored = torch.empty(embeddings.shape, dtype=DTYPES[dtype])
+    _, norms, outside = _store(embeddings, stored, scale)
+    if not outside.any() and norms.all():
+        return [None] * len(embeddings)
+    finite = embeddings.isfinite().all(dim=1)
+    reasons: list[str | None] = []
+    for is_finite, is_outside, norm in zip(finite.tolist(), outside.tolist(), norms.tolist(), strict=True):
+        fault = f"{_OUTSIDE} {dtype}" if is_outside else f"{_ZEROS} {dtype}" if norm == 0 else None
+        reasons.append(fault if is_finite else _NOT_FINITE)
+    return reasons
+
+
+def _store(
+    came: Shaped[Tensor, "n d"], stored: Shaped[Tensor, "n d"], scale: float | None
+) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Fill `stored`; gives the stored rows as float64, their norms, and which rows it cannot hold."""
+    block = came
+    if scale is not None and came.is_floating_point():
+        block = (came.double() / scale).round()
+        outside = ~((block >= 0) & (block <= 255)).all(dim=1)
+    else:
+        outside = torch.zeros(len(came), dtype=torch.bool)
+    stored.copy_(block)
+    rows = decode(stored, scale).double()
+    norms = rows.norm(dim=1)
+    return rows, norms, outside | ~norms.isfinite()
 
 
 def encode_labels(

@@ -25,10 +25,12 @@ from monoloss.data.store_format import (
     ShardHeader,
     ShardLines,
     SkippedFile,
+    check_facts,
     lines_text,
     open_tensors,
     shard_names,
 )
+from monoloss.data.store_patches import PatchGrid, spread_labels
 from monoloss.data.store_rows import (
     AnyArray,
     check_ids,
@@ -71,8 +73,13 @@ class FeatureStoreWriter:
         class_names: names of the classes 0, 1, ...; without them the number of classes is the largest label + 1.
         encoder: the image model: a mapping with `name`, `weights` and `preprocessing`, of anything JSON can hold.
         image_root: the folder that paths are relative to.
-        rows_per_shard: source positions that a shard covers (rows, where no file is skipped).
+        rows_per_shard: source positions that a shard covers (rows, where no file is skipped and a row is an image).
+        patch_grid: (height, width) of the grid of patches, where the rows are the patches of images.
+        source: where the images are read from, as the user wrote it, where they are.
         resume: go on with an unfinished folder; its shards must have been written with the same arguments.
+
+    Attributes:
+        first: what the first shard that was found or written says about itself; None before there is one.
 
     Raises:
         InputError: an argument is out of its range, or the folder is not as described; before anything is written.
@@ -89,7 +96,7 @@ class FeatureStoreWriter:
         ['a.png', 'b.png', 'c.png']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is an option
         self,
         folder: str | os.PathLike[str],
         *,
@@ -99,6 +106,8 @@ class FeatureStoreWriter:
         encoder: Mapping[str, object] | None = None,
         image_root: str | None = None,
         rows_per_shard: int = 65536,
+        patch_grid: Sequence[int] | None = None,
+        source: str | None = None,
         resume: bool = False,
     ) -> None:
         check_choice("dtype", dtype, list(DTYPES))
@@ -110,22 +119,35 @@ class FeatureStoreWriter:
         self.folder = Path(folder)
         self.dtype, self.scale = dtype, None if scale is None else float(scale)
         self.class_names = _checked_names(class_names)
-        self.encoder = _checked_encoder(encoder)
+        self.encoder = checked_encoder(encoder)
         self.image_root, self.rows_per_shard = image_root, rows_per_shard
-        self._first: ShardHeader | None = None  # what every other shard has to agree with
+        self.patch_grid, self.source = PatchGrid.checked(patch_grid), source
+        self.first: ShardHeader | None = None  # what every other shard has to agree with
         self._check_folder(resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
+    def facts(self) -> dict[str, object]:
+        """What every shard of this store says about itself."""
+        names = ("dtype", "scale", "class_names", "encoder", "rows_per_shard", "source")
+        facts = {name: getattr(self, name) for name in names}
+        grid = None if self.patch_grid is None else list(self.patch_grid)
+        return {**facts, "image_root": self._noted_root, "patch_grid": grid}
+
+    @property
+    def _noted_root(self) -> str | None:
+        """The image root as the shards hold it: only beside a source, so that a run goes on with the same images."""
+        return None if self.source is None else self.image_root
+
+    @property
     def written(self) -> list[int]:
         """The numbers of the shards that are whole in the folder, ascending."""
-        names = (re.fullmatch(r"shard-(\d{5,})\.safetensors", file.name) for file in self.folder.glob("shard-*"))
-        return sorted(int(name[1]) for name in names if name)
+        return written_shards(self.folder)
 
     def write_shard(
         self,
         index: int,
-        embeddings: Shaped[Tensor, "n d"] | Shaped[ndarray, "n d"],
+        embeddings: Shaped[Tensor, "n *p d"] | Shaped[ndarray, "n *p d"],
         ids: Sequence[str],
         labels: Shaped[Tensor, "n *c"] | Shaped[ndarray, "n *c"] | None = None,
         *,
@@ -137,7 +159,8 @@ class FeatureStoreWriter:
 
         Args:
             index: its number, from 0.
-            embeddings: `(n, d)`, 0 <= n <= rows_per_shard, floating point, or bytes for dtype "uint8".
+            embeddings: `(n, d)`, 0 <= n <= rows_per_shard, floating point, or bytes for dtype "uint8"; with a
+                `patch_grid` `(n, height * width, d)`, and n below counts images.
             ids: of the n rows; unique in the whole store.
             labels: `(n,)` integers from 0, or `(n, n_classes)` bool for several labels a row (or none).
             paths: of the n rows, relative to the image root.
@@ -154,37 +177,48 @@ class FeatureStoreWriter:
         if (self.folder / tensor_name).exists():
             raise InputError("index", f"{index}, which is written already", "the number of a new shard")
         embeddings = to_tensor("embeddings", embeddings)
-        if embeddings.ndim != 2 or embeddings.shape[1] == 0 or len(embeddings) > self.rows_per_shard:
-            needed = f"(rows, width) with at most {self.rows_per_shard} rows and a width of at least 1"
+        patches = () if self.patch_grid is None else (self.patch_grid.n_patches,)
+        fits = embeddings.ndim == 2 + len(patches) and embeddings.shape[1:-1] == patches
+        if not fits or embeddings.shape[-1] == 0 or len(embeddings) > self.rows_per_shard:
+            sides = ", ".join(["rows", *map(str, patches), "width"])
+            needed = f"({sides}) with at most {self.rows_per_shard} rows and a width of at least 1"
             raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", needed)
         check_same_rows(len(embeddings), ids=ids, labels=labels, paths=paths, thumbnails=thumbnails)
         check_ids(ids, index * self.rows_per_shard)
         lines = lines_text(ids, paths, skipped)
         tensors, header = self._encode(index, embeddings, ids, labels, thumbnails, lines)
-        if self._first is not None:
-            header.check_same_store(self._first, f"shard {index}")
+        if self.first is not None:
+            header.check_same_store(self.first, f"shard {index}")
         with atomic_file(self.folder / line_name) as temporary:
             temporary.write_text(lines, encoding="ascii", newline="\n")
         with atomic_file(self.folder / tensor_name) as temporary:  # last: its presence says that the shard is whole
             save_file(tensors, temporary, metadata=header.to_metadata())
-        self._first = self._first or header
+        self.first = self.first or header
 
     def _encode(
         self,
         index: int,
-        embeddings: Shaped[Tensor, "n d"],
+        embeddings: Shaped[Tensor, "n *p d"],
         ids: Sequence[str],
         labels: AnyArray | None,
         thumbnails: AnyArray | None,
         lines: str,
     ) -> tuple[dict[str, Tensor], ShardHeader]:
         """What the tensor file of a shard holds."""
-        first_row = index * self.rows_per_shard
+        grid = self.patch_grid
+        each = 1 if grid is None else grid.n_patches
+        embeddings = embeddings.flatten(0, -2)
+
+        def image_name(image: int) -> str:
+            return f"row {(index * self.rows_per_shard + image) * each}, id {ids[image]!r}"
 
         def row_name(row: int) -> str:
-            return f"row {first_row + row}, id {ids[row]!r}"
+            name = ids[row] if grid is None else grid.name(ids[row // each], row % each)
+            return f"row {index * self.rows_per_shard * each + row}, id {name!r}"
 
-        labelled, n_classes, tensors = encode_labels(labels, self.class_names, row_name)
+        labelled, n_classes, tensors = encode_labels(labels, self.class_names, image_name)
+        if grid is not None:
+            tensors = spread_labels(tensors, each)
         if thumbnails is not None:
             tensors["thumbnails"] = encode_thumbnails(thumbnails)
         tensors["embeddings"], tensors["unit_sum"], norms = encode_rows(embeddings, self.dtype, self.scale, row_name)
@@ -202,6 +236,9 @@ class FeatureStoreWriter:
             encoder=self.encoder,
             rows_per_shard=self.rows_per_shard,
             lines_sha256=hashlib.sha256(lines.encode("ascii")).hexdigest(),
+            patch_grid=None if grid is None else list(grid),
+            source=self.source,
+            image_root=self._noted_root,
         )
 
     def finish(self, n_shards: int | None = None) -> None:
@@ -253,11 +290,14 @@ class FeatureStoreWriter:
         for index in self.written:
             path = self.folder / shard_names(index)[0]
             header, _ = open_tensors(path, index)
-            for name in ("dtype", "scale", "class_names", "encoder", "rows_per_shard"):
-                came, needed = getattr(header, name), getattr(self, name)
-                if came != needed:
-                    raise InputError(str(path), f"a shard with {name} {came!r}", f"{needed!r}, to go on with it")
-            self._first = self._first or header
+            check_facts(path, "a shard", header, self.facts)
+            self.first = self.first or header
+
+
+def written_shards(folder: Path) -> list[int]:
+    """The numbers of the shards that are whole in a folder, ascending."""
+    names = (re.fullmatch(r"shard-(\d{5,})\.safetensors", file.name) for file in folder.glob("shard-*"))
+    return sorted(int(name[1]) for name in names if name)
 
 
 def manifest_of(
@@ -286,6 +326,8 @@ def manifest_of(
         rows_per_shard=first.rows_per_shard,
         n_skipped=n_skipped,
         shards=shards,
+        patch_grid=first.patch_grid,
+        source=first.source,
     )
 
 
@@ -298,7 +340,8 @@ def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
     return names
 
 
-def _checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] | None:
+def checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] | None:
+    """The facts of an encoder as they are read back; `InputError` for what JSON cannot hold."""
     if encoder is None:
         return None
     needed = "name, weights and preprocessing, of what JSON can hold"

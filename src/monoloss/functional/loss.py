@@ -233,10 +233,12 @@ class _Batch:
             grad = factor * (self.h @ self.w.t() / self.u - a - scores * (1.0 - a))
         else:
             latents = self.codes.flat_indices
-            u = self.u[latents]
-            a = (self.values.reshape(-1).to(self.h.dtype) - self.b[latents]) / u
+            u, b, factor, scores = (
+                of_latent.index_select(0, latents) for of_latent in (self.u, self.b, factor, scores)
+            )
+            a = (self.values.reshape(-1).to(self.h.dtype) - b) / u
             similarity = sampled_matmul(self.codes, self.h, self.w) / u
-            grad = factor[latents] * (similarity - a - scores[latents] * (1.0 - a))
+            grad = factor * (similarity - a - scores * (1.0 - a))
         if of_minimum is not None:
             z: Activations = self.values if self.codes is None else self.codes
             share = self._finite(of_minimum)

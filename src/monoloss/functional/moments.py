@@ -17,6 +17,7 @@ from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
+_ROWS_LIFTED = 256  # rows of embeddings, likewise
 _MANY_ENTRIES = 64  # of a latent in a batch, from which on the order of a float32 sum matters
 _ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
 
@@ -229,7 +230,8 @@ def _product_in_parts(a: Tensor, h: Tensor) -> Tensor:
 
 
 def _sum64(values: Tensor) -> Tensor:
-    return values.to(sums_device(values.device)).sum(0, dtype=torch.float64)
+    parts = values.to(sums_device(values.device)).split(_ROWS_LIFTED)  # one large sum(0) to another dtype is slow
+    return torch.stack([part.double().sum(0) for part in parts]).sum(0)
 
 
 def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:

@@ -11,10 +11,10 @@ from torch import Tensor
 from monoloss.functional.moments import MonoMoments, batch_moments, rebase, weigh_sparse
 from monoloss.functional.sparsity import count_not_finite
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import codes_t_matmul
+from monoloss.products import bag_sums, codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
-_BLOCK_ELEMENTS = 2**18  # of w that are added in one go: they stay in the cache between the product and the sum
+_BLOCK_ELEMENTS = 2**19  # of w that are added in one go: they stay in the cache between the product and the sum
 
 _LONGEST_SUM = 256  # entries of a latent that are added up in float32 before they go into float64
 
@@ -76,35 +76,33 @@ def _product_of_latents(codes: SparseActivations, h: Tensor) -> Callable[[slice]
         whole = codes_t_matmul(codes, h)
         return lambda latents: whole[latents]
     grouped = codes.by_latent
-    values = codes.flat_values[grouped.order]
+    values = codes.flat_values.index_select(0, grouped.order)
+    bounds, longest = grouped.offsets.tolist(), int(grouped.offsets.diff().max())
 
     def product(latents: slice) -> Tensor | None:
-        offsets = grouped.offsets[latents.start : latents.stop + 1]
-        first, last = int(offsets[0]), int(offsets[-1])
+        first, last = bounds[latents.start], bounds[latents.stop]
         if first == last:
             return None
-        entries = slice(first, last)
-        rows, weights = grouped.rows[entries], values[entries]
-        bags, starts = _bags(offsets - first)
-        part: Tensor = torch.nn.functional.embedding_bag(rows, h, starts, mode="sum", per_sample_weights=weights)
-        if bags is None:
-            return part
-        return h.new_zeros(len(offsets) - 1, h.shape[1], dtype=torch.float64).index_add_(0, bags, part.double())
+        rows, weights = grouped.rows[first:last], values[first:last]
+        offsets = grouped.offsets[latents.start : latents.stop + 1] - first
+        if longest <= _LONGEST_SUM:
+            return bag_sums(rows, h, offsets[:-1], weights)
+        bags, starts = _parts_of_bags(offsets)
+        parts = bag_sums(rows, h, starts, weights).double()
+        return h.new_zeros(len(offsets) - 1, h.shape[1], dtype=torch.float64).index_add_(0, bags, parts)
 
     return product
 
 
-def _bags(offsets: Tensor) -> tuple[Tensor | None, Tensor]:
+def _parts_of_bags(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Latent and first entry of each sum that is made in the precision of ``h``: of so many entries at most.
 
     Equal entries on equal rows round in the same direction each time: 2048 of them in float32 would miss 1e-5.
     """
     counts = offsets.diff()
-    if int(counts.max()) <= _LONGEST_SUM:
-        return None, offsets[:-1]
-    n_bags = counts.sub(1).div(_LONGEST_SUM, rounding_mode="floor").add(1).clamp(min=1)
-    bags = torch.arange(len(counts)).repeat_interleave(n_bags)
-    before = (n_bags.cumsum(0) - n_bags)[bags]
+    n_parts = counts.sub(1).div(_LONGEST_SUM, rounding_mode="floor").add(1).clamp(min=1)
+    bags = torch.arange(len(counts)).repeat_interleave(n_parts)
+    before = (n_parts.cumsum(0) - n_parts)[bags]
     return bags, offsets[:-1][bags] + _LONGEST_SUM * (torch.arange(len(bags)) - before)
 
 

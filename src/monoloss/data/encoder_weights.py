@@ -1,0 +1,270 @@
+"""Image models of timm with their weights: from the Hub, from a local folder or file, or random on request."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import timm
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from timm.models import get_pretrained_cfg, load_state_dict
+
+from monoloss.data.encoder_outputs import ImageModel
+from monoloss.errors import InputError
+from monoloss.files import sha256
+
+Weights: TypeAlias = str | dict[str, str | int]
+
+HUB, FOLDER = "hf-hub:", "local-dir:"
+_LOCAL = "a local folder with config.json and model.safetensors, or a local file of weights (checkpoint)"
+_WEIGHTS_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+# What the names of weights with a projection to a space shared with text have in them.
+_PROJECTED = ("clip", "pe_core", "mci", "vitamin")
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+# The Hub's error stands on that of the library it connects with, which is another one in each version.
+_NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)
+
+
+class ModelRequest(NamedTuple):
+    """Which model, and which weights.
+
+    Attributes:
+        name: as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`.
+        checkpoint: a local file of weights that goes before those of the name.
+        pretrained: False for random weights.
+        image_size: height and width in pixels; None for the model's own.
+        seed: of random weights.
+    """
+
+    name: str
+    checkpoint: Path | None
+    pretrained: bool
+    image_size: int | None
+    seed: int
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The local file that the weights are read from, if it is one."""
+        if not self.pretrained:
+            return None
+        if self.checkpoint is not None:
+            return self.checkpoint
+        return _folder_weights(Path(self.name.removeprefix(FOLDER))) if self.name.startswith(FOLDER) else None
+
+
+def request_model(
+    name: str,
+    *,
+    checkpoint: str | None,
+    pretrained: bool,
+    image_size: int | None,
+    seed: int,
+    presets: Iterable[str] = (),
+) -> ModelRequest:
+    """Check what was asked for, as far as local files and names of models can tell.
+
+    `presets` are other names that an error may suggest.
+
+    Raises:
+        InputError: an unknown name (the error lists near ones), or a folder or file that is not there or empty.
+    """
+    timm_name = _timm_name(name, presets)
+    if checkpoint is not None and not pretrained:
+        raise InputError("checkpoint", repr(checkpoint), "no checkpoint where pretrained is off, or pretrained on")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError("checkpoint", f"{checkpoint!r}, no file", "a .safetensors, .pt, .pth or .bin file of weights")
+    request = ModelRequest(timm_name, Path(checkpoint) if checkpoint else None, pretrained, image_size, seed)
+    _ = request.weights_file  # a folder without weights is refused here
+    return request
+
+
+def build_empty(request: ModelRequest) -> ImageModel:
+    """The model without memory and without weights: enough to ask for its layers, shapes and preprocessing."""
+    with torch.device("meta"), _readable_errors(request):
+        model: ImageModel = timm.create_model(request.name, pretrained=False)
+        if request.image_size is not None and model.pretrained_cfg.get("fixed_input_size"):
+            model = timm.create_model(request.name, pretrained=False, img_size=request.image_size)
+    return model.eval()
+
+
+def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) -> tuple[ImageModel, Weights]:
+    """The model with its weights, and what to record of them.
+
+    Args:
+        request: what was asked for.
+        empty: the same model from `build_empty`.
+        head_used: whether the output depends on the head. If not, a file may have another head, or none.
+    """
+    sizes: dict[str, Any] = {}
+    if request.image_size is not None and _config(empty).get("fixed_input_size"):
+        sizes["img_size"] = request.image_size
+    if not request.pretrained:
+        with _readable_errors(request), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            return timm.create_model(request.name, pretrained=False, **sizes).eval(), {"random": request.seed}
+    file = request.weights_file
+    if file is not None:
+        model = _from_file(request, file, empty, sizes, head_used)
+        return model.eval(), {"file": file.name, "sha256": sha256(file)}
+    with _readable_errors(request):
+        model = timm.create_model(request.name, pretrained=True, **sizes)
+    tag = _config(model).get("tag")
+    return model.eval(), request.name if request.name.startswith(HUB) or not tag else tag
+
+
+def has_projection(model: ImageModel) -> bool:
+    """Whether the head is a projection, not a classifier: weights of this model are registered with one as wide."""
+    names = timm.list_models(_config(model)["architecture"], include_tags=True)
+    projected = [name for name in names if any(part in name for part in _PROJECTED) and "_ft_" not in name]
+    configs = [get_pretrained_cfg(name) for name in projected]
+    n_outputs = getattr(model, "num_classes", 0)
+    return n_outputs > 0 and any(config is not None and config.num_classes == n_outputs for config in configs)
+
+
+def _config(model: ImageModel) -> dict[str, Any]:
+    config: dict[str, Any] = model.pretrained_cfg
+    return config
+
+
+def _timm_name(name: str, presets: Iterable[str]) -> str:
+    if name.startswith(HUB):
+        return name
+    folder = Path(name.removeprefix(FOLDER)).expanduser()
+    if name.startswith(FOLDER) or (name and folder.is_dir()):
+        if not (folder / "config.json").is_file():
+            raise InputError("encoder", f"{str(folder)!r}, no folder with a config.json", "a folder as timm saves it")
+        return f"{FOLDER}{folder}"
+    if re.search(r"[/\\:]", name):
+        raise InputError("encoder", f"{name!r}, no local folder", f"a folder, or {HUB}USER/NAME for a model on the Hub")
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(
+            name, [*presets, *timm.list_models(), *timm.list_pretrained()], n=5, cutoff=0.5
+        )
+        hint = f" such as {', '.join(near)}" if near else ""
+        raise InputError("encoder", f"{name!r}, unknown to timm", f"a preset, a timm model{hint}, or a local folder")
+    tags = timm.list_models(architecture, include_tags=True)
+    if tag and name not in tags:
+        raise InputError("encoder", f"{name!r}, no weights of {architecture}", f"one of {', '.join(tags)}")
+    return name
+
+
+def _folder_weights(folder: Path) -> Path:
+    for name in _WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError("encoder", f"{str(folder)!r} without weights", f"one of {', '.join(_WEIGHTS_FILES)} in it")
+
+
+@contextmanager
+def _readable_errors(request: ModelRequest) -> Iterator[None]:
+    """Turn what timm and the Hub raise for names, files and connections into one sentence."""
+    name = request.name
+    try:
+        yield
+    except InputError:
+        raise
+    except (HFValidationError, RepositoryNotFoundError, GatedRepoError) as error:
+        gated = isinstance(error, GatedRepoError)
+        why = "for which the Hub wants an access token" if gated else "which the Hub does not have, or not for you"
+        raise InputError("encoder", f"{name!r}, {why}", f"a public model, or {_LOCAL}") from error
+    except _NO_CONNECTION as error:
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection, or no such file"
+        where = _looked_for(name)
+        came = f"{name!r}: {where} is neither in the local cache nor can it be fetched ({offline})"
+        raise InputError("encoder", came, f"a connection the first time, {_LOCAL}, or random weights") from error
+    except (KeyError, TypeError, ValueError) as error:  # a config.json of another library, or an unfit image_size
+        if request.image_size is not None and not isinstance(error, KeyError):
+            raise InputError("image_size", f"{request.image_size} ({error})", f"a size that {name} takes") from error
+        needed = "a config.json as timm writes it, with an architecture that this version of timm knows"
+        raise InputError("encoder", f"{name!r}, whose configuration cannot be used ({error})", needed) from error
+    except RuntimeError as error:
+        raise InputError("encoder", f"{name!r} ({_first_line(error)})", f"weights that exist, or {_LOCAL}") from error
+
+
+def _looked_for(name: str) -> str:
+    config = None if name.startswith((HUB, FOLDER)) else get_pretrained_cfg(name)
+    hub_id = name.removeprefix(HUB) if config is None else config.hf_hub_id
+    return f"{hub_id} on the Hugging Face Hub" if hub_id else f"the file of its weights ({config and config.url})"
+
+
+def _from_file(
+    request: ModelRequest, file: Path, empty: ImageModel, sizes: dict[str, Any], head_used: bool
+) -> ImageModel:
+    """Load a file strictly. Only a head that is not used may be of another size, or missing."""
+    shapes, config = _shapes(file), _config(empty)
+    heads = config.get("classifier") or ()
+    heads = [f"{head}.weight" for head in ((heads,) if isinstance(heads, str) else heads)]
+    there = [shapes[head][0] for head in heads if head in shapes]
+    expected = config.get("num_classes", 0)
+    overlays: list[dict[str, Any]] = [{}]
+    if not head_used and there and there[0] not in {expected, expected + (config.get("label_offset") or 0)}:
+        overlays = [{"num_classes": there[0], "label_offset": None}]
+    elif not head_used and not there and expected > 0:
+        overlays.append({"num_classes": 0, "label_offset": None})
+    failure: Exception | None = None
+    for overlay in overlays:
+        try:
+            model: ImageModel = timm.create_model(
+                request.name,
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(file), "source": "", **overlay},
+                **sizes,
+                **({"num_classes": overlay["num_classes"]} if overlay else {}),
+            )
+        except Exception as error:  # timm renames what other libraries wrote, and that can raise anything
+            failure = failure or error
+        else:
+            return model
+    raise InputError(str(file), _misfit(failure, config["architecture"]), "weights of this model") from failure
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a file of weights. Pickles hold nothing but tensors and plain values; nothing is executed."""
+    needed = "a .safetensors file, or a file of torch.save with tensors and plain values only"
+    try:
+        state = load_state_dict(str(file), weights_only=True)
+        tensors = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
+    except OSError as error:
+        raise InputError(str(file), error.strerror or "an unreadable file", needed) from error
+    except Exception as error:  # a broken file can raise anything
+        foreign = re.search(r"Unsupported globals: ([\w., ]+?)\.(?: [A-Z]|$)", str(error))
+        came = f"a pickle with {foreign[1]} in it; nothing of it was executed" if foreign else "an unreadable file"
+        raise InputError(str(file), came, needed) from error
+    if not tensors:
+        raise InputError(str(file), "a file without tensors", needed)
+    return tensors
+
+
+def _misfit(error: Exception | None, architecture: str) -> str:
+    """What of a strict load did not fit, in a few words."""
+    text = str(error)
+    lists = re.findall(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", text)
+    found = [f"{word.lower()} {_shortened(_QUOTED.findall(names))}" for word, names in lists]
+    sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", text)
+    found += (
+        [f"of another shape {_shortened([f'{name} {came} for {own}' for name, came, own in sizes])}"] if sizes else []
+    )
+    reason = "; ".join(found) or (_first_line(error) if error else "")
+    return f"weights that do not fit {architecture} ({reason})"
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,272 @@
+"""Image encoders: any model of timm, with its own preprocessing, giving one row an image or one row a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from monoloss.checks import check_choice, check_number, check_type
+from monoloss.data.encoder_outputs import (
+    EncoderOutput,
+    Extracted,
+    Grid,
+    ImageModel,
+    check_layer,
+    extract_rows,
+    parse_output,
+)
+from monoloss.errors import InputError, missing_extra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CROPS = ("center", "squash", "border")
+
+
+class Preset(NamedTuple):
+    """An encoder by a short name.
+
+    Attributes:
+        model: its name in timm, with the tag of the weights.
+        output: what is taken by default: see `load_encoder`.
+        width: of that output.
+        image_size: where it is not the model's own.
+    """
+
+    model: str
+    output: str
+    width: int
+    image_size: int | None = None
+
+
+PRESETS: Mapping[str, Preset] = {
+    "clip-vit-l14": Preset("vit_large_patch14_clip_224.datacompxl", "embedding", 768),
+    "siglip2-so400m": Preset("vit_so400m_patch14_siglip_378.v2_webli", "pooled", 1152),
+    "vit-l16": Preset("vit_large_patch16_224.augreg_in21k_ft_in1k", "pooled", 1024),
+    "dinov2-l": Preset("vit_large_patch14_dinov2.lvd142m", "pooled", 1024, image_size=224),
+    "resnet-50": Preset("resnet50.tv2_in1k", "pooled", 2048),
+    "clip-vit-b32": Preset("vit_base_patch32_clip_quickgelu_224.openai", "embedding", 512),
+}
+
+
+class ImageEncoder:
+    """A frozen image model that gives one row an image or one row a patch; made by `load_encoder`.
+
+    Attributes:
+        name: the architecture, as timm calls it.
+        width: of a row.
+        patch_grid: rows and columns of the patches, if each has a row of its own; else None.
+        input_size: `(3, h, w)` of an image after `transform`.
+        facts: `name`, `weights` and `preprocessing`, in plain values, for the record of a feature store.
+        transform: turns a PIL image in RGB into the model's input, float32 `(3, h, w)`. It can be pickled.
+        model: the timm model, in eval mode, without gradients.
+        device: where the model is.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        output: EncoderOutput,
+        transform: Callable[[Image], Tensor],
+        facts: dict[str, Any],
+        *,
+        width: int,
+        patch_grid: Grid | None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.output = output
+        self.transform = transform
+        self.facts = facts
+        self.name: str = facts["name"]
+        self.width = width
+        self.patch_grid = patch_grid
+        self.input_size: tuple[int, int, int] = tuple(facts["preprocessing"]["input_size"])
+        self.dtype = _DTYPES[facts["preprocessing"]["dtype"]]
+        self.device = next(iter(model.parameters())).device
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float32[Tensor, "n *patches d"]:
+        """The rows of a batch of images that went through `transform`.
+
+        Args:
+            images: `(n, 3, h, w)`, moved to the model's device if they are elsewhere.
+
+        Returns:
+            float32 `(n, width)`, or `(n, patches, width)` with the patches row after row of the image; on the model's
+            device, without a gradient.
+
+        Raises:
+            InputError: images of another shape.
+        """
+        needed = f"floating-point numbers, (n, {', '.join(map(str, self.input_size))}), as `transform` gives them"
+        check_type("images", images, Tensor, needed)
+        if images.ndim != 4 or images.shape[1:] != self.input_size or not images.is_floating_point():
+            raise InputError("images", f"shape {tuple(images.shape)}, dtype {images.dtype}", needed)
+        if not len(images):
+            patches = () if self.patch_grid is None else (self.patch_grid[0] * self.patch_grid[1],)
+            return torch.zeros(0, *patches, self.width, device=self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            rows = extract_rows(self.model, images.to(self.device, torch.float32, non_blocking=True), self.output).rows
+        return rows.float()
+
+
+def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a command names them all
+    name: str,
+    *,
+    output: str | None = None,
+    checkpoint: str | None = None,
+    pretrained: bool = True,
+    image_size: int | None = None,
+    crop: Literal["center", "squash", "border"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    patches: bool = False,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> ImageEncoder:
+    """Load an image model of timm with its own preprocessing.
+
+    Names, sizes, the output and the layer are checked on a model without memory first, before weights are fetched.
+
+    Args:
+        name: a preset (a key of `PRESETS`); a name in timm such as `resnet18.a1_in1k`; `hf-hub:USER/NAME`; or a local
+            folder with `config.json` and `model.safetensors` (or `pytorch_model.bin`), as timm's `save_for_hf` and
+            `push_to_hf_hub` write it.
+        output: what is taken of the model.
+            `embedding`: the model's own output, where its head is a projection (CLIP).
+            `pooled`: what the head is given; after attention pooling for SigLIP, the class token for most ViTs, the
+            spatial mean for ResNets.
+            `class_token`: the first token after the last block and norm.
+            `layer:NAME`: what a layer gives, by its name in the model, such as `layer:blocks.3`. Tokens are averaged
+            over the patches (without class token and registers), feature maps over positions; vectors stay as they are.
+            `layer:NAME:class`: its class token instead.
+            None: what the preset says; else the embedding where there is one, else pooled.
+        checkpoint: a local file of weights for the model, instead of its own: .safetensors, or a file of `torch.save`
+            (.pt, .pth, .bin; read with `weights_only=True`; an EMA of the weights is taken where one is in it). It has
+            to fit exactly; only a head that is not used may be of another size or missing.
+        pretrained: False for random weights, recorded as such.
+        image_size: height and width of the input, in pixels; None for the size the model is tested at.
+        crop: None for the model's own way. `center`: the shorter side is resized, the middle is kept. `squash`: the
+            whole image is resized to the square. `border`: the whole image is kept in shape, and borders are added.
+        dtype: of products: half types run under autocast. Weights stay float32, and rows come as float32.
+        patches: keep a row for each patch, of the last feature map or of a `layer:NAME`.
+        device: where the model runs.
+        seed: of random weights.
+
+    Returns:
+        The encoder, in eval mode, without gradients.
+
+    Raises:
+        InputError: an unknown name, layer or output; weights that are missing or do not fit. The error says what was
+            looked for and how to give a local path.
+        MissingExtraError: timm is not installed.
+
+    Example:
+        >>> encoder = load_encoder("resnet10t", pretrained=False, image_size=64)
+        >>> encoder(torch.zeros(2, 3, 64, 64)).shape, encoder.facts["weights"]
+        (torch.Size([2, 512]), {'random': 0})
+    """
+    check_choice("dtype", dtype, tuple(_DTYPES))
+    check_choice("crop", crop, (None, *_CROPS))
+    check_number("seed", seed, at_least=0, integer=True)
+    if image_size is not None:
+        check_number("image_size", image_size, at_least=1, integer=True)
+    place, chosen = _device(device), parse_output(output, patches)
+    preset = PRESETS.get(name)
+    if preset is not None:
+        name, image_size = preset.model, image_size or preset.image_size
+        chosen = chosen or parse_output(preset.output, patches)
+    try:
+        from monoloss.data import encoder_weights as weights
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    request = weights.request_model(
+        name, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size, seed=seed, presets=PRESETS
+    )
+    empty = weights.build_empty(request)
+    has_projection = weights.has_projection(empty)
+    chosen = chosen or EncoderOutput("embedding" if has_projection else "pooled")
+    if chosen.kind == "embedding" and not has_projection:
+        raise InputError(
+            "output",
+            "'embedding' of a model whose head is no projection",
+            "'pooled' ('layer:NAME' of the head for what it gives)",
+        )
+    check_layer(empty, chosen)
+    config = _data_config(empty, image_size, crop)
+    trial: Extracted | None = None
+    with suppress(RuntimeError):  # not every model runs without memory
+        trial = _try(empty, chosen, config["input_size"])
+    model, record = weights.build_model(request, empty, head_used=_uses_head(chosen, empty))
+    if trial is None:
+        try:
+            trial = _try(model, chosen, config["input_size"])
+        except RuntimeError as error:
+            raise _wrong_size(config["input_size"], error) from error
+    taken = {"output": chosen.name, "pooling": trial.pooling, "patches": patches, "dtype": dtype}
+    preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} | taken
+    facts = {"name": empty.pretrained_cfg["architecture"], "weights": record, "preprocessing": preprocessing}
+    return ImageEncoder(
+        model.to(place), chosen, _transform(config), facts, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError("device", repr(str(device)), "a device of this machine, such as 'cpu' or 'cuda'") from error
+    return place
+
+
+def _data_config(model: ImageModel, image_size: int | None, crop: str | None) -> dict[str, Any]:
+    """The model's preprocessing at test time, with what the user changed."""
+    from timm.data.config import resolve_model_data_config
+
+    config: dict[str, Any] = resolve_model_data_config(  # type: ignore[no-untyped-call]
+        model, {"img_size": image_size}, use_test_size=True
+    )
+    if crop is not None:
+        config["crop_mode"] = crop
+        config["crop_pct"] = config["crop_pct"] if crop == "center" else 1.0  # the whole image
+    if config["input_size"][0] != 3:
+        raise InputError("encoder", f"a model for {config['input_size'][0]} channels", "one for RGB images")
+    return config
+
+
+def _transform(config: Mapping[str, Any]) -> Callable[[Image], Tensor]:
+    from timm.data.transforms_factory import create_transform
+
+    transform: Callable[[Image], Tensor] = create_transform(**config, is_training=False)
+    return transform
+
+
+def _uses_head(output: EncoderOutput, model: ImageModel) -> bool:
+    """Whether the output depends on the classifier or projection."""
+    heads = model.pretrained_cfg.get("classifier") or ()
+    names = (heads,) if isinstance(heads, str) else heads
+    return output.kind == "embedding" or any(
+        output.layer is not None and (head + ".").startswith(output.layer + ".") for head in names
+    )
+
+
+@torch.no_grad()
+def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, int]) -> Extracted:
+    """One image through the model: the shapes that it gives."""
+    device = next(iter(model.parameters())).device
+    try:
+        return extract_rows(model, torch.zeros(1, *input_size, device=device), output)
+    except AssertionError as error:
+        raise _wrong_size(input_size, error) from error
+
+
+def _wrong_size(input_size: tuple[int, int, int], error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError("image_size", f"{input_size[1]} ({reason})", "a size that the model takes")

@@ -1,0 +1,81 @@
+"""What a run that goes on compares: the shards that are there, and the images that the source lists now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from monoloss.data.image_source import ImageSource, Label, SourceImage
+from monoloss.data.store_format import ShardLines, open_tensors, shard_names
+from monoloss.errors import InputError
+
+
+class _Row(NamedTuple):
+    id: str
+    path: str | None
+    label: Label
+
+
+def check_shard(folder: Path, index: int, source: ImageSource, start: int, stop: int) -> None:
+    """Raise `InputError` unless shard `index` was made from the images that the source lists from `start` to `stop`.
+
+    Compared are ids, paths and labels, and the paths of skipped files; contents are not. Where listing would read the
+    images themselves, only the first and the last of the shard are compared.
+    """
+    first = list(source.images(start, start + 1))
+    if first and isinstance(first[0].content, bytes) and stop - start > 1:
+        images = [*first, *source.images(stop - 1, stop)]
+    else:
+        images = list(source.images(start, stop))
+    check_listing(folder, index, images, source, stop - start)
+
+
+def check_listing(
+    folder: Path, index: int, images: Sequence[SourceImage], source: ImageSource, n_images: int | None = None
+) -> None:
+    """Raise `InputError` unless shard `index` was made from these images.
+
+    Args:
+        folder: of the store.
+        index: of the shard.
+        images: of the source: all of the shard's, or some.
+        source: for the error.
+        n_images: how many the source has for the shard; by default these.
+    """
+    tensor_name, line_name = shard_names(index)
+    header, tensors = open_tensors(folder / tensor_name, index)
+    lines = ShardLines.read(folder / line_name, header.lines_sha256)
+    each = 1 if header.patch_grid is None else header.patch_grid[0] * header.patch_grid[1]
+    labels = _labels(tensors, header.labels, len(lines.ids), each)
+    skipped = {file.position: file.path for file in lines.skipped}
+    n_stored, n_images = len(lines.ids) + len(skipped), len(images) if n_images is None else n_images
+    other = f"as in {folder / line_name}: a store goes on with the images that it was begun with"
+    if n_images != n_stored:
+        raise InputError(source.description, f"{n_images} images for shard {index}", f"{n_stored}, {other}")
+    start = index * header.rows_per_shard
+    places = [position for position in range(start, start + n_stored) if position not in skipped]
+    rows = dict(zip(places, map(_Row, lines.ids, lines.paths, labels), strict=True))
+    for image in images:
+        row = rows.get(image.position)
+        came: object = image.id if image.path is None else image.path
+        needed: object = skipped.get(image.position)
+        if row is not None:
+            label = tuple(sorted(set(image.label))) if isinstance(image.label, tuple) else image.label
+            came, needed = _Row(image.id, image.path, label), row
+            if came.id != row.id:
+                came, needed = came.id, row.id
+        if came != needed:
+            raise InputError(source.description, f"{came!r} at position {image.position}", f"{needed!r}, {other}")
+
+
+def _labels(tensors: dict[str, Tensor], kind: str | None, n_images: int, each: int) -> list[Label]:
+    """The label of each image of a shard."""
+    if kind is None:
+        return [None] * n_images
+    if kind == "single":
+        return list(tensors["labels"][::each].tolist())
+    offsets, values = tensors["label_offsets"].tolist(), tensors["label_values"].tolist()
+    return [tuple(values[offsets[i * each] : offsets[i * each + 1]]) for i in range(n_images)]

@@ -1,0 +1,274 @@
+"""Images in Hugging Face datasets: which columns, and their rows without decoding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+from datasets.utils.file_utils import xopen
+
+from monoloss.checks import check_number
+from monoloss.data.arrow_columns import label_array, optional_strings, string_list
+from monoloss.data.image_source import Label, LabelKind, SourceImage
+from monoloss.data.import_options import LABEL_KEYS, choose_key
+from monoloss.data.open_dataset import (
+    AnyDataset,
+    arrow_tables,
+    choose_split,
+    class_names_of,
+    features_of,
+    open_dataset,
+    reading_dataset,
+)
+from monoloss.errors import InputError
+
+_USUAL_LABELS = (*LABEL_KEYS, "label", "target")
+_IMAGES_AT_A_TIME = 32  # encoded images in memory
+_ROWS_AT_A_TIME = 1024  # of labels and ids
+_NO_LABELS = 'label_column="" leaves labels out'
+
+
+class LabelColumn(NamedTuple):
+    """A column of labels.
+
+    Args:
+        name: of the column.
+        kind: one label a row, or several.
+        class_names: of the classes 0, 1, ..., if they are known.
+        numbers: class numbers, where the labels are strings.
+    """
+
+    name: str
+    kind: LabelKind
+    class_names: list[str] | None
+    numbers: dict[str, int] | None
+
+    def read(self, table: pa.Table, where: str, first_row: int) -> list[Label]:
+        """The labels of a table, which starts at row `first_row`; `InputError` for a missing or impossible one."""
+        name = f"{where}, column {self.name}"
+        column = table.column(self.name)
+        if self.numbers is not None:
+            return [self.numbers[text] for text in string_list(column, name, first_row)]
+        labels = label_array(column, name, self.class_names, first_row)
+        if labels.ndim == 2:
+            return [tuple(row.nonzero()[0].tolist()) for row in labels]
+        wrong = labels < 0
+        if self.class_names is not None:
+            wrong |= labels >= len(self.class_names)
+        if wrong.any():
+            row = int(wrong.argmax())
+            last = "" if self.class_names is None else f" to {len(self.class_names) - 1}"
+            raise InputError(name, f"{labels[row]} (row {first_row + row})", f"labels from 0{last}; {_NO_LABELS}")
+        numbers: list[Label] = labels.tolist()
+        return numbers
+
+
+@dataclass(frozen=True)
+class DatasetImages:
+    """The images of one split of a dataset.
+
+    Args:
+        description: the source as the user wrote it.
+        dataset: a Dataset or, for a stream, an IterableDataset, of the columns that are needed.
+        n_images: rows; None for a stream.
+        image_column: of the encoded images.
+        label_column: of the labels, if there are any.
+        id_column: of the ids; without it the row numbers are the ids.
+    """
+
+    description: str
+    dataset: AnyDataset
+    n_images: int | None
+    image_column: str
+    label_column: LabelColumn | None
+    id_column: str | None
+
+    @property
+    def image_root(self) -> str | None:
+        """None: images of a dataset are no files of a folder."""
+        return None
+
+    @property
+    def labels(self) -> LabelKind:
+        """Whether a row has one label, any number of them, or none is known."""
+        return None if self.label_column is None else self.label_column.kind
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, if the dataset has them."""
+        return None if self.label_column is None else self.label_column.class_names
+
+    def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
+        """The images at positions `start` to `stop` (exclusive; by default to the end), in order.
+
+        A stream reads what lies before `start` as well, and hands it to nobody.
+
+        Raises:
+            InputError: a row cannot be read, or its label or id is missing or impossible.
+        """
+        check_number("start", start, at_least=0, integer=True)
+        if self.n_images is None:
+            yield from islice(
+                self._rows(self.dataset.skip(start), start), None if stop is None else max(stop - start, 0)
+            )
+            return
+        end = self.n_images if stop is None else min(stop, self.n_images)
+        if start < end:
+            yield from self._rows(self.dataset.select(range(start, end)), start)
+
+    def check_columns(self) -> None:
+        """Read all labels and ids (of a stream: the first row) before any work; `InputError` says what is wrong."""
+        if self.n_images is None:
+            if next(self.images(0, 1), None) is None:
+                raise InputError(self.description, "a dataset without rows", "at least one row")
+            return
+        chosen = (self.label_column.name if self.label_column else None, self.id_column)
+        names = list(dict.fromkeys(name for name in chosen if name is not None))
+        seen: dict[str, int] = {}
+        row = 0
+        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME) if names else ():
+            if self.label_column is not None:
+                self.label_column.read(table, self.description, row)
+            for i, name in enumerate(self._ids(table, row) if self.id_column else ()):
+                if seen.setdefault(name, row + i) != row + i:
+                    came = f"{name!r} twice (rows {seen[name]} and {row + i})"
+                    raise InputError("id_column", came, "an id of its own for every row")
+            row += table.num_rows
+
+    def _rows(self, dataset: AnyDataset, first_row: int) -> Iterator[SourceImage]:
+        row = first_row
+        for table in self._tables(dataset, _IMAGES_AT_A_TIME):
+            column = self.label_column
+            labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
+            ids = self._ids(table, row)
+            cells = table.column(self.image_column).to_pylist()
+            for name, label, cell in zip(ids, labels, cells, strict=True):
+                path, content = self._content(cell)
+                yield SourceImage(row, name, path, label, content)
+                row += 1
+
+    def _ids(self, table: pa.Table, first_row: int) -> list[str]:
+        if self.id_column is None:
+            return [str(first_row + i) for i in range(table.num_rows)]
+        return string_list(table.column(self.id_column), f"{self.description}, column {self.id_column}", first_row)
+
+    def _tables(self, dataset: AnyDataset, batch_size: int) -> Iterator[pa.Table]:
+        return arrow_tables(dataset, batch_size, self.description)
+
+    def _content(self, cell: bytes | dict[str, Any] | None) -> tuple[str | None, str | bytes]:
+        """What a dataset calls an image, and the image: a file here, or its bytes. A row without one is empty."""
+        if cell is None or isinstance(cell, bytes):
+            return None, cell or b""
+        path, content = cell.get("path"), cell.get("bytes")
+        if content is not None or path is None:
+            return path, content or b""
+        if "://" not in path:
+            return path, os.path.abspath(path)  # noqa: PTH100 - a text is handed on
+        with reading_dataset(self.description), xopen(path, "rb") as file:
+            return path, bytes(file.read())
+
+
+def open_image_dataset(
+    description: str,
+    path: str,
+    *,
+    split: str | None = None,
+    subset: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    streaming: bool = False,
+) -> DatasetImages:
+    """The images of a dataset; see `open_images`.
+
+    Raises:
+        InputError: the dataset, the split or a column is not there or of another kind; a label is missing or
+            impossible, or an id stands twice (of a stream this is seen when its row comes).
+    """
+    dataset = choose_split(open_dataset(path, subset, streaming=streaming), split, path)
+    features = features_of(dataset, path)
+    image = _choose_images(features, image_column, path)
+    n_images = getattr(dataset, "num_rows", None)
+    if n_images == 0:
+        raise InputError(path, "a dataset without rows", "at least one row")
+    if id_column is not None and id_column not in features:
+        raise InputError("id_column", repr(id_column), f"one of the columns of {path}: {', '.join(features)}")
+    labels = _choose_labels(dataset, features, label_column, path)
+    names = [image, *([labels.name] if labels else []), *([id_column] if id_column else [])]
+    dataset = dataset.select_columns(list(dict.fromkeys(names)))
+    if isinstance(features[image], datasets.Image):
+        with reading_dataset(path):
+            dataset = dataset.cast_column(image, datasets.Image(decode=False))
+    source = DatasetImages(description, dataset, n_images, image, labels, id_column)
+    source.check_columns()
+    return source
+
+
+def _choose_images(features: Any, image_column: str | None, path: str) -> str:
+    if image_column is not None:
+        if image_column not in features or not _holds_images(features[image_column]):
+            came = repr(image_column) if image_column not in features else f"{image_column!r}, {features[image_column]}"
+            there = ", ".join(name for name in features if _holds_images(features[name])) or "(none)"
+            raise InputError("image_column", came, f"a column of images of {path}: {there}")
+        return image_column
+    found: list[str] = [name for name in features if isinstance(features[name], datasets.Image)]
+    found = found or [name for name in features if _holds_images(features[name])]
+    if not found:
+        needed = "a column of images: of the type Image, or of encoded bytes"
+        raise InputError(path, f"no images in the columns {', '.join(features) or '(none)'}", needed)
+    if len(found) > 1:
+        raise InputError("image_column", f"no choice between {' and '.join(found)} in {path}", "one of them")
+    return found[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    if isinstance(feature, dict):  # how an Image is stored, in a file that does not say so
+        return feature.keys() == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in {"binary", "large_binary"}
+
+
+def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None, path: str) -> LabelColumn | None:
+    if label_column == "":
+        return None
+    of_classes = [name for name in features if class_names_of(features, name) is not None]
+    usual: Sequence[str] = of_classes if len(of_classes) == 1 else _USUAL_LABELS
+    name = choose_key("label_column", label_column, usual, list(features), path)
+    if name is None and of_classes:
+        came = f"no choice between {' and '.join(of_classes)} in {path}"
+        raise InputError("label_column", came, f"one of them; {_NO_LABELS}")
+    if name is None:
+        return None
+    feature, names = features[name], class_names_of(features, name)
+    where, kind = f"{path}, column {name}", getattr(feature, "dtype", None)
+    if getattr(feature, "feature", None) is not None:
+        if names is None:
+            came = "lists without class names"
+            raise InputError(where, came, f"lists of ClassLabel, which say how many classes there are; {_NO_LABELS}")
+        return LabelColumn(name, "multi", names, None)
+    if kind in {"string", "large_string"}:
+        if not hasattr(dataset, "num_rows"):
+            came = "labels that are strings, in a stream"
+            raise InputError(where, came, f"a ClassLabel or integers, or streaming=False; {_NO_LABELS}")
+        names = _strings(dataset, name, where)
+        return LabelColumn(name, "single", names, {text: i for i, text in enumerate(names)})
+    if names is None and not str(kind).startswith(("int", "uint")):
+        raise InputError(where, f"a column of {kind or feature}", f"a ClassLabel, integers or strings; {_NO_LABELS}")
+    return LabelColumn(name, "single", names, None)
+
+
+def _strings(dataset: AnyDataset, name: str, where: str) -> list[str]:
+    """All strings of a column, sorted; a row without one is refused."""
+    found: set[str] = set()
+    row = 0
+    for table in arrow_tables(dataset.select_columns([name]), _ROWS_AT_A_TIME, where):
+        texts = optional_strings(table.column(name), where)
+        if None in texts:
+            raise InputError(where, f"nothing in row {row + texts.index(None)}", f"a label in every row; {_NO_LABELS}")
+        found |= {text for text in texts if text is not None}
+        row += len(texts)
+    return sorted(found)

@@ -1,0 +1,183 @@
+"""Folders of image files: which files are images, in which order, and what their labels are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from monoloss.checks import check_number
+from monoloss.data.image_source import Label, LabelKind, SourceImage
+from monoloss.errors import InputError
+
+# Fixed here, so that a folder gives the same rows with every version of Pillow. Files of a kind that cannot be decoded
+# on this machine are images all the same: they are skipped and listed.
+EXTENSIONS = frozenset({
+    ".apng", ".avif", ".bmp", ".dds", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2c", ".j2k", ".jfif",
+    ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl", ".mpo", ".pbm", ".pcx", ".pgm",
+    ".png", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+_USUAL_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_ARCHIVE_LEFTOVER = "__MACOSX"
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files of a folder, each once.
+
+    Args:
+        description: the source as the user wrote it.
+        image_root: the absolute path of the folder.
+        files: paths relative to it, "/" between their parts, sorted.
+        labels: their kind.
+        class_names: of the classes 0, 1, ...
+        label_of: the label of the file at a position.
+        n_other_files: files in the folder that are no images; hidden ones are not counted.
+    """
+
+    description: str
+    image_root: str
+    files: Sequence[str]
+    labels: LabelKind
+    class_names: list[str] | None
+    label_of: Callable[[int], Label]
+    n_other_files: int
+
+    @property
+    def n_images(self) -> int:
+        """How many there are."""
+        return len(self.files)
+
+    def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
+        """The images at positions `start` to `stop` (exclusive; by default to the end), in order."""
+        check_number("start", start, at_least=0, integer=True)
+        end = self.n_images if stop is None else min(stop, self.n_images)
+        for position in range(start, end):
+            name = self.files[position]
+            path = os.path.join(self.image_root, name)  # noqa: PTH118 - a million of them
+            yield SourceImage(position, name, name, self.label_of(position), path)
+
+
+class Listing(NamedTuple):
+    """What is below a folder: image files, folders directly in it, the number of other files."""
+
+    files: list[str]
+    folders: list[str]
+    n_other_files: int
+
+
+def open_image_folder(
+    description: str, path: str | os.PathLike[str], split: str | None = None, *, labelled: bool = True
+) -> FileImages:
+    """The images of PATH/class/... or PATH/split/class/...; without class folders they have no labels.
+
+    The classes are the folders directly in it, sorted by name; one without images has its number too.
+
+    Args:
+        description: the source as the user wrote it.
+        path: the folder.
+        split: a folder in it.
+        labelled: False leaves labels out, and takes images that lie beside class folders too.
+
+    Raises:
+        InputError: the folder or the split is not there or cannot be read, it holds no image, or images lie beside
+            class folders.
+    """
+    folder = split_folder(path, split)
+    listing = list_images(folder)
+    if labelled and split is None and {name.lower() for name in listing.folders} <= _USUAL_SPLITS and listing.folders:
+        raise InputError("split", "None", f"one of the splits of {path}: {some_names(listing.folders)}")
+    flat = [name for name in listing.files if "/" not in name]
+    if not labelled or len(flat) == len(listing.files):
+        return FileImages(description, str(folder), listing.files, None, None, lambda _: None, listing.n_other_files)
+    if flat:
+        needed = 'images in class folders only, or label_column="", which leaves labels out'
+        raise InputError(str(folder), f"images beside class folders ({some_names(flat)})", needed)
+    number = {name: i for i, name in enumerate(listing.folders)}
+    labels = [number[name.partition("/")[0]] for name in listing.files]
+    return FileImages(
+        description,
+        str(folder),
+        listing.files,
+        "single",
+        listing.folders,
+        labels.__getitem__,
+        listing.n_other_files,
+    )
+
+
+def split_folder(path: str | os.PathLike[str], split: str | None) -> Path:
+    """The absolute path of the folder of a split, or of the whole; `InputError` unless it is a folder."""
+    root = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as the user wrote them
+    if not root.is_dir():
+        raise InputError(str(path), "a file" if root.exists() else "no such folder", "a folder of images")
+    if split is None:
+        return root
+    there = sorted(entry.name for entry in _read(root)[1] if not _hidden(entry.name) and _is_folder(entry))
+    if split not in there:
+        raise InputError("split", repr(split), f"one of the folders in {path}: {some_names(there) or '(none)'}")
+    return root / split
+
+
+def list_images(folder: Path) -> Listing:
+    """Everything below a folder, sorted by relative path, the same on every machine.
+
+    Links are followed, but never into a folder that contains them. Hidden files and folders are left out. What has an
+    image's name but cannot be opened (a broken link, a pipe) is listed: decoding says why.
+
+    Raises:
+        InputError: a folder cannot be read, or there is no image.
+    """
+    files: list[str] = []
+    folders: list[str] = []
+    n_other_files = 0
+    waiting: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(folder, "", frozenset())]
+    while waiting:
+        place, prefix, above = waiting.pop()
+        key, entries = _read(place)
+        if key in above:
+            continue
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if _is_folder(entry):
+                waiting.append((place / entry.name, f"{prefix}{entry.name}/", above | {key}))
+                folders += [] if prefix else [entry.name]
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 - a million of them
+                files.append(prefix + entry.name)
+            else:
+                n_other_files += 1
+    if not files:
+        came = f"no image ({n_other_files} other files)" if n_other_files else "no image"
+        raise InputError(str(folder), came, f"image files ({', '.join(sorted(EXTENSIONS))})")
+    return Listing(sorted(files), sorted(folders), n_other_files)
+
+
+def _read(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """What tells a folder from every other, and its entries."""
+    try:
+        state = folder.stat()
+        with os.scandir(folder) as entries:
+            return (state.st_dev, state.st_ino), list(entries)
+    except OSError as error:
+        raise InputError(str(folder), f"a folder that cannot be read ({error.strerror})", "a readable one") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == _ARCHIVE_LEFTOVER
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first names of a list, as an error shows them on one line."""
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_MAX_LISTED])
+    return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

@@ -1,0 +1,103 @@
+"""Images from anywhere: folders, Hugging Face datasets, OpenImages. One order, one id each, decoded on request."""
+
+from __future__ import annotations
+
+import os
+
+from monoloss.data.image_decode import UnreadableImage, decode_image
+from monoloss.data.image_folder import open_image_folder
+from monoloss.data.image_source import ImageSource, SourceImage
+from monoloss.data.openimages import open_openimages
+from monoloss.errors import InputError, missing_extra
+
+__all__ = ["ImageSource", "SourceImage", "UnreadableImage", "decode_image", "open_images"]
+
+_KINDS = ("imagefolder", "dataset", "hf-hub", "openimages")
+_ONLY_FOR = {
+    "image_column": ("dataset", "hf-hub"),
+    "id_column": ("dataset", "hf-hub"),
+    "streaming": ("dataset", "hf-hub"),
+    "subset": ("hf-hub",),
+    "labels_path": ("openimages",),
+    "classes_path": ("openimages",),
+}
+
+
+def open_images(  # noqa: PLR0913 - each is an option
+    spec: str,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    streaming: bool = False,
+    subset: str | None = None,
+    labels_path: str | None = None,
+    classes_path: str | None = None,
+) -> ImageSource:
+    """Open a source of images: labels and names are read and checked now, images when they are asked for.
+
+    - ``imagefolder:PATH``: image files in class folders, in any depth. The path relative to the class folders' parent
+      is the id; the order is that of the sorted paths. Images without class folders have no labels.
+    - ``dataset:PATH``: a Hugging Face dataset on this machine: a folder of `save_to_disk`, a .parquet or .arrow file,
+      or a folder of such files. The row numbers are the ids.
+    - ``hf-hub:USER/NAME``: one on the Hugging Face Hub; it is downloaded whole, unless `streaming` is on.
+    - ``openimages:PATH``: image files in any depth and the official CSV files; several labels an image.
+
+    Args:
+        spec: one of these.
+        split: of a folder PATH/split/class; of a dataset, where there are several; or of OpenImages.
+        image_column: of a dataset; by default its only column of images.
+        label_column: of a dataset; by default its only ClassLabel, else `labels`, `label`, `targets` or `target`: a
+            ClassLabel, lists of ClassLabel, integers, or strings (their sorted values are the classes). An empty name
+            leaves labels out, also those of a folder.
+        id_column: of a dataset: strings or integers, each its own.
+        streaming: read a dataset from front to back without a copy on the disk (one of `save_to_disk` needs none).
+        subset: configuration of a dataset on the Hub, where there are several.
+        labels_path: CSV of OpenImages' labels: image-level labels or boxes; by default the official one in PATH.
+        classes_path: CSV of OpenImages' class names; by default the official one in PATH.
+
+    Raises:
+        InputError: the source, the split, a column or a file is not there, cannot be read or holds no image; a label
+            is missing; or an option belongs to another kind of source.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (Path(folder) / "cat").mkdir()
+        ...     Image.new("L", (2, 2)).save(Path(folder) / "cat" / "tom.png")
+        ...     source = open_images(f"imagefolder:{folder}")
+        ...     [(image.id, image.label) for image in source.images()], source.class_names
+        ([('cat/tom.png', 0)], ['cat'])
+    """
+    kind, colon, place = spec.partition(":")
+    if kind not in _KINDS or not colon or not place:
+        raise InputError("images", repr(spec), "imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME or openimages:PATH")
+    options = {"image_column": image_column, "id_column": id_column, "streaming": streaming or None, "subset": subset}
+    options |= {"labels_path": labels_path, "classes_path": classes_path}
+    for name, value in options.items():
+        if value is not None and kind not in _ONLY_FOR[name]:
+            raise InputError(name, repr(value), f"none: it is an option of {' and '.join(_ONLY_FOR[name])}")
+    if label_column is not None and (kind == "openimages" or (kind == "imagefolder" and label_column)):
+        raise InputError("label_column", repr(label_column), f"none, or a dataset: {kind} has no columns")
+    path = os.path.expanduser(place)  # noqa: PTH111 - a shell does not do it behind a colon
+    if kind == "imagefolder":
+        return open_image_folder(spec, path, split, labelled=label_column is None)
+    if kind == "openimages":
+        return open_openimages(spec, path, split=split, labels_path=labels_path, classes_path=classes_path)
+    try:
+        from monoloss.data.image_datasets import open_image_dataset
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    return open_image_dataset(
+        spec,
+        spec if kind == "hf-hub" else path,
+        split=split,
+        subset=subset,
+        image_column=image_column,
+        label_column=label_column,
+        id_column=id_column,
+        streaming=streaming,
+    )
