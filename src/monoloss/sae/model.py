@@ -24,7 +24,7 @@ from monoloss.sparse import Activations, SparseActivations
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ
-_SPARSE_UP_TO = 1 / 16  # share of stored entries; on a CPU steps take as long as dense ones from 1/6 to 1/5 on
+_SPARSE_UP_TO = 1 / 16  # share of stored entries; on a CPU core a step takes as long as a dense one at about 1 / 5
 MIN_CALIBRATION_ROWS = 4096
 
 
