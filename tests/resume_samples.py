@@ -33,12 +33,16 @@ ALL_FOUR = {
         **MEMORY,
     ),
     "jump_relu": SaeTraining(
-        some_config("jump_relu", 40, dead_after_samples=150, target_l0=4.0),
+        some_config("jump_relu", 40, dead_after_samples=150, target_l0=2.0, initial_threshold=1.9),
         mono_embeddings="scaled",
         redraw_dead_every_steps=5,
         **MEMORY,
     ),
-    "vanilla": SaeTraining(some_config("vanilla", 40, dead_after_samples=150), lr_schedule="cosine", **MEMORY),
+    "vanilla": SaeTraining(
+        some_config("vanilla", 40, l1_weight=0.1, dead_after_samples=150),
+        lr_schedule="cosine",
+        **(MEMORY | {"lr": 8e-3}),
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from monoloss.losses import MonoLoss
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
+from monoloss.sparse import SparseActivations
 from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes
@@ -38,7 +39,7 @@ SETTINGS = {
         seed=2,
     ),
     "jump_relu": SaeTraining(
-        some_config("jump_relu", 48, l0_weight=0.01, target_l0=4.0, initial_threshold=1.2, dead_after_samples=100),
+        some_config("jump_relu", 48, l0_weight=0.01, target_l0=2.0, initial_threshold=1.7, dead_after_samples=100),
         mono_weight=1e-2,
         mono_memory=0.9,
         lr=1e-3,
@@ -47,7 +48,7 @@ SETTINGS = {
         redraw_dead_every_steps=7,
     ),
     "vanilla": SaeTraining(
-        some_config("vanilla", 40, l1_weight=1e-2, dead_after_samples=150), mono_weight=1e-2, lr=1e-3, clip_norm=0.005
+        some_config("vanilla", 40, l1_weight=0.1, dead_after_samples=150), mono_weight=1e-2, lr=8e-3, clip_norm=0.005
     ),
 }
 
@@ -73,6 +74,7 @@ class Step(NamedTuple):
 
     batch: Tensor
     codes: Tensor
+    are_stored: bool
     target: Tensor
     reconstruction: Tensor
     loss: float
@@ -141,6 +143,7 @@ def by_hand(store: FeatureStore, settings: SaeTraining) -> tuple[SparseAutoencod
                 Step(
                     batch,
                     dense(output.codes).detach(),
+                    isinstance(output.codes, SparseActivations),
                     output.target,
                     output.reconstruction.detach(),
                     float(loss.detach()),

@@ -148,6 +148,19 @@ def loss_sparse_in_every_row(rows: Rows) -> Result:
     return gradient_of(rows, uneven_codes(rows, 1.0), MonoLoss())
 
 
+def loss_dense_in_one_and_sparse_in_the_other(rows: Rows) -> Result:
+    """As where the codes of one process are sparse enough to be stored, in this batch, and those of the other not."""
+    activations = some_activations(N_ROWS).clamp(min=0)
+    result = {}
+    for name, criterion in {"batch": MonoLoss(), "memory": MonoLoss(memory=0.8)}.items():
+        for shift in (0.0, 0.5):  # latents that are active in every row have a minimum above 0
+            mine = torch.where(activations > 0, activations + shift, 0.0)[rows]
+            found = gradient_of(rows, ragged(mine) if rows.start else mine, criterion)
+            found["rows: activations"] = found["rows: activations"] * (mine > 0)
+            result |= {f"{key} {name} {shift}": value for key, value in found.items()}
+    return result
+
+
 def loss_sparse_below_zero(rows: Rows) -> Result:
     return gradient_of(rows, uneven_codes(rows, -1.0), MonoLoss())
 
@@ -243,6 +256,7 @@ SCENARIOS: dict[str, Callable[[Rows], Result]] = {
         loss_with_ties,
         loss_sparse,
         loss_sparse_in_every_row,
+        loss_dense_in_one_and_sparse_in_the_other,
         loss_sparse_below_zero,
         loss_with_memory,
         loss_in_eval,

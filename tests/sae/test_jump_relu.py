@@ -26,6 +26,7 @@ from monoloss.sae.activations import JumpRelu, jump_relu, jump_relu_l0
 from monoloss.sae.config import InputScaling, JumpReluConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
+from monoloss.sparse import SparseActivations
 from sae_samples import D, M, generator_of, reference_pass, some_config, some_rows, some_sae
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
@@ -253,7 +254,8 @@ def test_dead_after_so_many_rows():
 def test_gradients_are_finite_where_nothing_is_active(target):
     sae, rows = SparseAutoencoder(D, some_config("jump_relu", initial_threshold=50.0, target_l0=target)), some_rows(30)
     output = sae(rows.float())
-    assert not output.codes.any()
+    assert isinstance(output.codes, SparseActivations)
+    assert len(output.codes.values) == 0
     (objective(sae, output).total + mono_loss(rows.float(), output.codes)).backward()
     for name, parameter in sae.named_parameters():
         assert parameter.grad is not None

@@ -14,9 +14,12 @@ from torch import Tensor
 
 import jump_relu_checks
 import sae_checks
+import sparse_path_checks
 from monoloss.data.store import FeatureStore
+from monoloss.functional import loss, moments, sparsity
+from monoloss.losses import MonoLoss
 from monoloss.products import codes_matmul
-from monoloss.sae import activations, objectives
+from monoloss.sae import activations, objectives, selection
 from monoloss.sae.activations import BatchTopK, JumpRelu, batch_topk_codes, jump_relu, jump_relu_l0, topk_codes
 from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
@@ -67,21 +70,21 @@ def shuffle_within_batches(self: FeatureStore, batch_size: int) -> Any:
 
 
 RIGHT_JUMP, RIGHT_STEP, RIGHT_NEAR = activations._JumpRelu.backward, activations._Step.backward, activations._near
-Gradients = tuple[Tensor | None, Tensor, None]
+Gradients = tuple[Tensor | None, Tensor, None, None]
 
 
 def jump_without_theta(ctx: Any, grad: Tensor) -> Gradients:
-    of_pre, of_theta, _ = RIGHT_JUMP(ctx, grad)
-    return of_pre, of_theta / ctx.saved_tensors[1], None
+    of_pre, of_theta, *_ = RIGHT_JUMP(ctx, grad)
+    return of_pre, of_theta / ctx.saved_tensors[1], None, None
 
 
 def jump_of_the_logarithm(ctx: Any, grad: Tensor) -> Gradients:
-    of_pre, of_theta, _ = RIGHT_JUMP(ctx, grad)
-    return of_pre, of_theta * ctx.saved_tensors[1], None
+    of_pre, of_theta, *_ = RIGHT_JUMP(ctx, grad)
+    return of_pre, of_theta * ctx.saved_tensors[1], None, None
 
 
 def step_of_the_logarithm(ctx: Any, grad: Tensor) -> Gradients:
-    return None, RIGHT_STEP(ctx, grad)[1] * ctx.saved_tensors[1], None
+    return None, RIGHT_STEP(ctx, grad)[1] * ctx.saved_tensors[1], None, None
 
 
 def l0_after_the_jump(self: JumpRelu, pre_activations: Tensor) -> Tensor:
@@ -100,12 +103,56 @@ def active_entries_only(self: JumpRelu, pre_activations: Tensor) -> SparseActiva
     return SparseActivations.from_dense(jump_relu(pre_activations, self.threshold, self.bandwidth))
 
 
+RIGHT_STORED, RIGHT_L0 = JumpRelu.stored, objectives._l0_loss
+
+
+def without_near_entries(self: JumpRelu, pre_activations: Tensor, most: int, *, near: bool) -> Any:
+    return RIGHT_STORED(self, pre_activations, most, near=False)
+
+
+def l0_of_stored_codes(sae: SparseAutoencoder, output: SaeOutput, target: float | None) -> Tensor:
+    if isinstance(output.codes, SparseActivations):
+        return sae.activation.l0(output.codes)
+    return RIGHT_L0(sae, output, target)
+
+
+def stored_entries_as_codes(self: JumpRelu, pre_activations: Any) -> Any:
+    if isinstance(pre_activations, SparseActivations):
+        return pre_activations
+    return jump_relu(pre_activations, self.threshold, self.bandwidth)
+
+
+def however_many(values: Tensor, bound: Tensor, _: int) -> Tensor:
+    return selection.entries_above(values, bound, values.numel())
+
+
+def stored_entries_count(activations: SparseActivations) -> Tensor:
+    return torch.bincount(activations.flat_indices, minlength=activations.n_latents)
+
+
+def stored_entries_were_active(self: SparseAutoencoder, codes: SparseActivations) -> None:
+    self.samples_since_active.add_(len(codes)).masked_fill_(stored_entries_count(codes) > 0, 0)
+
+
+def minimum_above_zero(activations: Any) -> Tensor:
+    if not isinstance(activations, SparseActivations):
+        return RIGHT_MINIMUM(activations)
+    return RIGHT_MINIMUM(activations.with_values(activations.values.where(activations.values > 0, torch.inf)))
+
+
+RIGHT_MINIMUM, RIGHT_SAMPLED = moments.minimum, loss.sampled_matmul
+
+
+def active_entries_get_a_gradient(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
+    return RIGHT_SAMPLED(codes, left, right) * (codes.flat_values > 0)
+
+
 class Fault(NamedTuple):
     """What is replaced by what, and the check that must notice; a check with a folder takes it as its argument."""
 
     owner: Any
     name: str
-    wrong: Callable[..., Any]
+    wrong: Any
     check: Callable[..., None]
     takes_folder: bool = True
 
@@ -113,6 +160,8 @@ class Fault(NamedTuple):
 SMOOTHED = jump_relu_checks.check_theta_follows_the_smoothed_jump
 ITSELF = jump_relu_checks.check_theta_follows_the_jump_itself
 OF_MONO_LOSS = jump_relu_checks.check_mono_loss_through_the_jump
+JUMP_STEP = partial(sparse_path_checks.check_a_step_has_the_gradients_of_a_dense_step, "jump_relu", mono=MonoLoss())
+STORED_ZEROS = sparse_path_checks.check_stored_zeros_are_not_active
 
 FAULTS = {
     "decoder normalised before the step": Fault(
@@ -153,6 +202,22 @@ OF_JUMP_RELU: list[tuple[Any, str, Callable[..., Any], list[Callable[[], None]]]
     (activations, "_near", above_the_threshold_only, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
     (JumpRelu, "forward", active_entries_only, [OF_MONO_LOSS]),
 ]
+OF_STORED_ENTRIES: list[tuple[Any, str, Any, Callable[[], None]]] = [
+    (JumpRelu, "stored", without_near_entries, JUMP_STEP),
+    (activations, "_NEAR", 0.25, JUMP_STEP),
+    (objectives, "_l0_loss", l0_of_stored_codes, JUMP_STEP),
+    (JumpRelu, "forward", stored_entries_as_codes, JUMP_STEP),
+    (activations, "entries_above", however_many, partial(sparse_path_checks.check_the_switch, "jump_relu")),
+    (activations, "entries_above", however_many, partial(sparse_path_checks.check_the_switch, "vanilla")),
+    (sparsity, "activation_counts", stored_entries_count, STORED_ZEROS),
+    (SparseAutoencoder, "count_activity_", stored_entries_were_active, STORED_ZEROS),
+    (moments, "minimum", minimum_above_zero, STORED_ZEROS),
+    (loss, "sampled_matmul", active_entries_get_a_gradient, STORED_ZEROS),
+]
+FAULTS |= {
+    f"stored: {getattr(wrong, '__name__', name)}-{number}": Fault(owner, name, wrong, check, takes_folder=False)
+    for number, (owner, name, wrong, check) in enumerate(OF_STORED_ENTRIES)
+}
 FAULTS |= {
     f"{wrong.__name__}-{check.__name__}": Fault(owner, name, wrong, check, takes_folder=False)
     for owner, name, wrong, checks in OF_JUMP_RELU

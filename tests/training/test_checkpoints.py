@@ -100,7 +100,7 @@ def test_the_config_is_there_before_the_first_step_and_says_everything(store, tm
     assert (written.store, written.store_fingerprint) == (str(store.folder.resolve()), store.fingerprint)
     assert (written.validation, written.validation_fingerprint) == (written.store, written.store_fingerprint)
     assert set(seen) == {(tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")}
-    assert yaml.safe_load(seen[0])["saes"]["jump_relu"]["sae"]["target_l0"] == 4.0
+    assert yaml.safe_load(seen[0])["saes"]["jump_relu"]["sae"]["target_l0"] == 2.0
 
 
 @pytest.mark.door

@@ -55,7 +55,8 @@ def judge(
         return Judged(model.rows(start, start + len(inputs)), None, inputs)
     if isinstance(model, SparseAutoencoder):
         if not rebuild:
-            return Judged(model.activation(model.pre_activations(model.scale(inputs).scaled)), None, inputs)
+            activations, _ = model.activate(model.scale(inputs).scaled)
+            return Judged(activations, None, inputs)
         output = model(inputs)
         return Judged(output.codes, output.reconstruction, output.target)
     activations = model.encode(inputs)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype
-from monoloss.sae.selection import above_threshold, largest_of_batch, largest_of_rows
-from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
+from monoloss.sae.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
+from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
+
+_NEAR = 0.501  # of a bandwidth below its threshold an entry is stored: half of one, and what rounding may take off
 
 
 def topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseActivations:
@@ -51,26 +53,35 @@ def batch_topk_threshold(parts: Iterable[Float[Tensor, "_ m"]], n_active: int) -
     return (largest[-2] + largest[-1]) / 2
 
 
-def jump_relu(
-    pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, " m"], bandwidth: float
-) -> Float[Tensor, "n m"]:
-    """``pre * (pre > theta)`` with ``pre = relu(pre_activations)``, dense.
+def positive_entries(pre_activations: Float[Tensor, "n m"], most: int) -> SparseActivations | None:
+    """The pre-activations above 0, stored; None where there are more than ``most``."""
+    positions = entries_above(pre_activations, pre_activations.new_zeros(()), most)
+    return None if positions is None else _codes_at(pre_activations, positions, pre_activations.shape[1])
+
+
+def jump_relu(pre_activations: Activations, threshold: Float[Tensor, " m"], bandwidth: float) -> Activations:
+    """``pre * (pre > theta)`` with ``pre = relu(pre_activations)``, in the layout of ``pre_activations``.
+
+    Of stored pre-activations those that are not stored must be neither above their threshold nor near it.
 
     Straight through the jump, with the rectangle kernel ``K`` (1 within half a unit of 0): ``d/dtheta = - theta /
     bandwidth * K((pre - theta) / bandwidth)``, also where the value is 0. Source: arXiv 2407.14435, section 3.
     """
-    codes: Tensor = _JumpRelu.apply(pre_activations.relu(), threshold, bandwidth)
+    values, latents = _values_and_latents(pre_activations)
+    codes: Tensor = _JumpRelu.apply(values.relu(), threshold, bandwidth, latents)
+    if isinstance(pre_activations, SparseActivations):
+        return pre_activations.with_values(codes.reshape(pre_activations.values.shape))
     return codes
 
 
-def jump_relu_l0(
-    pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, " m"], bandwidth: float
-) -> Float[Tensor, ""]:
+def jump_relu_l0(pre_activations: Activations, threshold: Float[Tensor, " m"], bandwidth: float) -> Float[Tensor, ""]:
     """Mean over rows of the number of latents with ``relu(pre_activations) > theta``; moves ``theta`` alone.
 
+    Stored pre-activations as in `jump_relu`.
     ``d/dtheta = - 1 / bandwidth * K((pre - theta) / bandwidth)`` at each entry. Source: arXiv 2407.14435, section 3.
     """
-    active: Tensor = _Step.apply(pre_activations.detach().relu(), threshold, bandwidth)
+    values, latents = _values_and_latents(pre_activations.detach())
+    active: Tensor = _Step.apply(values.relu(), threshold, bandwidth, latents)
     return active / pre_activations.shape[0]
 
 
@@ -139,11 +150,27 @@ class JumpRelu(_InFloat32):
         self.bandwidth, self.initial_threshold = bandwidth, initial_threshold
         self.threshold = nn.Parameter(torch.full((m,), float(initial_threshold)))
 
-    def forward(self, pre_activations: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """Dense codes, with a gradient to the threshold."""
+    def forward(self, pre_activations: Activations) -> Activations:
+        """Codes in the layout of the pre-activations, with a gradient to the threshold."""
         return jump_relu(pre_activations, self.threshold, self.bandwidth)
 
-    def l0(self, pre_activations: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    @torch.no_grad()
+    def stored(self, pre_activations: Float[Tensor, "n m"], most: int, *, near: bool) -> SparseActivations | None:
+        """The pre-activations above their thresholds, stored; None where there are more than ``most``.
+
+        With ``near`` also those from which the thresholds have a gradient: their codes are 0. None where a threshold is
+        below 0 or NaN, too: an entry of 0 is above it.
+        """
+        bound = self.threshold.detach()
+        if not bool((bound >= 0).all()):
+            return None
+        if near:
+            lowest = bound - _NEAR * self.bandwidth
+            bound = lowest.nextafter(torch.full_like(lowest, -torch.inf)).clamp(min=0.0)
+        positions = entries_above(pre_activations, bound, most)
+        return None if positions is None else _codes_at(pre_activations, positions, pre_activations.shape[1])
+
+    def l0(self, pre_activations: Activations) -> Float[Tensor, ""]:
         """Mean number of active latents a row, with a gradient to the threshold alone."""
         return jump_relu_l0(pre_activations, self.threshold, self.bandwidth)
 
@@ -153,38 +180,42 @@ class JumpRelu(_InFloat32):
 
 
 class _JumpRelu(torch.autograd.Function):
+    """Of dense entries, or of some with the latent of each."""
+
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        active = pre > threshold
-        ctx.save_for_backward(pre, threshold, active)
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, latents: Tensor | None) -> Tensor:
+        active = pre > _at(threshold, latents)
+        ctx.save_for_backward(pre, threshold, active, latents)
         ctx.bandwidth = bandwidth
         return pre * active
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        pre, threshold, active = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        pre, threshold, active, latents = ctx.saved_tensors
         of_pre = grad * active if ctx.needs_input_grad[0] else None
         of_threshold = None
         if ctx.needs_input_grad[1]:
-            near = _near(pre, threshold, ctx.bandwidth)
-            of_threshold = -threshold / ctx.bandwidth * (grad * near).sum(0)
-        return of_pre, of_threshold, None
+            near = _near(pre, _at(threshold, latents), ctx.bandwidth)
+            of_threshold = -threshold / ctx.bandwidth * _sum_of_latents(grad * near, threshold, latents)
+        return of_pre, of_threshold, None, None
 
 
 class _Step(torch.autograd.Function):
+    """How many entries are above their thresholds: of dense ones, or of some with the latent of each."""
+
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, latents: Tensor | None) -> Tensor:
+        ctx.save_for_backward(pre, threshold, latents)
         ctx.bandwidth = bandwidth
-        return (pre > threshold).sum().to(pre.dtype)
+        return (pre > _at(threshold, latents)).sum().to(pre.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        pre, threshold = ctx.saved_tensors
-        near = _near(pre, threshold, ctx.bandwidth)
-        return None, -grad / ctx.bandwidth * near.sum(0).to(threshold), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+        pre, threshold, latents = ctx.saved_tensors
+        near = _near(pre, _at(threshold, latents), ctx.bandwidth)
+        return None, -grad / ctx.bandwidth * _sum_of_latents(near, threshold, latents), None, None
 
 
 def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
@@ -194,6 +225,23 @@ def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
     near 0 upwards.
     """
     return ((pre - threshold).abs() < bandwidth / 2) & (pre > 0)
+
+
+def _values_and_latents(pre_activations: Activations) -> tuple[Tensor, Tensor | None]:
+    """Stored values with the latent of each; the whole of what is dense, without."""
+    if isinstance(pre_activations, SparseActivations):
+        return pre_activations.flat_values, pre_activations.flat_indices
+    return pre_activations, None
+
+
+def _at(threshold: Tensor, latents: Tensor | None) -> Tensor:
+    return threshold if latents is None else threshold.index_select(0, latents)
+
+
+def _sum_of_latents(values: Tensor, threshold: Tensor, latents: Tensor | None) -> Tensor:
+    if latents is None:
+        return values.sum(0).to(threshold)
+    return torch.zeros_like(threshold).index_add_(0, latents, values.to(threshold))
 
 
 def _codes_at(pre_activations: Tensor, positions: Tensor, m: int) -> SparseActivations:

@@ -14,7 +14,7 @@ from monoloss.products import codes_matmul
 from monoloss.sae.activations import JumpRelu, topk_codes
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
-from monoloss.sparse import SparseActivations
+from monoloss.sparse import Activations, SparseActivations
 
 _DENSE_FROM = (
     1 / 8
@@ -66,7 +66,10 @@ def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor, size:
 def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) -> Tensor:
     """L0 of JumpReLU on the pre-activations, or how far it is from its target."""
     assert isinstance(sae.activation, JumpRelu)  # noqa: S101 - what the configuration says, for the type checker
-    count = sae.activation.l0(output.pre_activations)
+    pre_activations: Activations = output.pre_activations
+    if isinstance(output.codes, SparseActivations):
+        pre_activations = output.codes.with_values(output.pre_activations[output.codes.rows, output.codes.indices])
+    count = sae.activation.l0(pre_activations)
     return count if target is None else (count / target - 1.0).square()
 
 

@@ -18,6 +18,7 @@ from monoloss.sparse import offsets_of_sorted_rows
 _GROUP = 32  # neighbours in a group
 _FEWEST_GROUPS = 2  # for each entry that is looked for: with fewer, little is spared
 _MOST_CANDIDATES = 4  # of a row, one in so many of its entries: with more (ties), little is spared
+_BLOCK_ELEMENTS = 2**18  # compared in one go: they and what comes of them stay in the cache
 
 
 def largest_of_rows(values: Float[Tensor, "n m"], k: int) -> Int[Tensor, "n k"]:
@@ -71,6 +72,25 @@ def above_threshold(values: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) 
     if torch.isnan(maxima.sum()):  # or infinities of both signs: then this is slower and no worse
         maxima = grouped.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(1)
     return _entries(grouped, maxima, threshold, torch.gt)[0]
+
+
+def entries_above(
+    values: Float[Tensor, "n m"], bound: Float[Tensor, "*m"], most: int
+) -> Int[Tensor, " entries"] | None:
+    """Flat positions, rising, of the entries above ``bound``, one number or one a column; None if more than ``most``.
+
+    NaN counts as above, so that a loss shows it. One pass, which ends where there are too many.
+    """
+    n, m = values.shape
+    step = max(1, _BLOCK_ELEMENTS // m) if values.device.type == "cpu" else max(1, n)
+    found, n_found = [torch.zeros(0, dtype=torch.int64, device=values.device)], 0
+    for start in range(0, n, step):
+        above = torch.le(values[start : start + step], bound).logical_not_()
+        found.append(above.reshape(-1).nonzero().squeeze(1).add_(start * m))
+        n_found += len(found[-1])
+        if n_found > most:
+            return None
+    return torch.cat(found)
 
 
 def _nth_largest(values: Tensor, n: int) -> Tensor:

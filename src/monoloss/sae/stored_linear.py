@@ -16,14 +16,14 @@ from monoloss.sparse import SparseActivations
 def stored_linear(
     codes: SparseActivations,
     inputs: Float[Tensor, "n d"],
-    shift: Float[Tensor, " d"],
+    shift: Float[Tensor, " d"] | None,
     weight: Float[Tensor, "m d"],
     bias: Float[Tensor, " m"] | None,
 ) -> SparseActivations:
     """``codes`` with a graph: they are ``relu((inputs - shift) @ weight^T + bias)`` at their entries, computed before.
 
-    No tensor of the size ``(n, m)``, neither here nor in the backward pass, which costs O(entries d). Entries with the
-    value 0 pass no gradient.
+    A ``shift`` or ``bias`` of None counts as 0. No tensor of the size ``(n, m)``, neither here nor in the backward
+    pass, which costs O(entries d). Entries with the value 0 pass no gradient.
     """
     values: Tensor = _StoredLinear.apply(inputs, shift, weight, bias, codes)
     return codes.with_values(values)
@@ -32,7 +32,7 @@ def stored_linear(
 class _StoredLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None, codes: SparseActivations
+        ctx: Any, inputs: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor | None, codes: SparseActivations
     ) -> Tensor:
         ctx.save_for_backward(inputs, shift, weight)
         ctx.codes = codes.detach()
@@ -51,9 +51,9 @@ class _StoredLinear(torch.autograd.Function):
             if ctx.needs_input_grad[0]:
                 of_inputs = codes_matmul(codes, weight).to(inputs.dtype)
             if ctx.needs_input_grad[2]:
-                of_weight = codes_t_matmul(codes, inputs - shift).to(weight.dtype)
+                of_weight = codes_t_matmul(codes, inputs if shift is None else inputs - shift).to(weight.dtype)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
                 of_latents = weight.new_zeros(codes.n_latents).index_add_(0, codes.flat_indices, codes.flat_values)
-                of_shift = -(of_latents @ weight).to(shift.dtype)
+                of_shift = None if shift is None else -(of_latents @ weight).to(shift.dtype)
                 of_bias = None if ctx.bias_dtype is None else of_latents.to(ctx.bias_dtype)
         return of_inputs, of_shift, of_weight, of_bias, None
