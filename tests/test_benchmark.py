@@ -21,7 +21,7 @@ from monoloss import (
     mono_loss,
     mono_score,
 )
-from monoloss.benchmark import machine, measure
+from monoloss.benchmark import machine, measure, pairwise
 from monoloss.benchmark.dense import (
     ADAM_EPS,
     DenseSae,
@@ -93,6 +93,23 @@ def test_pairs_in_blocks_of_latents_are_the_same():
     for n in (1, 5, N_LATENTS):
         parts = pairwise_score(embeddings, activations, n)
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-14, equal_nan=True)
+
+
+def test_threads_are_put_back(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = pairwise_score(some_embeddings(), some_activations(), 3)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(pairwise, "score", lambda *_: pytest.fail("not now"))
+        with pytest.raises(pytest.fail.Exception):
+            pairwise_score(some_embeddings(), some_activations(), 3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.undo()
+    again = pairwise_score(some_embeddings(), some_activations(), 3)
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-14, equal_nan=True)
 
 
 def product_loss(embeddings, activations):

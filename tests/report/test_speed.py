@@ -112,3 +112,16 @@ def test_durations_have_a_unit_that_fits(seconds: float, text: str) -> None:
 def test_lines_that_cannot_be_drawn(given: list[SpeedLine]) -> None:
     with pytest.raises(InputError, match="lines"):
         speed_figure(given, "t", "n")
+
+
+def test_texts_stay_inside_the_picture() -> None:
+    for factors in ((1e-3,), (1e-12, 1e3)):
+        figure = speed_figure(lines(*factors), "A long title " * 12, "A long note " * 40)
+        axes = figure.axes[0]
+        written = [*figure.texts, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
+        for text in written:
+            box = text.get_window_extent()
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= figure.bbox.x1, text
+            assert box.y1 <= figure.bbox.y1, text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -42,8 +44,8 @@ def pairwise_score(
 ) -> Float[Tensor, " m"]:
     """The mean cosine over all pairs ``i < l``, weighted by ``a_i a_l``: each weight of each latent is formed.
 
-    O(n^2 (d + m)) time; memory ``n^2`` and ``n latents_per_block``. Each pair is taken once, a row with all its
-    partners at a time. The gradient with respect to the activations goes over the pairs again.
+    O(n^2 (d + m)) time; memory ``n^2``, and ``n latents_per_block`` for each thread. Each pair is taken once, a row with
+    all its partners at a time. The gradient with respect to the activations goes over the pairs again.
 
     Args:
         embeddings: ``(n, d)``, rows of any length but 0; no gradient.
@@ -60,8 +62,8 @@ def pairwise_score(
     """
     h = normalize(embeddings.detach())
     cosines = h @ h.t()
-    parts = scaled(activations).split(latents_per_block, dim=1)
-    return torch.cat([_Pairs.apply(cosines, part.contiguous()) for part in parts])
+    scores: Tensor = _Pairs.apply(cosines, scaled(activations), latents_per_block)
+    return scores
 
 
 def pairwise_score_as_product(
@@ -85,28 +87,58 @@ def pairwise_loss(embeddings: Float[Tensor, "n d"], activations: Float[Tensor, "
 
 
 class _Pairs(torch.autograd.Function):
-    """Weighted mean over all pairs of rows of some latents, with its derivative, both pair by pair."""
+    """Weighted mean over all pairs of rows, with its derivative, both pair by pair, some latents at a time."""
 
     @staticmethod
-    def forward(ctx: Any, cosines: Tensor, a: Tensor) -> Tensor:
-        similarity, weight = a.new_zeros(a.shape[1]), a.new_zeros(a.shape[1])
-        for i in range(len(a) - 1):
-            weights = a[i] * a[i + 1 :]
-            similarity += cosines[i, i + 1 :] @ weights
-            weight += weights.sum(0)
-        scores = score(similarity, weight)
+    def forward(ctx: Any, cosines: Tensor, a: Tensor, latents_per_block: int) -> Tensor:
+        scores, weight = a.new_zeros(a.shape[1]), a.new_zeros(a.shape[1])
+
+        def add_up(latents: slice) -> None:
+            part = a[:, latents].contiguous()
+            similarity, total = part.new_zeros(part.shape[1]), part.new_zeros(part.shape[1])
+            for i in range(len(part) - 1):
+                weights = part[i] * part[i + 1 :]
+                similarity += cosines[i, i + 1 :] @ weights
+                total += weights.sum(0)
+            scores[latents], weight[latents] = score(similarity, total), total
+
+        _each_on_a_core(add_up, a.shape[1], latents_per_block)
         ctx.save_for_backward(cosines, a, scores, weight)
+        ctx.latents_per_block = latents_per_block
         return scores
 
     @staticmethod
-    def backward(ctx: Any, grad_scores: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, grad_scores: Tensor) -> tuple[None, Tensor, None]:
         cosines, a, scores, weight = ctx.saved_tensors
         defined = weight > 0
         mean = torch.where(defined, scores, 0.0)
         factor = torch.where(defined, grad_scores / torch.where(defined, weight, 1.0), 0.0)
-        grad = torch.zeros_like(a)
-        for i in range(len(a) - 1):
-            of_weights = (cosines[i, i + 1 :, None] - mean) * factor
-            grad[i + 1 :] += of_weights * a[i]
-            grad[i] += (of_weights * a[i + 1 :]).sum(0)
-        return None, grad
+        grad = torch.empty_like(a)
+
+        def add_up(latents: slice) -> None:
+            part, of_part = a[:, latents].contiguous(), torch.zeros_like(a[:, latents])
+            for i in range(len(part) - 1):
+                of_weights = (cosines[i, i + 1 :, None] - mean[latents]) * factor[latents]
+                of_part[i + 1 :] += of_weights * part[i]
+                of_part[i] += (of_weights * part[i + 1 :]).sum(0)
+            grad[:, latents] = of_part
+
+        _each_on_a_core(add_up, a.shape[1], ctx.latents_per_block)
+        return None, grad, None
+
+
+def _each_on_a_core(run: Callable[[slice], None], m: int, latents_per_block: int) -> None:
+    """Blocks of latents, as many at a time as torch has threads, each on one: its many small steps wait for nobody."""
+    blocks = [slice(first, first + latents_per_block) for first in range(0, m, latents_per_block)]
+    n_threads = torch.get_num_threads()
+
+    def alone(latents: slice) -> None:
+        torch.set_num_threads(1)  # of this worker
+        with torch.no_grad():
+            run(latents)
+
+    try:
+        with ThreadPoolExecutor(n_threads) as workers:
+            list(workers.map(alone, blocks))
+    finally:
+        torch.set_num_threads(n_threads)

@@ -24,9 +24,9 @@ from monoloss.report.drawing import (
 )
 
 _UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-_TICKS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)
+_LEFT = 0.9  # inches left of the axes
 _LABELS_WIDTH = 1.75  # inches right of the axes
-_MOST_X_TICKS = 7
+_MOST_TICKS = 7
 
 
 class SpeedLine(NamedTuple):
@@ -79,9 +79,9 @@ def speed_figure(lines: Sequence[SpeedLine], title: str, note: str) -> Figure:
             0 < t < math.inf for t in [*line.measured.values(), *line.extrapolated.values()]
         ):
             raise InputError("lines", f"'{line.name}' with {dict(line.measured)}", "measured times above 0")
-    height, left, bottom, up = 4.1, 0.72, 0.58, 3.4
+    height, left, bottom, up = 4.1, _LEFT, 0.58, 3.4
     with picture(title, note, height) as figure:
-        axes = place_axes(figure, left, bottom, WIDTH - left - _LABELS_WIDTH - MARGIN, up)
+        axes = place_axes(figure, left, bottom, WIDTH - _LEFT - _LABELS_WIDTH - MARGIN, up)
         _prepare(axes, lines)
         ends = []
         for line, color in zip(lines, COLORS, strict=False):
@@ -108,10 +108,13 @@ def _prepare(axes: Axes, lines: Sequence[SpeedLine]) -> None:
     times = [t for line in lines for t in (*line.measured.values(), *line.extrapolated.values())]
     low, high = min(times) / 1.6, max(times) * 1.6
     axes.set(xscale="log", yscale="log", xlim=(rows[0] / 1.15, rows[-1] * 1.15), ylim=(low, high))
-    shown = rows[:: -(-len(rows) // _MOST_X_TICKS)]
+    shown = rows[:: -(-len(rows) // _MOST_TICKS)]
     axes.set_xticks(shown, [f"{n:,}" for n in shown])
-    ticks = [t for t in _TICKS if low <= t <= high] or [math.sqrt(low * high)]
-    axes.set_yticks(ticks, [duration(t).replace(".0 ", " ") for t in ticks])
+    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    powers = powers[:: -(-len(powers) // _MOST_TICKS) or 1]
+    ticks = {10.0**power: f"{10.0**power:g} s" if power >= -2 else duration(10.0**power) for power in powers}
+    ticks = ticks or {math.sqrt(low * high): duration(math.sqrt(low * high))}
+    axes.set_yticks(list(ticks), list(ticks.values()))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(NullLocator())
     axes.set_xlabel("rows")
@@ -132,7 +135,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, SpeedLine, str]], up: fl
     sizes = [0.17 * (name.count("\n") + 1) + 0.16 for name, _ in texts]
     for (name, time), (_, _, color), y, size in zip(texts, ends, _apart(wanted, sizes, up), sizes, strict=True):
         place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "top", "linespacing": 1.1}
-        x = 1 + 0.12 / (WIDTH - 0.72 - _LABELS_WIDTH - MARGIN)
+        x = 1 + 0.12 / (WIDTH - _LEFT - _LABELS_WIDTH - MARGIN)
         axes.text(x, (y + size / 2) / up, name, color=color, weight="bold", size=SMALL_SIZE, gid="label", **place)
         axes.text(x, (y - size / 2 + 0.15) / up, time, color=QUIET, size=SMALL_SIZE, gid="label", **place)
 
