@@ -116,7 +116,9 @@ def test_lines_that_cannot_be_drawn(given: list[SpeedLine]) -> None:
 
 def test_texts_stay_inside_the_picture() -> None:
     for factors in ((1e-3,), (1e-12, 1e3)):
-        figure = speed_figure(lines(*factors), "A long title " * 12, "A long note " * 40)
+        figure = speed_figure(
+            lines(*factors), "A long title of it " * 4, "Time from rows to scores, batches of 2048. " * 3
+        )
         axes = figure.axes[0]
         written = [*figure.texts, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
         for text in written:

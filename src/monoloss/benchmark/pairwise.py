@@ -44,8 +44,8 @@ def pairwise_score(
 ) -> Float[Tensor, " m"]:
     """The mean cosine over all pairs ``i < l``, weighted by ``a_i a_l``: each weight of each latent is formed.
 
-    O(n^2 (d + m)) time; memory ``n^2``, and ``n latents_per_block`` for each thread. Each pair is taken once, a row with
-    all its partners at a time. The gradient with respect to the activations goes over the pairs again.
+    O(n^2 (d + m)) time; memory ``n^2``, and ``n latents_per_block`` for each thread. Each pair is taken once, a
+    row with all its partners at a time. The gradient with respect to the activations goes over the pairs again.
 
     Args:
         embeddings: ``(n, d)``, rows of any length but 0; no gradient.
