@@ -55,7 +55,7 @@ def main() -> None:
     print(f"a batch of {BATCH_SIZE} x {WIDTH} out of {options.rows} rows")
     for name, timing in timings.items():
         print(f"  {name:30} median {each[name]:6.2f} ms   minimum {1e3 * timing.minimum / n_batches:6.2f} ms")
-    targets = [Target(f"{name}, ms a batch", ms, at_most=2) for name, ms in each.items() if IN_MEMORY in name]
+    targets = [Target(f"{name}, ms a batch", ms, at_most=1.5) for name, ms in each.items() if IN_MEMORY in name]
     result = {
         "sizes": {"rows": options.rows, "width": WIDTH, "batch_size": BATCH_SIZE, "batches": n_batches},
         "timings": {

@@ -144,10 +144,10 @@ def _apart(wanted: Sequence[float], sizes: Sequence[float], up: float) -> list[f
     """Places near the wanted ones, in their order, where nothing of those sizes overlaps or leaves the picture."""
     places = list(wanted)
     for i, size in enumerate(sizes):  # up from the lowest
-        floor = 0.0 if i == 0 else places[i - 1] + sizes[i - 1] / 2 + 0.04
+        floor = 0.0 if i == 0 else places[i - 1] + sizes[i - 1] / 2 + 0.06
         places[i] = max(places[i], floor + size / 2)
     top = up + 0.1
     for i in range(len(places) - 1, -1, -1):  # and down again where the highest have left
         places[i] = min(places[i], top - sizes[i] / 2)
-        top = places[i] - sizes[i] / 2 - 0.04
+        top = places[i] - sizes[i] / 2 - 0.06
     return places
