@@ -32,6 +32,7 @@ COMMANDS = {  # module and function; its arguments become options. At their top 
     "extract": ("monoloss.commands.extract", "extract_features"),
     "import": ("monoloss.commands.import_files", "import_files"),
     "info": ("monoloss.commands.info", "info"),
+    "benchmark": ("monoloss.commands.benchmark", "benchmark"),
 }
 _POSITIONAL = ("import", "info")  # what these commands need first is given without its name
 _FLAGS = {"verify", "skipped", "classes", "print_config"}  # options without a value

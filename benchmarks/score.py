@@ -1,0 +1,153 @@
+"""The score of a TopK SAE's latents: ours, the paper's two dense passes, and pairs of rows; growth with the rows.
+
+    python benchmarks/score.py [--rounds 11]
+
+Asserts first that all agree on the same codes. Opponents take turns in one run, after a round that is not timed; every
+second round runs in the opposite order; the sums of both sides are allocated before the time begins. The rows are
+random, in memory. Two cores need about six minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from machine import write_result
+from targets import Target, print_targets
+from torch import Tensor
+
+from monoloss import SparseActivations
+from monoloss.benchmark.dense import two_pass_score, two_pass_score_of_sae
+from monoloss.benchmark.measure import Timing, progress_of, quadratic_fit, random_rows, time_in_turn
+from monoloss.benchmark.pairwise import pairwise_score, pairwise_score_as_product
+from monoloss.benchmark.run import OURS as WAY_OF_OURS
+from monoloss.benchmark.run import TOLERANCE, Sizes, Ways
+
+FLOOR, OURS, TWO_PASS = "floor: encoder product + top-k", "ours", "two dense passes"
+OURS_GIVEN, TWO_PASS_GIVEN = "ours, codes given", "two dense passes, codes given"
+PAIRWISE, PRODUCT = "pairwise, codes given", "pairwise as product, codes given"
+N_ROWS, GROWTH, PAIRS, BEYOND = 8192, (2**14, 2**17), (2**9, 2**10, 2**11), (2**13, 2**16)
+
+
+def main() -> None:
+    """Assert, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds; growth and pairs take three at most")
+    rounds = parser.parse_args().rounds
+    sizes = Sizes()
+    rows, ways = random_rows(N_ROWS, sizes.width, sizes.seed), Ways(sizes)
+    with torch.no_grad():
+        difference = ways.check(rows[:512])
+        print(f"scores agree within {difference:.1e}")
+        timings = passes(rows, ways, rounds)
+        growth = of_growth(rows, ways, min(rounds, 3))
+        pairs = of_pairs(rows, ways, min(rounds, 3))
+    median = {name: timing.median for name, timing in timings.items()}
+    per_row = [timing.median / n for n, timing in growth.items()]
+    targets = [
+        Target("8192 rows: two dense passes / ours", median[TWO_PASS] / median[OURS], at_least=5),
+        Target("8192 rows: ours / floor", median[OURS] / median[FLOOR], at_most=1.10),
+        Target("codes given: two dense passes / ours", median[TWO_PASS_GIVEN] / median[OURS_GIVEN], at_least=15),
+        Target("time per row, slower / faster of 2^14 and 2^17 rows", max(per_row) / min(per_row), at_most=1.15),
+    ]
+    result = {
+        "sizes": {"rows": N_ROWS, "width": sizes.width, "n_latents": sizes.n_latents, "k": sizes.k},
+        "largest_difference": difference,
+        "rounds": rounds,
+        "timings": {name: timing.facts() for name, timing in timings.items()},
+        "growth": {str(n): {**timing.facts(), "seconds_a_row": timing.median / n} for n, timing in growth.items()},
+        "pairs": pairs,
+        "targets": print_targets(targets),
+    }
+    write_result("score", result)
+
+
+def passes(rows: Tensor, ways: Ways, rounds: int) -> dict[str, Timing]:
+    """8192 rows: from rows to scores, and from codes to scores."""
+    batches = rows.split(ways.batch_size)
+    weight, bias = ways.sae.encoder_weight.detach(), ways.sae.encoder_bias
+    assert bias is not None
+    codes = [ways.sae.encode(batch) for batch in batches]
+    dense = [part.to_dense() for part in codes]
+
+    def floor() -> None:
+        for batch in batches:
+            torch.addmm(bias, batch, weight).topk(ways.sae.config.k, dim=1, sorted=False)
+
+    def ours_given() -> Tensor:
+        ways.metric.reset()
+        for batch, part in zip(batches, codes, strict=True):  # wrapped anew: an earlier round has sorted nothing for it
+            fresh = SparseActivations(part.values, part.indices, part.n_latents, check=False)
+            ways.metric.update(batch, fresh)
+        return ways.metric.compute()
+
+    opponents = {
+        FLOOR: floor,
+        OURS: ways.runs(rows)[WAY_OF_OURS],
+        TWO_PASS: lambda: two_pass_score_of_sae(ways.dense, batches, ways.sums),
+        OURS_GIVEN: ours_given,
+        TWO_PASS_GIVEN: lambda: two_pass_score(batches, lambda i: dense[i], ways.sums),
+    }
+    expected = ours_given()
+    for name in (OURS, TWO_PASS, TWO_PASS_GIVEN):
+        assert_close(name, opponents[name](), expected)
+    with progress_of((rounds + 1) * len(opponents), shown=True) as advance:
+        timings = time_in_turn(opponents, rounds, advance=advance)
+    print(f"\n{N_ROWS} rows")
+    for name, timing in timings.items():
+        print(f"  {name:34} median {timing.median:7.3f} s   minimum {timing.minimum:7.3f} s")
+    return timings
+
+
+def assert_close(name: str, found: Tensor, expected: Tensor) -> None:
+    """Scores of all rows agree; a few latents may have other codes, where near-equal entries were chosen otherwise."""
+    assert torch.equal(found.isnan(), expected.isnan()), name
+    far = (found.double() - expected).abs().nan_to_num() > TOLERANCE
+    assert far.double().mean() <= 1e-2, (name, int(far.sum()))
+
+
+def of_growth(rows: Tensor, ways: Ways, rounds: int) -> dict[int, Timing]:
+    """Ours for more rows than are in memory: the same 8192 again and again."""
+
+    def run(n: int) -> None:
+        ways.metric.reset()
+        for _ in range(n // N_ROWS):
+            for batch in rows.split(ways.batch_size):
+                ways.metric.update(batch, ways.sae.encode(batch))
+        ways.metric.compute()
+
+    with progress_of(rounds * len(GROWTH), shown=True) as advance:
+        named = {str(n): (lambda n=n: run(n)) for n in GROWTH}
+        timings = time_in_turn(named, rounds, warm=False, advance=advance)
+    print("\ngrowth of ours")
+    for n, timing in timings.items():
+        print(f"  {n:>7} rows: median {timing.median:7.2f} s, {1e6 * timing.median / int(n):6.1f} us a row")
+    return {int(n): timing for n, timing in timings.items()}
+
+
+def of_pairs(rows: Tensor, ways: Ways, rounds: int) -> dict[str, dict[str, object]]:
+    """Both pairwise forms where they can be measured, and by a quadratic where not."""
+    dense = ways.sae.encode(rows[: max(PAIRS)]).to_dense()
+    scores = {PAIRWISE: pairwise_score, PRODUCT: pairwise_score_as_product}
+    named = {(name, n): (lambda f=f, n=n: f(rows[:n], dense[:n])) for name, f in scores.items() for n in PAIRS}
+    with progress_of(rounds * len(named), shown=True) as advance:
+        runs = {f"{name}, {n} rows": run for (name, n), run in named.items()}
+        timings = dict(zip(named, time_in_turn(runs, rounds, warm=False, advance=advance).values(), strict=True))
+    found: dict[str, dict[str, object]] = {}
+    print("\npairs (~ not measured: a quadratic through the measured times)")
+    for name in scores:
+        fit = quadratic_fit(PAIRS, [timings[name, n].median for n in PAIRS])
+        measured = {n: timings[name, n] for n in PAIRS}
+        times = [f"{n}: {timing.median:.2f} s" for n, timing in measured.items()]
+        times += [f"{n}: ~{fit(n):.0f} s" for n in BEYOND]
+        print(f"  {name:34} " + ", ".join(times))
+        found[name] = {
+            "measured": {str(n): timing.facts() for n, timing in measured.items()},
+            "quadratic_fit": fit._asdict(),
+            "extrapolated": {str(n): {"seconds": fit(n)} for n in BEYOND},
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()
