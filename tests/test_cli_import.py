@@ -221,7 +221,7 @@ def test_missing_extra(
     source: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str, package: str
 ) -> None:
     name = source(kind)
-    module = "monoloss.data.import_lmdb" if kind == "lmdb" else "monoloss.data.import_datasets"
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in ("import_lmdb",) if kind == "lmdb" else ("import_datasets", "open_dataset"):
+        monkeypatch.delitem(sys.modules, f"monoloss.data.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     assert refused(capsys, name) == f"{package}: got no such package; needed pip install 'monoloss[interop]'"
