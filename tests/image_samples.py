@@ -90,11 +90,14 @@ def broken_files() -> dict[str, tuple[bytes, str]]:
         "no pixels.png": (png(0, 5, 8, 2, b""), "not an image in a known format"),
         "no pixels.ppm": (b"P6 0 4 255\n", "not an image in a known format"),
         "bomb.png": (png(20_000, 20_000, 1, 0, b""), "more than 178956970 pixels"),
+        "needle.png": (encoded(np.zeros((1, 1_000_000), np.uint8)), NEEDLE),
+        "upright needle.png": (encoded(np.zeros((1_000_000, 1), np.uint8)), NEEDLE),
         "float.tif": (encoded(Image.new("F", (4, 4), 0.5), "tiff"), FLOATING),
         "32 bits.tif": (encoded(Image.new("I", (4, 4), 70_000), "tiff"), FLOATING),
     }
 
 
+NEEDLE = "one side more than 200 times the other"
 FLOATING = "greyscale whose range is not known (32-bit, signed or floating-point)"
 
 

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from disk_limit import file_size_limit
 from extract_samples import contents_of, write_images
+from image_samples import NEEDLE, broken_files
 from monoloss.cli import main
 from monoloss.data.store import FeatureStore
 
@@ -79,6 +82,59 @@ def test_every_skipped_file_and_every_class(capsys: pytest.CaptureFixture[str], 
         assert f"{images[number]} not an image in a known format" in lines
     assert {"class 0 0", "class 1 2", "class 2 4"} <= lines
     assert "more: monoloss info" not in whole
+
+
+def test_needles_are_skipped(capsys: pytest.CaptureFixture[str], images: list[str]) -> None:
+    needles = {images[0]: "needle.png", images[7]: "upright needle.png"}
+    for name, sample in needles.items():
+        Path("images", "train", name).write_bytes(broken_files()[sample][0])
+    code, _, err = run(capsys, "--rows_per_shard", "5", "--thumbnails", "4")
+    assert (code, err) == (0, "")
+    store = FeatureStore("s")
+    assert store.ids == [name for number, name in enumerate(images) if number not in (0, 3, 7, 9)]
+    assert {file.path: file.reason for file in store.skipped if file.path in needles} == dict.fromkeys(needles, NEEDLE)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [(50, "shard-00000.jsonl"), (5000, "shard-00000.safetensors"), (8500, "manifest.json")],
+)
+def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str], limit: int, file: str) -> None:
+    options = ("--rows_per_shard", "2", "--dtype", "float16")
+    with file_size_limit(limit):
+        said = refused(capsys, *options)
+    assert said == f"s/{file}: got File too large; needed a place that can hold it"
+    there = contents_of(Path("s"))
+    assert run(capsys, *options)[0] == 0
+    after = contents_of(Path("s"))
+    assert there.items() <= after.items()  # nothing torn
+    assert file not in there
+    assert run(capsys, *options, "--out", "whole")[0] == 0
+    assert contents_of(Path("whole")) == after
+
+
+@pytest.mark.door
+def test_no_space_left_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("monoloss.files.save_file", fail)
+        said = refused(capsys)
+    assert said == "s/shard-00000.safetensors: got No space left on device; needed a place that can hold it"
+    assert list(contents_of(Path("s"))) == ["shard-00000.jsonl"]
+    assert run(capsys)[0] == 0
+
+
+def test_another_spelling_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys)
+    before = contents_of(Path("s"))
+    Path("s", "manifest.json").unlink()
+    again = ("--images", f"imagefolder:{Path.cwd()}/images/train/", "--out", "s", "--workers", "0")
+    assert main(["extract", *MODEL, *again, "--progress", "false"]) == code == 0
+    assert capsys.readouterr().out == out
+    assert contents_of(Path("s")) == before
 
 
 def test_patches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,30 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
+from disk_limit import file_size_limit
+from monoloss import files
 from monoloss.errors import InputError
-from monoloss.files import atomic_file, atomic_folder, read_json, remove_temporaries, sha256, write_json
+from monoloss.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    remove_temporaries,
+    save_tensors,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -144,6 +159,90 @@ def test_what_a_kill_leaves_behind_can_be_removed(tmp_path: Path) -> None:
     assert len(everything_in(tmp_path)) == 3
     remove_temporaries(tmp_path)
     assert everything_in(tmp_path) == [".keep.tmp"]
+
+
+def tensors_in_a_file(path: Path) -> None:
+    with atomic_file(path) as temporary:
+        save_tensors({"a": torch.ones(2000)}, temporary)
+
+
+def tensors_in_a_folder(path: Path) -> None:
+    with atomic_folder(path.parent, replace=True) as temporary:
+        save_tensors({"a": torch.ones(2000)}, temporary / path.name)
+
+
+def json_in_a_folder(path: Path) -> None:
+    with atomic_folder(path.parent, replace=True) as temporary:
+        write_json(temporary / path.name, {"a": "b" * 5000}, format_version=1)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        tensors_in_a_file,
+        tensors_in_a_folder,
+        json_in_a_folder,
+        lambda path: write_text(path, "a" * 5000),
+        lambda path: write_json(path, {"a": "b" * 5000}, format_version=1),
+    ],
+)
+def test_a_disk_that_is_full_is_an_error_with_the_name_of_the_file(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    target = tmp_path / "run" / "file"
+    target.parent.mkdir()
+    target.write_text("old")
+    with file_size_limit(4096), pytest.raises(OSError, match="File too large") as caught:
+        write(target)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(target))
+    assert everything_in(tmp_path) == ["run", "run/file"]
+    assert target.read_text() == "old"
+    write(target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error while serializing: I/O error: No space left on device (os error 28)",
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+)
+def test_what_safetensors_says_of_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError(text)
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        save_tensors({}, tmp_path / "x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "x"))
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError("no header")
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(SafetensorError, match="no header"):
+        save_tensors({}, tmp_path / "x")
+
+    def elsewhere() -> None:
+        with atomic_file(tmp_path / "x"):
+            raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    with pytest.raises(ConnectionResetError) as caught:
+        elsewhere()
+    assert caught.value.filename is None
+
+
+def test_text_is_the_same_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "linesep", "\r\n")
+    write_text(tmp_path / "x", "a\nb\n")
+    write_json(tmp_path / "y", {"a": 1}, format_version=1)
+    assert (tmp_path / "x").read_bytes() == b"a\nb\n"
+    assert (tmp_path / "y").read_bytes() == b'{\n "format_version": 1,\n "a": 1\n}\n'
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "z", "é")
+    assert everything_in(tmp_path) == ["x", "y"]
 
 
 def test_sha256_of_a_known_text(tmp_path: Path) -> None:

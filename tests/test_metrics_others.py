@@ -201,6 +201,29 @@ def test_reset_forgets_all(which):
         assert_summary(metric.summary(), CALLS[which]())
 
 
+@pytest.mark.parametrize("which", MAKERS)
+def test_reset_in_inference_mode_and_out_of_it(which):
+    metric, empty = MAKERS[which]([64]), states(MAKERS[which]([]))
+    with torch.inference_mode():
+        metric.reset()
+        assert_states(metric, empty)
+        metric.merge_state(MAKERS[which]([20]))  # states made here cannot be changed outside
+    metric.reset()
+    assert_states(metric, empty)
+    metric.merge_state(MAKERS[which]([20]))
+    metric.merge_state(tail_of(which))
+    assert_summary(metric.summary(), CALLS[which]())
+
+
+def test_reset_makes_no_new_sums():
+    metric = MonoScore(8, 13)
+    kept = metric.w
+    metric.update(some_embeddings(), some_activations())
+    metric.reset()
+    assert metric.w is kept
+    assert not kept.any()
+
+
 def test_what_was_computed_before_an_update_stays():
     metric = some_purity([20])
     binary, kept = metric.compute(), metric.clone()

@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: atomic files and folders, sha256, versioned JSON."""
+"""Files that are either whole or absent: atomic files and folders, tensors, text, sha256, versioned JSON."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -15,9 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
 from monoloss.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in texts of safetensors; the second before 0.6
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # these may come without the name of a file
 
 
 @contextmanager
@@ -33,6 +40,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         InputError: `path` is a folder.
+        OSError: the disk is full or the like; it names `path`.
 
     Example:
         >>> import tempfile
@@ -45,7 +53,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     if target.is_dir():
         raise InputError(str(target), "a folder", "a path for a file")
-    with _temporary_beside(target) as temporary:
+    with _temporary_beside(target) as temporary, _errors_name(target, temporary / target.name):
         yield temporary / target.name
         _settle(temporary / target.name, _file_mode(temporary))
         (temporary / target.name).replace(target)
@@ -66,6 +74,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty while `replace` is off; before anything is written.
+        OSError: the disk is full or the like; it names the file below `path`, or `path`.
 
     Example:
         >>> import tempfile
@@ -77,7 +86,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     """
     target = Path(path).resolve()
     check_new_folder(target, allow_full=replace)
-    with _temporary_beside(target) as temporary:
+    with _temporary_beside(target) as temporary, _errors_name(target, temporary):
         yield temporary
         mode = _file_mode(temporary)
         for parent, _, files in os.walk(temporary, topdown=False):
@@ -118,6 +127,30 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> None:
             shutil.rmtree(leftover)
 
 
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file. Not atomic by itself: into what `atomic_file` or `atomic_folder` hands out.
+
+    Raises:
+        OSError: with the path, where the disk is full or the like (safetensors raises an error of its own).
+    """
+    try:
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1] or found[2])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write an ASCII file atomically; lines end with a line feed on every system."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="ascii", newline="\n")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file's contents, in hexadecimal.
 
@@ -146,8 +179,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, object], *, f
         raise InputError("content", "the key 'format_version'", "it as an argument of its own")
     document = {"format_version": format_version, **_to_json(content, str(path), "")}
     text = json.dumps(document, indent=1, allow_nan=False)  # ASCII: any string survives, even undecodable file names
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="ascii")
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | os.PathLike[str], *, format_version: int, null: float | None = None) -> dict[str, Any]:
@@ -228,6 +260,19 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
                 parent.rmdir()
         raise
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the disk name what was to be written, instead of something temporary or nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            error.filename = str(target)
+        elif isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(temporary), str(target), 1)
+        raise
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

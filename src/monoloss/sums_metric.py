@@ -46,6 +46,20 @@ class SumsMetric(Metric, Generic[SumsT]):
         result: SumsT = self._sums_type(**values)
         return result
 
+    def reset(self) -> None:
+        """As before the first update. Sums are emptied in place: to make new ones takes longer than a batch."""
+        defaults, self._defaults = self._defaults, {}
+        try:
+            super().reset()
+        finally:
+            self._defaults = defaults
+        for name, default in defaults.items():
+            state, empty = getattr(self, name), torch.as_tensor(default)
+            if state.shape == empty.shape and (torch.is_inference_mode_enabled() or not state.is_inference()):
+                state.copy_(empty)
+            else:
+                setattr(self, name, empty.clone().to(state.device))
+
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take over the rows that another metric of the same sizes has seen.
 

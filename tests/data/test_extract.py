@@ -151,8 +151,9 @@ def test_sources_without_images(tmp_path: Path) -> None:
         silent(ListSource(0), FakeEncoder(), tmp_path / "s")
     with pytest.raises(InputError, match="list: got no images; needed at least one image"):
         silent(ListSource(0, stream=True), FakeEncoder(), tmp_path / "s")
-    with pytest.raises(InputError, match="s: got a store without rows; needed at least one row"):
-        silent(ListSource(2, contents={0: b"x", 1: b"x"}), FakeEncoder(), tmp_path / "s")
+    for _ in range(2):  # as long as the folder is there
+        with pytest.raises(InputError, match=r"s: got a store without rows \(2 files were .*jsonl.*; needed .* delete"):
+            silent(ListSource(2, contents={0: b"x", 1: b"x"}), FakeEncoder(), tmp_path / "s")
     source = ListSource(3, labels="multi")
     source.class_names = None
     with pytest.raises(InputError, match="list: got several labels an image without class names"):
@@ -209,6 +210,27 @@ def test_the_shards_of_patches_are_smaller(tmp_path: Path) -> None:
     assert sizes == [256, 64]
     plain.width = WIDTH
     assert Extraction(ListSource(3), plain, tmp_path / "s")._rows_per_shard == 4096
+
+
+def test_the_shards_of_large_thumbnails_are_smaller(tmp_path: Path) -> None:
+    def rows_per_shard(thumbnails: int | None) -> int:
+        return Extraction(ListSource(3), FakeEncoder(), tmp_path / "s", thumbnails=thumbnails)._rows_per_shard
+
+    assert [rows_per_shard(size) for size in (None, 100, 300, 20_000)] == [4096, 4096, 994, 1]
+    assert rows_per_shard(300) * 3 * 300**2 <= 2**28
+
+
+@pytest.mark.door
+def test_another_process_that_writes_there_is_named(tmp_path: Path) -> None:
+    def other_process(number: int, rows: Tensor) -> Tensor:
+        if number == 0:
+            silent(ListSource(6), FakeEncoder(), tmp_path / "s")
+        return rows
+
+    with pytest.raises(
+        InputError, match=r"index: got 0, which is written already in .*s, by another process or an earl"
+    ):
+        silent(ListSource(6), FakeEncoder(on_call=other_process), tmp_path / "s")
 
 
 def kill_itself(_: object) -> Tensor:

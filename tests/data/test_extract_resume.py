@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from extract_samples import FakeEncoder, ListSource, contents_of, png, write_images
 from monoloss.data.extract import extract
+from monoloss.data.image_source import SourceImage
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 
@@ -91,7 +92,6 @@ OTHER_RUNS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (FakeEncoder, {"dtype": "float16"}, "dtype 'float32'; needed 'float16'"),
     (FakeEncoder, {"rows_per_shard": 5}, "rows_per_shard 4; needed 5"),
     (FakeEncoder, {"thumbnails": 3}, r"thumbnails None; needed \[3, 3, 3\]"),
-    (FakeEncoder, {"origin": "elsewhere"}, "source 'imagefolder:.*'; needed 'elsewhere'"),
     (lambda: FakeEncoder(patches=True), {}, r"patch_grid None; needed \[2, 2\]"),
 ]
 
@@ -169,6 +169,88 @@ def test_other_rows_of_a_data_set_are_refused(tmp_path: Path, stream: bool, othe
         silent(ListSource(**{"n": 14, "stream": stream, **other}), FakeEncoder(), folder)
     assert not (folder / "manifest.json").exists()
     assert [name for name in contents_of(folder) if name.endswith("safetensors")][: len(before)] == before
+
+
+class Relabelled(ListSource):
+    """Another label for the last image of the first shard; all else is the same."""
+
+    def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
+        for image in super().images(start, stop):
+            if image.position == 3:
+                yield image._replace(label=1 if self.labels == "single" else (1,))
+            else:
+                yield image
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("there", ["unfinished", "finished", "a stream"])
+@pytest.mark.parametrize(("labels", "came", "needed"), [("single", 1, 0), ("multi", r"\(1,\)", r"\(\)")])
+def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, there: str, came: object, needed: object) -> None:
+    options: dict[str, Any] = {"labels": labels, "stream": there == "a stream"}
+    source, encoder = ListSource(14, **options), FakeEncoder()
+    folder = silent(source, encoder, tmp_path / "s").folder if there == "finished" else begun(tmp_path, source)
+    before = contents_of(folder)
+    message = f"label={came}.* at position 3; needed .*label={needed}.*, as in .*shard-00000.jsonl"
+    with pytest.raises(InputError, match=message):
+        silent(Relabelled(14, **options), FakeEncoder(), folder)
+    assert contents_of(folder) == before
+    assert contents_of(silent(ListSource(14, **options), FakeEncoder(), folder).folder).keys() >= before.keys()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (("images/train/", None), ("images", "train")),
+        (("images", "train"), ("{here}/images/train", None)),
+        (("{here}/images", "train"), ("./images/../images/train", None)),
+    ],
+)
+def test_another_spelling_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Any, then: Any, finished: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images" / "train", 14)
+
+    def options(place: str, split: str | None) -> dict[str, Any]:
+        spec = f"imagefolder:{place.format(here=tmp_path)}"
+        return {"source": open_images(spec, split=split), "origin": spec if split is None else f"{spec}, split {split}"}
+
+    begins, goes_on = options(*first), options(*then)
+    whole = silent(encoder=FakeEncoder(), out=tmp_path / "whole", **begins)
+    if finished:
+        silent(encoder=FakeEncoder(), out=tmp_path / "s", **begins)
+    else:
+        begun(tmp_path, begins["source"], origin=begins["origin"])
+    store = silent(encoder=FakeEncoder(), out=tmp_path / "s", **goes_on)
+    assert store.manifest.source == begins["origin"] != goes_on["origin"]
+    assert contents_of(tmp_path / "s") == contents_of(whole.folder)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
+    for place in ("a", "b"):
+        write_images(tmp_path / place / "images", 14)
+    monkeypatch.chdir(tmp_path / "a")
+    source = open_images("imagefolder:images")
+    folder = silent(source, FakeEncoder(), tmp_path / "s").folder if finished else begun(tmp_path, source)
+    before = contents_of(folder)
+    with pytest.raises(InputError, match=r"with source 'imagefolder:images'; needed 'imagefolder:.*/b/images', as in"):
+        silent(open_images(f"imagefolder:{tmp_path}/b/images"), FakeEncoder(), folder)
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(InputError, match=r"with image_root '.*/a/images'; needed '.*/b/images', as in this run"):
+        silent(open_images("imagefolder:images"), FakeEncoder(), folder)
+    assert contents_of(folder) == before
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_origin_without_an_image_root_is_refused(tmp_path: Path, finished: bool) -> None:
+    source = ListSource(14)
+    folder = silent(source, FakeEncoder(), tmp_path / "s").folder if finished else begun(tmp_path, source)
+    with pytest.raises(InputError, match="with source 'list'; needed 'elsewhere', as in this run"):
+        silent(source, FakeEncoder(), folder, origin="elsewhere")
 
 
 @pytest.mark.door

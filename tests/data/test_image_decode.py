@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 from PIL import ImageCms
 
-from image_samples import FLOATING, WIDTH, broken_files, colours, encoded, good_files, with_orientation, write
+from image_samples import FLOATING, NEEDLE, WIDTH, broken_files, colours, encoded, good_files, with_orientation, write
 from monoloss.data.images import UnreadableImage, decode_image
 
 GOOD, BROKEN = good_files(), broken_files()
@@ -132,7 +132,8 @@ def test_damage_anywhere_never_raises_anything_else(name: str, capfd: pytest.Cap
             decode_image(bytes(content))
         except UnreadableImage as error:
             reasons.add(error.reason)
-    assert reasons <= {"corrupt", "truncated", "not an image in a known format", "more than 178956970 pixels", FLOATING}
+    of_sizes = {"more than 178956970 pixels", NEEDLE}
+    assert reasons <= {"corrupt", "truncated", "not an image in a known format", FLOATING} | of_sizes
     assert capfd.readouterr() == ("", "")
 
 
@@ -190,6 +191,14 @@ def test_a_large_picture_without_a_warning_and_a_bomb_whatever_pillow_allows(mon
         assert np.array_equal(pixels(GOOD["plain.png"][0]), colours())
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
     assert reason(encoded(np.zeros((25, 16), np.uint8))) == "more than 384 pixels"
+
+
+def test_sides_of_200_to_1_are_the_limit() -> None:
+    for longer, shorter in ((200, 1), (600, 3)):
+        assert pixels(encoded(np.zeros((longer, shorter), np.uint8))).shape == (longer, shorter, 3)
+        assert pixels(encoded(np.zeros((shorter, longer), np.uint8))).shape == (shorter, longer, 3)
+        assert reason(encoded(np.zeros((longer + 1, shorter), np.uint8))) == NEEDLE
+        assert reason(encoded(np.zeros((shorter, longer + 1), np.uint8))) == NEEDLE
 
 
 def test_nothing_outside_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

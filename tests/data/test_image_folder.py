@@ -86,6 +86,27 @@ def test_splits(tmp_path: Path) -> None:
     assert ([image.label for image in everything.images()], everything.labels) == ([None] * 3, None)
 
 
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train", "val", "docs"], "train, val"),
+        (["Test", "a", "b", "training"], "Test, training"),
+        (["train"], "train"),
+    ],
+)
+def test_splits_are_no_classes(tmp_path: Path, names: list[str], splits: str) -> None:
+    root = folder(tmp_path / "x", *(f"{name}/c/1.png" for name in names))
+    assert refused(f"imagefolder:{root}") == f"split: got None; needed one of the splits of {root}: {splits}"
+    assert open_images(f"imagefolder:{root}", split=names[0]).n_images == 1
+    assert open_images(f"imagefolder:{root}", label_column="").n_images == len(names)
+
+
+def test_one_class_may_be_called_test(tmp_path: Path) -> None:
+    root = folder(tmp_path / "x", "apple/1.png", "bread/1.png", "test/1.png")
+    assert open_images(f"imagefolder:{root}").class_names == ["apple", "bread", "test"]
+
+
 def test_without_classes(tmp_path: Path) -> None:
     root = folder(tmp_path / "x", "1.png", "2.png")
     (root / "empty").mkdir()

@@ -73,6 +73,18 @@ class DenseSae(nn.Module):
         rebuilt = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
         return DensePass(codes, rebuilt * spread + shift, target)
 
+    def with_figures(self, inputs: Float[Tensor, "n d"]) -> tuple[DensePass, Float[Tensor, "3"]]:
+        """As calling it, with what research code for training returns from its forward pass: error, L1 and L0.
+
+        It also counts how long each latent has been silent, as such code does in evaluation too.
+        """
+        found = self(inputs)
+        active = found.codes > 0
+        self.samples_since_active.add_(len(inputs)).masked_fill_(active.any(0), 0)
+        error = (found.reconstruction - found.target).square().mean()
+        l1, l0 = found.codes.abs().sum(1).mean(), active.float().sum(1).mean()
+        return found, torch.stack([error, l1, l0])
+
     def _largest(self, pre_activations: Tensor) -> Tensor:
         """TopK: the k largest of each row; BatchTopK: the k n largest of the batch. All through a ReLU, the rest 0."""
         if isinstance(self.config, BatchTopKConfig):
@@ -147,10 +159,18 @@ def two_pass_score(
 
 
 def two_pass_score_of_sae(
-    sae: DenseSae, batches: Sequence[Float[Tensor, "_ d"]], sums: TwoPassSums
+    sae: DenseSae, batches: Sequence[Float[Tensor, "_ d"]], sums: TwoPassSums, *, figures: bool = False
 ) -> Float[Tensor, " m"]:
-    """The score of a SAE's latents as the paper's runs compute it: one whole dense SAE pass, decoder too, a pass."""
-    return two_pass_score(batches, lambda i: sae(batches[i]).codes, sums)
+    """The score of a SAE's latents as the paper's runs compute it: one whole dense SAE pass, decoder too, a pass.
+
+    With ``figures`` that pass is the forward pass of training code, error, L1 and L0 included.
+    """
+
+    def codes_of(i: int) -> Tensor:
+        found = sae.with_figures(batches[i])[0] if figures else sae(batches[i])
+        return found.codes
+
+    return two_pass_score(batches, codes_of, sums)
 
 
 class DenseTraining:

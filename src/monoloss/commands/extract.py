@@ -61,7 +61,8 @@ def extract_features(  # noqa: PLR0913 - each is an option
         thumbnails: side of a square picture of each image that is kept in the store; by default none
         batch_size: images that the model gets at a time
         workers: processes that decode images; by default one for each processor, up to 8, fewer for a model on the CPU
-        rows_per_shard: images of a shard, the most that a kill costs; by default 4096, less for wide patches
+        rows_per_shard: images of a shard, the most that a kill costs; by default 4096, less for wide patches and
+            large thumbnails
         device: cpu, cuda, ...; "auto" takes a GPU where there is one
         image_column: of a dataset; by default its only column of images
         label_column: of a dataset; "" leaves labels out, also those of a folder

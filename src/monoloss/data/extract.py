@@ -22,7 +22,7 @@ from monoloss.data.extract_batches import (
 )
 from monoloss.data.extract_progress import ExtractionReport, Timing, bytes_of_an_image, check_disk
 from monoloss.data.extract_ranks import Ranks, joined_ranks
-from monoloss.data.extract_resume import check_listing, check_shard
+from monoloss.data.extract_resume import check_listing, check_shard, recorded_source
 from monoloss.data.extract_shards import ShardBuilder, ShardShape
 from monoloss.data.image_source import ImageSource
 from monoloss.data.store import FeatureStore
@@ -33,7 +33,7 @@ from monoloss.errors import InputError
 from monoloss.files import remove_temporaries
 
 IMAGES_PER_SHARD = 4096  # at most, by default: what a kill can cost
-_BYTES_PER_SHARD = 2**28  # of float32 rows, about: what is in memory
+_BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in memory
 
 
 @runtime_checkable
@@ -106,7 +106,8 @@ class Extraction:
         self._grid = PatchGrid.checked(encoder.patch_grid)
         n_patches = 1 if self._grid is None else self._grid.n_patches
         if rows_per_shard is None:
-            rows_per_shard = max(1, min(IMAGES_PER_SHARD, _BYTES_PER_SHARD // (4 * n_patches * encoder.width)))
+            bytes_each = 4 * n_patches * encoder.width + 3 * (thumbnails or 0) ** 2
+            rows_per_shard = max(1, min(IMAGES_PER_SHARD, _BYTES_PER_SHARD // bytes_each))
         check_number("rows_per_shard", rows_per_shard, at_least=1, integer=True)
         self._bytes_each = bytes_of_an_image(encoder.width, n_patches, dtype, thumbnails)
         self._facts = {  # what the store, and each shard of it, says about itself
@@ -130,6 +131,8 @@ class Extraction:
         """Write what is missing, and open the store."""
         with joined_ranks() as ranks:
             ranks.check_same({**self._facts, **self._shape_facts, "n_images": self.source.n_images})
+            if (recorded := recorded_source(self.folder, self.source.image_root)) is not None:
+                self._facts["source"] = recorded
             report = ExtractionReport(show=self._show and ranks.rank == 0)
             if (self.folder / MANIFEST).exists():
                 return self._finished(report)
@@ -298,8 +301,10 @@ def extract(  # noqa: PLR0913 - each is an option
         batch_size: images that the encoder gets at a time.
         workers: processes that decode images, 0 for none; by default one for each
             processor, up to 8, and fewer where the model runs on the CPU.
-        rows_per_shard: images of a shard, the part that a kill costs at most; by default 4096, less for wide patches.
-        origin: what the store says about where the images came from; by default the source's description.
+        rows_per_shard: images of a shard, the part that a kill costs at most; by default 4096, less for wide
+            patches and large thumbnails.
+        origin: what the store says about where the images came from; by default the source's description. A run that
+            goes on with the same folder of images keeps what was said first.
         progress: show the estimate, a progress bar and the figures of the run; needs the extra `train`.
 
     Returns:
@@ -307,7 +312,8 @@ def extract(  # noqa: PLR0913 - each is an option
 
     Raises:
         InputError: an argument is out of its range; the store does not fit on the disk; the folder holds something
-            else, or was begun with another encoder, preprocessing, weights, type or other images.
+            else, was begun with another encoder, preprocessing, weights, type or other images, or is written by another
+            process.
 
     Example:
         >>> import tempfile

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from monoloss.data.image_source import ImageSource, Label, SourceImage
 from monoloss.data.store_format import ShardLines, open_tensors, shard_names
+from monoloss.data.store_writer import written_shards
 from monoloss.errors import InputError
 
 
@@ -17,6 +18,18 @@ class _Row(NamedTuple):
     id: str
     path: str | None
     label: Label
+
+
+def recorded_source(folder: Path, image_root: str | None) -> str | None:
+    """What the store that is there says about its source, if that is the same folder of images; else None.
+
+    A folder has many spellings: relative or absolute, with the split in the path or beside it.
+    """
+    written = written_shards(folder)
+    if image_root is None or not written:
+        return None
+    header, _ = open_tensors(folder / shard_names(written[0])[0], written[0])
+    return header.source if header.image_root == image_root else None
 
 
 def check_shard(folder: Path, index: int, source: ImageSource, start: int, stop: int) -> None:

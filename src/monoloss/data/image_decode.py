@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what it calls a decompression bomb
+MAX_RATIO = 200  # of the sides: making the shorter one as long as a model needs it makes the longer one huge
 # Formats that are pixels. Left out are those that run programs (EPS) or need others to be read. HEIF and JXL are read
 # where a package that registers them is loaded.
 _FORMATS = (
@@ -60,7 +61,8 @@ def decode_image(content: str | bytes) -> Image.Image:
 
     Raises:
         UnreadableImage: there is no picture in it: no file, not to be opened, empty, no image (or one
-            without pixels), truncated, corrupt, more than `MAX_PIXELS` pixels, or greyscale whose range is not known.
+            without pixels), truncated, corrupt, more than `MAX_PIXELS` pixels, one side more than `MAX_RATIO` times the
+            other, or greyscale whose range is not known.
 
     Example:
         >>> file = io.BytesIO()
@@ -74,6 +76,8 @@ def decode_image(content: str | bytes) -> Image.Image:
             image = Image.open(file, formats=_formats())
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(f"more than {MAX_PIXELS} pixels")
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise UnreadableImage(f"one side more than {MAX_RATIO} times the other")
             image.load()
             with suppress(Exception):  # EXIF that cannot be read: the picture stays as it is stored
                 ImageOps.exif_transpose(image, in_place=True)

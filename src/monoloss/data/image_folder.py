@@ -74,7 +74,8 @@ def open_image_folder(
 ) -> FileImages:
     """The images of PATH/class/... or PATH/split/class/...; without class folders they have no labels.
 
-    The classes are the folders directly in it, sorted by name; one without images has its number too.
+    The classes are the folders directly in it, sorted by name; one without images has its number too. Several folders
+    named as splits usually are, or nothing but one, are splits and no classes: one has to be chosen.
 
     Args:
         description: the source as the user wrote it.
@@ -83,13 +84,14 @@ def open_image_folder(
         labelled: False leaves labels out, and takes images that lie beside class folders too.
 
     Raises:
-        InputError: the folder or the split is not there or cannot be read, it holds no image, or images lie beside
-            class folders.
+        InputError: the folder or the split is not there or cannot be read, it holds no image, it holds splits, or
+            images lie beside class folders.
     """
     folder = split_folder(path, split)
     listing = list_images(folder)
-    if labelled and split is None and {name.lower() for name in listing.folders} <= _USUAL_SPLITS and listing.folders:
-        raise InputError("split", "None", f"one of the splits of {path}: {some_names(listing.folders)}")
+    splits = [name for name in listing.folders if name.lower() in _USUAL_SPLITS]
+    if labelled and split is None and splits and (len(splits) > 1 or splits == listing.folders):
+        raise InputError("split", "None", f"one of the splits of {path}: {some_names(splits)}")
     flat = [name for name in listing.files if "/" not in name]
     if not labelled or len(flat) == len(listing.files):
         return FileImages(description, str(folder), listing.files, None, None, lambda _: None, listing.n_other_files)

@@ -13,7 +13,6 @@ from typing import TypedDict
 import torch
 from jaxtyping import Float64, Shaped, UInt8
 from numpy import ndarray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_number
@@ -41,7 +40,7 @@ from monoloss.data.store_rows import (
     to_tensor,
 )
 from monoloss.errors import InputError
-from monoloss.files import atomic_file, check_new_folder, remove_temporaries
+from monoloss.files import atomic_file, check_new_folder, remove_temporaries, save_tensors, write_text
 
 
 class StoreOptions(TypedDict, total=False):
@@ -175,7 +174,8 @@ class FeatureStoreWriter:
         check_number("index", index, at_least=0, integer=True)
         tensor_name, line_name = shard_names(index)
         if (self.folder / tensor_name).exists():
-            raise InputError("index", f"{index}, which is written already", "the number of a new shard")
+            came = f"{index}, which is written already in {self.folder}, by another process or an earlier call"
+            raise InputError("index", came, "the number of a new shard")
         embeddings = to_tensor("embeddings", embeddings)
         patches = () if self.patch_grid is None else (self.patch_grid.n_patches,)
         fits = embeddings.ndim == 2 + len(patches) and embeddings.shape[1:-1] == patches
@@ -189,10 +189,9 @@ class FeatureStoreWriter:
         tensors, header = self._encode(index, embeddings, ids, labels, thumbnails, lines)
         if self.first is not None:
             header.check_same_store(self.first, f"shard {index}")
-        with atomic_file(self.folder / line_name) as temporary:
-            temporary.write_text(lines, encoding="ascii", newline="\n")
+        write_text(self.folder / line_name, lines)
         with atomic_file(self.folder / tensor_name) as temporary:  # last: its presence says that the shard is whole
-            save_file(tensors, temporary, metadata=header.to_metadata())
+            save_tensors(tensors, temporary, header.to_metadata())
         self.first = self.first or header
 
     def _encode(
@@ -274,7 +273,9 @@ class FeatureStoreWriter:
             unit_sum = unit_sum + tensors["unit_sum"]
             n_skipped += len(lines.skipped)
         if not seen:
-            raise InputError(str(self.folder), "a store without rows", "at least one row")
+            why = f" ({n_skipped} files were skipped: the .jsonl files there say why)" if n_skipped else ""
+            more = "at least one row; delete the folder before you try again"
+            raise InputError(str(self.folder), f"a store without rows{why}", more)
         remove_temporaries(self.folder)
         manifest_of(headers, shards, unit_sum, self.image_root, n_skipped).write(self.folder)
 

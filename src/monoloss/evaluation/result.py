@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from monoloss.errors import InputError
 from monoloss.evaluation.examples import TopExamples
-from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
+from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
 
 FORMAT_VERSION = 1
 FACTS, LATENTS = "evaluation.json", "latents.safetensors"
@@ -81,7 +81,7 @@ class Evaluation:
         with atomic_folder(folder, replace=True) as temporary:
             content = {"name": self.name, "facts": dict(self.facts), "summary": dict(self.summary)}
             write_json(temporary / FACTS, content, format_version=FORMAT_VERSION)
-            save_file({**columns, **examples}, temporary / LATENTS)
+            save_tensors({**columns, **examples}, temporary / LATENTS)
         return folder
 
     @classmethod

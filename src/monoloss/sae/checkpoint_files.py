@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder, read_json, write_json
+from monoloss.files import check_new_folder, read_json, save_tensors, write_json
 from monoloss.plain_values import check_known, plain, read_value
 from monoloss.sae.config import SaeConfig
 
@@ -116,7 +115,7 @@ def write_tensors(path: Path, model: nn.Module) -> None:
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_tensors(tensors, path, {"format": "pt"})
 
 
 @contextmanager
