@@ -117,6 +117,34 @@ def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) 
         raise InputError(str(target), "a folder that is not empty", "a folder that is empty or does not exist yet")
 
 
+@contextmanager
+def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """A lock on a folder that is there; the system takes it away when the process ends, however it ends.
+
+    Where the file system has no locks, this does nothing.
+
+    Raises:
+        InputError: another process holds it; `doing` says what that one does.
+    """
+    if os.name == "nt":  # no such locks
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            needed = "another folder, or that one's end"
+            raise InputError(str(folder), f"a folder in which another process is {doing}", needed) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     """Delete what killed writers have left in `folder`: the temporary folders of `atomic_file` and `atomic_folder`.
 

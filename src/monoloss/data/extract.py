@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,7 +30,7 @@ from monoloss.data.store_format import DTYPES, MANIFEST, check_facts, shard_name
 from monoloss.data.store_patches import PatchGrid
 from monoloss.data.store_writer import FeatureStoreWriter, checked_encoder, written_shards
 from monoloss.errors import InputError
-from monoloss.files import remove_temporaries
+from monoloss.files import only_one, remove_temporaries
 
 IMAGES_PER_SHARD = 4096  # at most, by default: what a kill can cost
 _BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in memory
@@ -129,14 +129,14 @@ class Extraction:
 
     def run(self) -> FeatureStore:
         """Write what is missing, and open the store."""
-        with joined_ranks() as ranks:
+        with joined_ranks() as ranks, ExitStack() as held:
             ranks.check_same({**self._facts, **self._shape_facts, "n_images": self.source.n_images})
             if (recorded := recorded_source(self.folder, self.source.image_root)) is not None:
                 self._facts["source"] = recorded
             report = ExtractionReport(show=self._show and ranks.rank == 0)
             if (self.folder / MANIFEST).exists():
                 return self._finished(report)
-            writer = self._open_writer(ranks, report)
+            writer = self._open_writer(ranks, report, held)
             batches = self._batches(writer, ranks)
             self._extract(writer, batches, ranks, report)
             ranks.wait()
@@ -162,8 +162,11 @@ class Extraction:
         report.say(f"{self.folder} is finished already: {store.n_images:,} images")
         return store
 
-    def _open_writer(self, ranks: Ranks, report: ExtractionReport) -> FeatureStoreWriter:
-        """Check what is there and what is to come; all processes together, nothing is written before."""
+    def _open_writer(self, ranks: Ranks, report: ExtractionReport, held: ExitStack) -> FeatureStoreWriter:
+        """Check what is there and what is to come; all processes together, nothing is written before.
+
+        The folder is locked until the end of ``held``: by the first process, for all of them.
+        """
         written = written_shards(self.folder)
         if self.source.n_images is not None:
             n_shards = -(-self.source.n_images // self._rows_per_shard)
@@ -177,11 +180,12 @@ class Extraction:
             text = check_disk(self.folder, None, 0, self._bytes_each)
         rows = "a row" if self._grid is None else f"{self._grid.n_patches} rows"
         report.say(f"{text}; {rows} of {self.encoder.width} x {self._facts['dtype']} an image")
-        if ranks.rank == 0 and self.folder.is_dir():
-            remove_temporaries(self.folder)
-        ranks.wait()  # so that nobody writes before this is done
         facts: Mapping[str, Any] = self._facts
         writer = FeatureStoreWriter(self.folder, **facts, resume=True)
+        if ranks.rank == 0:
+            held.enter_context(only_one(self.folder, "extracting"))
+            remove_temporaries(self.folder)
+        ranks.wait()  # so that nobody writes before this is done
         if writer.first is not None:
             check_facts(self.folder / shard_names(writer.first.index)[0], "a shard", writer.first, self._shape_facts)
             if self.source.n_images is not None:

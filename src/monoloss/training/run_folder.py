@@ -11,7 +11,7 @@ from typing import Any
 from monoloss.data.store import FeatureStore
 from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
+from monoloss.files import atomic_folder, check_new_folder, only_one, remove_temporaries
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.config import TrainingConfig
@@ -68,7 +68,7 @@ class RunFolder:
         except OSError as error:
             came = f"a place that cannot be written ({error.strerror})"
             raise InputError(str(self.path), came, "another") from error
-        with _only_one(self.path):
+        with only_one(self.path, "training"):
             if self.config_file.exists():
                 for folder in (self.path, self.checkpoints, self.evaluations):
                     remove_temporaries(folder)
@@ -132,25 +132,3 @@ def _is_of_a_run(file: Path) -> bool:
         return read_config(file).store_fingerprint is not None
     except InputError:
         return False
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """A lock on the folder itself; the system takes it away when the process ends, however it ends."""
-    if os.name == "nt":  # no such locks
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            needed = "another folder, or that one's end"
-            raise InputError(str(folder), "a folder in which another process is training", needed) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(descriptor)
