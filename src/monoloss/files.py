@@ -24,6 +24,7 @@ from monoloss.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in texts of safetensors; the second before 0.6
+_LOCKED: set[int] = set()  # descriptors of folders
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # these may come without the name of a file
 
 
@@ -132,6 +133,7 @@ def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
+    _LOCKED.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +144,19 @@ def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
             pass
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _LOCKED:
+            _LOCKED.remove(descriptor)
+            os.close(descriptor)
+
+
+def _leave_locks() -> None:
+    """In a forked process: its copy of a lock would outlive the process that holds it."""
+    while _LOCKED:
+        os.close(_LOCKED.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
