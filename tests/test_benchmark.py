@@ -182,13 +182,13 @@ def test_a_dense_pass_is_that_of_the_sae(variant):
     torch.testing.assert_close(found.target, expected.target, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("figures", [False, True])
-def test_two_passes_over_a_sae_score_its_codes(figures):
+@pytest.mark.parametrize("lean", [False, True])
+def test_two_passes_over_a_sae_score_its_codes(lean):
     sae, rows = some_sae("topk").eval(), some_rows(n=100)
     with torch.no_grad():
         expected = mono_score(rows, sae.encode(rows))
     sums = TwoPassSums(D, M, torch.float64)
-    found = two_pass_score_of_sae(DenseSae(sae), rows.split(32), sums, figures=figures)
+    found = two_pass_score_of_sae(DenseSae(sae), rows.split(32), sums, lean=lean)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10, equal_nan=True)
 
 
@@ -197,7 +197,7 @@ def test_figures_of_a_dense_pass():
     output = sae(rows)
     codes = output.codes.to_dense()
     expected = [(output.reconstruction - output.target).square().mean(), codes.sum(1).mean(), (codes > 0).sum() / 100]
-    found, figures = DenseSae(sae).with_figures(rows)
+    found, figures = DenseSae(sae).as_in_training(rows)
     torch.testing.assert_close(figures, torch.stack(expected).to(figures), rtol=1e-10, atol=0)
     torch.testing.assert_close(found.codes, codes, rtol=0, atol=1e-12)
 

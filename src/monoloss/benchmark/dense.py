@@ -63,27 +63,34 @@ class DenseSae(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> DensePass:
         """Scale, encode, keep the largest, decode, scale back."""
+        x, target, shift, spread = self._scaled(inputs)
+        codes = self._largest(self._pre_activations(x))
+        rebuilt = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
+        return DensePass(codes, rebuilt * spread + shift, target)
+
+    def as_in_training(self, inputs: Float[Tensor, "n d"]) -> tuple[DensePass, Float[Tensor, "3"]]:
+        """The forward pass of plain training code, which evaluation calls as well: error, L1 and L0 too.
+
+        The same codes; the ReLU runs over all pre-activations, and how long each latent has been silent is counted.
+        """
+        x, target, shift, spread = self._scaled(inputs)
+        codes = self._largest(self._pre_activations(x).relu())
+        reconstruction = (codes @ self.decoder_weight + self.decoder_bias) * spread + shift
+        active = codes > 0
+        self.samples_since_active.add_(len(inputs)).masked_fill_(active.any(0), 0)
+        figures = [(reconstruction - target).square().mean(), codes.abs().sum(1).mean(), active.float().sum(1).mean()]
+        return DensePass(codes, reconstruction, target), torch.stack(figures)
+
+    def _scaled(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target = normalize(inputs)
         shift, spread = target.new_zeros(()), target.new_ones(())
         if self.config.inputs.standardise:
             shift, spread = target.mean(1, keepdim=True), target.std(1, keepdim=True) + 1e-5
-        x = (target - shift) / spread - self.decoder_bias
+        return (target - shift) / spread - self.decoder_bias, target, shift, spread
+
+    def _pre_activations(self, x: Tensor) -> Tensor:
         bias = self.encoder_bias
-        codes = self._largest(x @ self.encoder_weight if bias is None else torch.addmm(bias, x, self.encoder_weight))
-        rebuilt = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
-        return DensePass(codes, rebuilt * spread + shift, target)
-
-    def with_figures(self, inputs: Float[Tensor, "n d"]) -> tuple[DensePass, Float[Tensor, "3"]]:
-        """As calling it, with what research code for training returns from its forward pass: error, L1 and L0.
-
-        It also counts how long each latent has been silent, as such code does in evaluation too.
-        """
-        found = self(inputs)
-        active = found.codes > 0
-        self.samples_since_active.add_(len(inputs)).masked_fill_(active.any(0), 0)
-        error = (found.reconstruction - found.target).square().mean()
-        l1, l0 = found.codes.abs().sum(1).mean(), active.float().sum(1).mean()
-        return found, torch.stack([error, l1, l0])
+        return x @ self.encoder_weight if bias is None else torch.addmm(bias, x, self.encoder_weight)
 
     def _largest(self, pre_activations: Tensor) -> Tensor:
         """TopK: the k largest of each row; BatchTopK: the k n largest of the batch. All through a ReLU, the rest 0."""
@@ -131,7 +138,11 @@ class TwoPassSums:
 
 @torch.no_grad()
 def two_pass_score(
-    embeddings: Sequence[Float[Tensor, "_ d"]], codes_of: Callable[[int], Tensor], sums: TwoPassSums
+    embeddings: Sequence[Float[Tensor, "_ d"]],
+    codes_of: Callable[[int], Tensor],
+    sums: TwoPassSums,
+    *,
+    in_place: bool = True,
 ) -> Float[Tensor, " m"]:
     """The paper's algorithm: a pass for the minimum and maximum of each latent, and one for the sums of scaled codes.
 
@@ -140,6 +151,8 @@ def two_pass_score(
         codes_of: dense codes ``(n, m)`` of the batch with a number; asked for in both passes. With codes at hand it
             returns them; for a SAE it is a whole dense pass.
         sums: where to add up; what is in it is dropped.
+        in_place: make as few tensors of the size of the codes or the sums as there is need for; False: a new one for
+            each step, as the formulas read.
 
     Returns:
         Scores ``(m,)``, NaN where undefined.
@@ -151,26 +164,34 @@ def two_pass_score(
         torch.maximum(sums.high, codes.amax(0), out=sums.high)
     spread = (sums.high - sums.low).clamp(min=torch.finfo(sums.high.dtype).tiny)
     for i, rows in enumerate(embeddings):
-        a = (codes_of(i) - sums.low).div_(spread)
+        a = (codes_of(i) - sums.low).div_(spread) if in_place else (codes_of(i) - sums.low) / spread
         sums.u += a.sum(0)
         sums.v += a.square().sum(0)
-        sums.w.addmm_(a.t(), normalize(rows))
+        if in_place:
+            sums.w.addmm_(a.t(), normalize(rows))
+        else:
+            sums.w += a.t() @ normalize(rows)
     return dense_scores(sums.u, sums.v, sums.w)
 
 
 def two_pass_score_of_sae(
-    sae: DenseSae, batches: Sequence[Float[Tensor, "_ d"]], sums: TwoPassSums, *, figures: bool = False
+    sae: DenseSae, batches: Sequence[Float[Tensor, "_ d"]], sums: TwoPassSums, *, lean: bool = True
 ) -> Float[Tensor, " m"]:
-    """The score of a SAE's latents as the paper's runs compute it: one whole dense SAE pass, decoder too, a pass.
+    """The score of a SAE's latents in two passes, each with a whole dense SAE pass, decoder too.
 
-    With ``figures`` that pass is the forward pass of training code, error, L1 and L0 included.
+    Args:
+        sae: the model.
+        batches: its inputs, and the embeddings.
+        sums: where to add up.
+        lean: no more than the score needs, in as little memory as it needs; False: plain code, with the forward pass of
+            training in each pass, as in the paper's evaluation.
     """
 
     def codes_of(i: int) -> Tensor:
-        found = sae.with_figures(batches[i])[0] if figures else sae(batches[i])
+        found = sae(batches[i]) if lean else sae.as_in_training(batches[i])[0]
         return found.codes
 
-    return two_pass_score(batches, codes_of, sums)
+    return two_pass_score(batches, codes_of, sums, in_place=lean)
 
 
 class DenseTraining:

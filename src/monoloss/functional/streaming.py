@@ -55,12 +55,10 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torc
     fall = torch.where(total.n > 0, total.b - b, 0.0)
     floor = torch.where(batch.n > 0, batch.b - b, 0.0) + (0.0 if batch.below is None else batch.below)
     shifts = [(t, h_sum) for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)) if bool(t.any())]
-    product = _product_of_latents(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
+    add_product = _product_of_latents(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
     for latents in _blocks(w):
         rows = w[latents]
-        part = product(latents)
-        if part is not None:
-            rows += part.to(w.device)
+        add_product(rows, latents)
         for t, h_sum in shifts:
             rows.addr_(t[latents], h_sum)
     entries = batch.large
@@ -70,40 +68,48 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torc
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
 
 
-def _product_of_latents(codes: SparseActivations, h: Tensor) -> Callable[[slice], Tensor | None]:
-    """A function that gives rows of ``codes^T h``: each latent a bag of rows of ``h``, which fit the cache too."""
+def _product_of_latents(codes: SparseActivations, h: Tensor) -> Callable[[Tensor, slice], None]:
+    """A function that adds rows of ``codes^T h`` to sums: each latent a bag of rows of ``h``, which fit the cache."""
     if h.device.type != "cpu":
         whole = codes_t_matmul(codes, h)
-        return lambda latents: whole[latents]
+
+        def add_part(total: Tensor, latents: slice) -> None:
+            total += whole[latents].to(total.device)
+
+        return add_part
     grouped = codes.by_latent
     values = codes.flat_values.index_select(0, grouped.order)
-    bounds, longest = grouped.offsets.tolist(), int(grouped.offsets.diff().max())
+    bounds, is_long = grouped.offsets.tolist(), grouped.offsets.diff() > _LONGEST_SUM
 
-    def product(latents: slice) -> Tensor | None:
+    def add(total: Tensor, latents: slice) -> None:
         first, last = bounds[latents.start], bounds[latents.stop]
         if first == last:
-            return None
+            return
         rows, weights = grouped.rows[first:last], values[first:last]
         offsets = grouped.offsets[latents.start : latents.stop + 1] - first
-        if longest <= _LONGEST_SUM:
-            return bag_sums(rows, h, offsets[:-1], weights)
-        bags, starts = _parts_of_bags(offsets)
-        parts = bag_sums(rows, h, starts, weights).double()
-        return h.new_zeros(len(offsets) - 1, h.shape[1], dtype=torch.float64).index_add_(0, bags, parts)
+        if bool(is_long[latents].any()):
+            weights = _add_long(total, is_long[latents].nonzero().squeeze(1), rows, h, offsets, weights)
+        total += bag_sums(rows, h, offsets[:-1], weights)
 
-    return product
+    return add
 
 
-def _parts_of_bags(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Latent and first entry of each sum that is made in the precision of ``h``: of so many entries at most.
+def _add_long(total: Tensor, latents: Tensor, rows: Tensor, h: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Add the bags of some latents in parts of at most `_LONGEST_SUM` entries; returns the weights of what is left.
 
     Equal entries on equal rows round in the same direction each time: 2048 of them in float32 would miss 1e-5.
     """
-    counts = offsets.diff()
-    n_parts = counts.sub(1).div(_LONGEST_SUM, rounding_mode="floor").add(1).clamp(min=1)
-    bags = torch.arange(len(counts)).repeat_interleave(n_parts)
-    before = (n_parts.cumsum(0) - n_parts)[bags]
-    return bags, offsets[:-1][bags] + _LONGEST_SUM * (torch.arange(len(bags)) - before)
+    spans = [  # a latent and some of its entries
+        (latent, start, min(start + _LONGEST_SUM, last))
+        for latent in latents.tolist()
+        for last in (int(offsets[latent + 1]),)
+        for start in range(int(offsets[latent]), last, _LONGEST_SUM)
+    ]
+    owners, lengths = torch.tensor([(latent, stop - start) for latent, start, stop in spans]).unbind(1)
+    entries = torch.cat([torch.arange(start, stop) for _, start, stop in spans])
+    parts = bag_sums(rows[entries], h, lengths.cumsum(0) - lengths, weights[entries])
+    total.index_add_(0, owners, parts.to(total))
+    return weights.index_fill(0, entries, 0.0)
 
 
 def _add_dense(total: MonoMoments, h: Tensor, z: Tensor) -> MonoMoments:
