@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from monoloss.errors import InputError
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
 
 
@@ -28,7 +28,7 @@ def evaluation() -> Evaluation:
             "dominant_class": torch.tensor([1, -1, 0]),
             "density": torch.tensor([[0.5, 7.0], [0.0, 7.0], [1.0, 7.0]], dtype=torch.float64)[:, 0],  # not contiguous
         },
-        TopExamples(
+        Examples(
             torch.tensor([[3, 1], [-1, -1], [0, -1]]),
             torch.tensor([[2.0, 0.1], [0.0, 0.0], [5.0, 0.0]], dtype=torch.float64),
         ),
