@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evaluation_samples import assert_examples, examples_by_loops, hash_of
 from mono_samples import LAYOUTS, as_dense, ragged
 from monoloss.evaluation import examples as module
 from monoloss.evaluation.examples import Examples, HighestRows, LowestRows, SampledRows, mixed, unmixed
 from monoloss.functional import sparsity
-
-Found = tuple[list[list[int]], list[list[float]]]
 
 
 def with_ties(seed: int, n: int, m: int) -> Tensor:
@@ -26,45 +25,6 @@ def with_ties(seed: int, n: int, m: int) -> Tensor:
     z = torch.randint(-2, 4, (n, m), generator=torch.Generator().manual_seed(seed)).float()
     z[:, 0] = z[:, 0].clamp(max=0)
     return z
-
-
-def hash_of(row: int) -> int:
-    """SplitMix64 in whole numbers, as a signed one."""
-    mask = 2**64 - 1
-    x = (row + 0x9E3779B97F4A7C15) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    x ^= x >> 31
-    return x - 2**64 if x >= 2**63 else x
-
-
-def highest_first(column: list[float], rows: list[int]) -> list[int]:
-    return sorted(rows, key=lambda row: (-column[row], row))
-
-
-def expected_rows(kind: str, column: list[float], k: int, size: int) -> list[int]:
-    """By the definitions, one latent at a time."""
-    active = [row for row, value in enumerate(column) if value > 0]
-    if kind == "highest":
-        return highest_first(column, active)[:k]
-    if kind == "lowest":
-        return sorted(active, key=lambda row: (column[row], row))[:k]
-    sample = highest_first(column, sorted(active, key=hash_of)[:size])
-    if kind == "sample":
-        return sample
-    return sample[max(0, (len(sample) - k) // 2) :][:k]
-
-
-def by_loops(kind: str, z: Tensor, k: int, size: int) -> Found:
-    """What is missing is row -1 with value 0."""
-    all_rows, all_values = [], []
-    width = size if kind == "sample" else k
-    for column in z.double().t().tolist():
-        rows = expected_rows(kind, column, k, size)
-        missing = width - len(rows)
-        all_rows.append(rows + [-1] * missing)
-        all_values.append([column[row] for row in rows] + [0.0] * missing)
-    return all_rows, all_values
 
 
 def collect(batches: list[tuple[int, Any]], m: int, k: int, size: int) -> dict[str, Examples]:
@@ -79,15 +39,6 @@ def collect(batches: list[tuple[int, Any]], m: int, k: int, size: int) -> dict[s
         "sample": sampled.sample(),
         "middle": sampled.middle(k),
     }
-
-
-def assert_examples(found: dict[str, Examples], z: Tensor, k: int, size: int) -> None:
-    for kind, examples in found.items():
-        rows, values = by_loops(kind, z, k, size)
-        assert examples.rows.dtype == torch.int64
-        assert examples.values.dtype == torch.float64
-        assert examples.rows.tolist() == rows, kind
-        assert examples.values.tolist() == values, kind
 
 
 def batches_of(z: Tensor, cuts: list[int], form: Callable[[Tensor], Any]) -> list[tuple[int, Any]]:
@@ -115,7 +66,7 @@ def test_the_sample_depends_on_neither_split_nor_order(seed, cuts, size):
     one.add(z, 0)
     for start, batch in shuffled:
         other.add(batch, start)
-    assert one.sample().rows.tolist() == other.sample().rows.tolist() == by_loops("sample", z, 1, size)[0]
+    assert one.sample().rows.tolist() == other.sample().rows.tolist() == examples_by_loops("sample", z, 1, size)[0]
     assert torch.equal(one.sample().values, other.sample().values)
 
 

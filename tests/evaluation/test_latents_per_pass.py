@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation_samples import tensors_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation import sums
@@ -21,7 +22,6 @@ from monoloss.evaluation.run import evaluate
 from monoloss.metrics import MonoScore
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
-from evaluation_samples import tensors_of
 from sae_checks import Spy
 from sae_samples import some_config, structured_rows
 

@@ -49,8 +49,8 @@ def similar_latents(evaluation: Evaluation, k: int = 8) -> SimilarLatents:
         >>> found = similar_latents(
         ...     Evaluation("mine", {}, {}, active, Examples.none(3, 1), decoder_directions=directions), 1
         ... )
-        >>> found.latents.tolist(), found.cosines
-        ([[2], [2], [1]], tensor([[0.8000], [0.9600], [0.9600]]))
+        >>> found.latents.tolist(), [round(float(cosine), 2) for cosine in found.cosines]
+        ([[2], [2], [1]], [0.8, 0.96, 0.96])
     """
     check_number("k", k, at_least=1, integer=True)
     directions = _directions("evaluation", evaluation)
