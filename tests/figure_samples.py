@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
 from monoloss.report.figures import (
     purity_bars,
@@ -61,7 +61,7 @@ def evaluation(name: str, scores: list[float], *, shift: float = 0.0, labels: bo
         summary = {key: value for key, value in summary.items() if "purity" not in key}
         latents = {key: value for key, value in latents.items() if key in ("score", "lift")}
     rows = torch.arange(m)[:, None] + torch.arange(4)
-    return Evaluation(name, {"class_names": ["cat", "dog", "bird"]}, summary, latents, TopExamples(rows, rows.double()))
+    return Evaluation(name, {"class_names": ["cat", "dog", "bird"]}, summary, latents, Examples(rows, rows.double()))
 
 
 def dead(name: str = "dead") -> Evaluation:

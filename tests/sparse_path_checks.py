@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import HighestRows
 from monoloss.functional import moments, sparsity
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.moments import unit_rows
@@ -166,8 +166,10 @@ def check_stored_zeros_are_not_active() -> None:
     labels = torch.arange(N) % 5
     one, other = class_counts(codes, labels, 5), class_counts(dense, labels, 5)
     assert torch.equal(one.rows, other.rows)
-    examples = TopExamples.none(M, N).with_batch(codes, 0), TopExamples.none(M, N).with_batch(dense, 0)
-    assert torch.equal(examples[0].rows, examples[1].rows)
+    highest = HighestRows(M, N), HighestRows(M, N)
+    for collected, form in zip(highest, (codes, dense), strict=True):
+        collected.add(form, 0)
+    assert torch.equal(highest[0].examples().rows, highest[1].examples().rows)
 
     h = unit_rows(rows)
     for name in ("n", "h_sum", "b", "u", "v", "w"):

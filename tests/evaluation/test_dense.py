@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mono_samples import CLASSES, ragged, some_activations, some_labels
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import HighestRows, LowestRows, SampledRows
 from monoloss.evaluation.run import evaluate
 from monoloss.functional import purity, sparsity
 from monoloss.functional.purity import PurityCounts, class_counts
@@ -54,24 +54,45 @@ def test_examples_are_the_same_in_many_batches(monkeypatch, block):
     monkeypatch.setattr(sparsity, "_BLOCK_ENTRIES", block)
     z = torch.randint(-3, 9, (600, 5), generator=generator_of(0)).float() / 8
     z[:, 4] = torch.arange(600) / 600  # each row better than all before
-    dense, sparse = TopExamples.none(5, 6), TopExamples.none(5, 6)
+    dense, sparse = HighestRows(5, 6), HighestRows(5, 6)
     for start in range(0, 600, 37):
         part = z[start : start + 37]
-        dense, sparse = dense.with_batch(part, start), sparse.with_batch(ragged(part), start)
+        dense.add(part, start)
+        sparse.add(ragged(part), start)
     for latent in range(5):
         expected = [row for row in z[:, latent].argsort(descending=True, stable=True).tolist() if z[row, latent] > 0]
-        assert dense.rows[latent].tolist() == sparse.rows[latent].tolist() == expected[:6]
-    assert torch.equal(dense.values, sparse.values)
+        rows = dense.examples().rows[latent].tolist()
+        assert rows == sparse.examples().rows[latent].tolist() == expected[:6]
+    assert torch.equal(dense.examples().values, sparse.examples().values)
 
 
-def test_examples_across_dtypes():
-    """A bound kept from float64 rows that float32 would round up must not hide a float32 value above it."""
-    first = torch.full((1, 1), 0.1, dtype=torch.float64)
-    second = torch.full((1, 1), 0.1, dtype=torch.float32)
-    assert float(second) > float(first)
-    best = TopExamples.none(1, 1).with_batch(first, 0).with_batch(second, 1)
-    assert best.rows.tolist() == [[1]]
-    assert TopExamples.none(1, 1).with_batch(first, 0).with_batch(ragged(second), 1).rows.tolist() == [[1]]
+@pytest.mark.parametrize("block", [50, 2**20])
+def test_lowest_and_sampled_rows_are_the_same_in_many_batches(monkeypatch, block):
+    monkeypatch.setattr(sparsity, "_BLOCK_ENTRIES", block)
+    z = torch.randint(-3, 9, (600, 5), generator=generator_of(0)).float() / 8
+    z[:, 4] = 1 - torch.arange(600) / 600  # each row lower than all before
+    dense, sparse = (LowestRows(5, 6), SampledRows(5, 20)), (LowestRows(5, 6), SampledRows(5, 20))
+    for start in range(0, 600, 37):
+        part = z[start : start + 37]
+        for one, other in zip(dense, sparse, strict=True):
+            one.add(part, start)
+            other.add(ragged(part), start)
+    for one, other in ((dense[0].examples(), sparse[0].examples()), (dense[1].sample(), sparse[1].sample())):
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one.values, other.values)
+    assert dense[0].examples().rows[4].tolist() == [599, 598, 597, 596, 595, 594]
+
+
+@pytest.mark.parametrize("layout", [ragged, Tensor.clone])
+def test_examples_across_dtypes(layout):
+    """A bound kept from float64 rows that float32 would round the wrong way must not hide a float32 value beyond it."""
+    for collected, nearest in ((HighestRows(1, 1), 0.1), (LowestRows(1, 1), 0.7)):
+        first, second = (torch.full((1, 1), nearest, dtype=dtype) for dtype in (torch.float64, torch.float32))
+        assert (float(second) > nearest) == isinstance(collected, HighestRows)
+        assert float(second) != nearest
+        collected.add(first, 0)
+        collected.add(layout(second), 1)
+        assert collected.examples().rows.tolist() == [[1]]
 
 
 class Codes(nn.Module):

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from evaluation_samples import tensors_of
 from monoloss.errors import InputError
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.classes import TopClasses
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
 
 
@@ -28,10 +30,32 @@ def evaluation() -> Evaluation:
             "dominant_class": torch.tensor([1, -1, 0]),
             "density": torch.tensor([[0.5, 7.0], [0.0, 7.0], [1.0, 7.0]], dtype=torch.float64)[:, 0],  # not contiguous
         },
-        TopExamples(
+        Examples(
             torch.tensor([[3, 1], [-1, -1], [0, -1]]),
             torch.tensor([[2.0, 0.1], [0.0, 0.0], [5.0, 0.0]], dtype=torch.float64),
         ),
+    )
+
+
+PARTS = ("middle_examples", "bottom_examples", "histogram", "top_classes", "decoder_directions")
+FILE_NAMES = {
+    "middle_rows", "middle_values", "bottom_rows", "bottom_values", "histogram", "top_classes", "top_class_counts",
+    "decoder_directions",
+}  # fmt: skip
+
+
+@pytest.fixture
+def full(evaluation: Evaluation) -> Evaluation:
+    """With all that a report shows; none of it contiguous."""
+    rows = torch.tensor([[3, -1, 0], [1, -1, -1]])
+    values = torch.tensor([[0.1, 0.0, 5.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
+    return replace(
+        evaluation,
+        middle_examples=Examples(rows.t(), values.t()),
+        bottom_examples=Examples((rows + 1).t(), (values + 1).t()),
+        histogram=torch.arange(240).reshape(80, 3).t(),
+        top_classes=TopClasses(rows.t(), (rows + 2).t()),
+        decoder_directions=(torch.arange(12) / 7).half().reshape(4, 3).t(),
     )
 
 
@@ -44,8 +68,11 @@ def assert_same(one: Evaluation, other: Evaluation) -> None:
     for key, column in one.latents.items():
         assert column.dtype == other.latents[key].dtype
         assert torch.equal(column.nan_to_num(-9.0), other.latents[key].nan_to_num(-9.0))
-    assert torch.equal(one.examples.rows, other.examples.rows)
-    assert torch.equal(one.examples.values, other.examples.values)
+    parts, expected = tensors_of(one), tensors_of(other)
+    assert set(parts) == set(expected)
+    for name, part in expected.items():
+        assert parts[name].dtype == part.dtype
+        assert torch.equal(parts[name], part), name
 
 
 def test_round_trip(evaluation, tmp_path):
@@ -66,6 +93,39 @@ def test_what_the_files_hold(evaluation, tmp_path):
     assert written["summary"] == {"score_mean": 1 / 3, "lift_mean": None, "n_latents": 3.0, "l0": 0.1}
     columns = load_file(folder / LATENTS)
     assert set(columns) == {"score", "dominant_class", "density", "example_rows", "example_values"}
+
+
+def test_what_a_report_shows_comes_back(full, tmp_path):
+    folder = full.save(tmp_path / "full")
+    assert_same(Evaluation.load(folder), full)
+    columns = load_file(folder / LATENTS)
+    assert set(columns) == {"score", "dominant_class", "density", "example_rows", "example_values"} | FILE_NAMES
+    assert columns["decoder_directions"].dtype == torch.float16
+
+
+def test_files_of_an_earlier_version_lack_it(full, evaluation, tmp_path):
+    """They hold the columns and the most active rows only, and are read all the same."""
+    folder = full.save(tmp_path / "e")
+    columns = load_file(folder / LATENTS)
+    save_file({name: column for name, column in columns.items() if name not in FILE_NAMES}, folder / LATENTS)
+    loaded = Evaluation.load(folder)
+    assert_same(loaded, evaluation)
+    assert all(getattr(loaded, name) is None for name in PARTS)
+    assert_same(Evaluation.load(loaded.save(tmp_path / "again")), evaluation)
+
+
+@pytest.mark.parametrize("name", sorted(FILE_NAMES - {"histogram", "decoder_directions"}))
+@pytest.mark.door
+def test_half_of_a_pair_is_a_damaged_file(full, tmp_path, name):
+    folder = full.save(tmp_path / "e")
+    columns = load_file(folder / LATENTS)
+    del columns[name]
+    save_file(columns, folder / LATENTS)
+    with pytest.raises(InputError) as caught:
+        Evaluation.load(folder)
+    assert (
+        str(caught.value) == f"{folder / LATENTS}: got an unreadable file ('{name}'); needed the files of an evaluation"
+    )
 
 
 def test_replaces_an_earlier_evaluation(evaluation, tmp_path):

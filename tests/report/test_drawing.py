@@ -182,9 +182,9 @@ before = mpl.rcParams.copy()
 import monoloss.report.figures as figures
 import tempfile, torch
 from monoloss.evaluation.result import Evaluation
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import Examples
 summary = {"score_mean": 0.5, "chance": 0.1}
-one = Evaluation("one", {}, summary, {"score": torch.tensor([0.5])}, TopExamples.none(1, 1))
+one = Evaluation("one", {}, summary, {"score": torch.tensor([0.5])}, Examples.none(1, 1))
 with tempfile.TemporaryDirectory() as folder:
     figures.save_figure(figures.score_histogram([one]), folder + "/figure.png")
 assert "matplotlib.pyplot" not in sys.modules

@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import AxesImage
 
 from figure_samples import NAN, dead, evaluation, texts, thumbnails, tiles
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.examples import Examples
 from monoloss.report.figures import (
     spread_latents,
     top_examples_grid,
@@ -55,7 +55,7 @@ def test_grid_shows_the_most_active_images_of_each_latent_in_order() -> None:
 def test_grid_leaves_tiles_blank_where_a_latent_has_fewer_images() -> None:
     one = evaluation("one", [0.1, 0.2, 0.3])
     rows = torch.tensor([[5, 6, -1, -1], [-1, -1, -1, -1], [1, 2, 3, 4]])
-    one = dataclasses.replace(one, examples=TopExamples(rows, rows.double()))
+    one = dataclasses.replace(one, examples=Examples(rows, rows.double()))
     other = evaluation("other", [0.1])
     figure = top_examples_grid(one, other, thumbnails, thumbnails, [0, 1, 2], [0], 3)
     greys = [grey for _, _, grey in tiles(figure)]
@@ -64,7 +64,7 @@ def test_grid_leaves_tiles_blank_where_a_latent_has_fewer_images() -> None:
 
 def test_grid_without_any_image_fetches_none() -> None:
     one = evaluation("one", [NAN, NAN])
-    one = dataclasses.replace(one, examples=TopExamples.none(2, 4))
+    one = dataclasses.replace(one, examples=Examples.none(2, 4))
     figure = top_examples_grid(one, one, thumbnails, thumbnails, [0], [1], 4)
     assert [grey for _, _, grey in tiles(figure)] == [None] * 8
 
@@ -79,7 +79,7 @@ def test_grid_of_a_model_without_a_defined_latent() -> None:
 
 def test_grid_breaks_many_images_into_lines() -> None:
     rows = torch.arange(20)[None]
-    one = dataclasses.replace(evaluation("one", [0.5]), examples=TopExamples(rows, rows.double()))
+    one = dataclasses.replace(evaluation("one", [0.5]), examples=Examples(rows, rows.double()))
     figure = top_examples_grid(one, one, thumbnails, thumbnails, [0], [0], 20)
     places = tiles(figure)
     assert len(places) == 40

@@ -33,7 +33,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     """Judge SAEs, or activations in files, on a feature store: all of them on one pass over its rows.
 
     Prints a table and writes evaluation.json and latents.safetensors for each: MonoScore, chance, lift, class purity,
-    reconstruction, L0, and the most active rows of each latent.
+    reconstruction, L0, and what a report shows of each latent.
 
     Args:
         store: folder of the feature store
@@ -42,7 +42,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
         out: folder for the evaluations, one folder each; by default that of the run, else "evaluations"
         center: take the store's mean vector off the unit embeddings that the score compares
         purity: judge class purity; by default where the store has labels
-        n_examples: most active rows kept for each latent
+        n_examples: rows kept for each latent, of the most active, the least active and those around the median
         batch_size: rows at a time; the results do not depend on it
         latents_per_pass: where the sums of all latents do not fit the memory: so many at a time, with one pass over the
             rows for each such block; the results do not depend on it

@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from monoloss.functional.sparsity import ActiveEntries, active_entries
+from monoloss.functional.sparsity import EntryBlock, active_entries
 from monoloss.sparse import Activations, offsets_of_sorted_rows
+
+_NO_KEY = torch.iinfo(torch.int64).max  # of a place that is not taken
+_SHIFTS, _FACTORS = (30, 27, 31), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of the hash SplitMix64
+_START = 0x9E3779B97F4A7C15  # without it row 0 would have the hash 0
 
 
 @dataclass(frozen=True)
-class TopExamples:
-    """The most active rows of each latent, the highest first; of equal values the earlier row.
+class Examples:
+    """Some active rows of each latent.
 
     Attributes:
-        rows: row numbers in the store, ``(m, k)`` int64; -1 where a latent has fewer active rows.
+        rows: row numbers in the store, ``(m, k)`` int64; -1, at the end, where a latent has fewer active rows.
         values: their activations, ``(m, k)`` float64 > 0; 0 where there is no row.
     """
 
@@ -26,57 +30,208 @@ class TopExamples:
     values: Float[Tensor, "m k"]
 
     @classmethod
-    def none(cls, m: int, k: int, device: torch.device | None = None) -> TopExamples:
-        """No rows yet."""
+    def none(cls, m: int, k: int, device: torch.device | None = None) -> Examples:
+        """No rows."""
         rows = torch.full((m, k), -1, dtype=torch.int64, device=device)
         return cls(rows, torch.zeros(m, k, dtype=torch.float64, device=device))
 
     @classmethod
-    def join_latents(cls, parts: Sequence[TopExamples]) -> TopExamples:
+    def join_latents(cls, parts: Sequence[Examples]) -> Examples:
         """The examples of the latents of several parts, one part after the other."""
         return cls(torch.cat([part.rows for part in parts]), torch.cat([part.values for part in parts]))
 
-    @torch.no_grad()
-    def with_batch(self, activations: Activations, first_row: int) -> TopExamples:
-        """The best of these and of a batch whose first row has the given number; O(entries).
 
-        Only entries that exceed the last of a latent's best so far are sorted: after some batches, few.
+class HighestRows:
+    """Collects the ``k`` most active rows of each latent: the highest first, of equal values the earlier row.
+
+    Batches come in the order of their rows. Cost O(entries) a batch; only entries that exceed the last of a latent's
+    best so far are sorted: after some batches, few.
+    """
+
+    def __init__(self, m: int, k: int, device: torch.device | None = None) -> None:
+        self._kept = _SmallestKeys(m, k, device)
+
+    def add(self, activations: Activations, first_row: int) -> None:
+        """Add a batch whose first row has the given number."""
+        for entries in active_entries(activations, self._may_be_higher):
+            self._kept.add(entries.latents, -_bits(entries.values), entries.rows + first_row)
+
+    def examples(self) -> Examples:
+        """The rows found so far."""
+        taken = self._kept.taken
+        return Examples(torch.where(taken, self._kept.payload, -1), _values(torch.where(taken, -self._kept.keys, 0)))
+
+    def _may_be_higher(self, block: EntryBlock) -> Bool[Tensor, "..."]:
+        last = self._kept.last
+        bounds = _values(torch.where(last == _NO_KEY, 0, -last))
+        rounded = bounds.to(block.values)  # compared in that dtype, several times faster
+        return block.values > block.of_latents(rounded.where(rounded.to(bounds) <= bounds, 0.0))
+
+
+class LowestRows:
+    """Collects the ``k`` least active rows of each latent: the lowest first, of equal values the earlier row.
+
+    As :class:`HighestRows` does, among the rows where the latent is active.
+    """
+
+    def __init__(self, m: int, k: int, device: torch.device | None = None) -> None:
+        self._kept = _SmallestKeys(m, k, device)
+
+    def add(self, activations: Activations, first_row: int) -> None:
+        """Add a batch whose first row has the given number."""
+        for entries in active_entries(activations, self._may_be_lower):
+            self._kept.add(entries.latents, _bits(entries.values), entries.rows + first_row)
+
+    def examples(self) -> Examples:
+        """The rows found so far."""
+        taken = self._kept.taken
+        return Examples(torch.where(taken, self._kept.payload, -1), _values(torch.where(taken, self._kept.keys, 0)))
+
+    def _may_be_lower(self, block: EntryBlock) -> Bool[Tensor, "..."]:
+        last = self._kept.last
+        bounds = _values(last).masked_fill(last == _NO_KEY, torch.inf)
+        rounded = bounds.to(block.values)
+        highest = rounded.where(rounded.to(bounds) >= bounds, torch.inf)
+        return (block.values > 0) & (block.values < block.of_latents(highest))
+
+
+class SampledRows:
+    """Collects a sample of at most ``size`` of each latent's active rows; all of them where there are no more.
+
+    The rows whose numbers have the smallest hash: as good as drawn at random, and the same for any split into batches
+    and any order of them. Latents prefer the same rows, so that the samples of all of them have few rows between them.
+    """
+
+    def __init__(self, m: int, size: int, device: torch.device | None = None) -> None:
+        self._kept = _SmallestKeys(m, size, device)
+
+    def add(self, activations: Activations, first_row: int) -> None:
+        """Add a batch whose first row has the given number."""
+        numbers = torch.arange(first_row, first_row + activations.shape[0], device=self._kept.keys.device)
+        keys = mixed(numbers)
+        upper = (keys >> 32).int()  # compared by these first: half the time
+
+        def may_be_drawn(block: EntryBlock) -> Bool[Tensor, "..."]:
+            last = (self._kept.last >> 32).int()
+            return (block.values > 0) & (block.of_rows(upper) <= block.of_latents(last))
+
+        for entries in active_entries(activations, may_be_drawn):
+            self._kept.add(entries.latents, keys[entries.rows], _bits(entries.values))
+
+    def sample(self) -> Examples:
+        """The sample of each latent, ``(m, size)``: the highest first, of equal values the earlier row."""
+        taken = self._kept.taken
+        rows = torch.where(taken, unmixed(self._kept.keys), -1)
+        values = _values(torch.where(taken, self._kept.payload, 0))
+        by_row = rows.argsort(dim=1)
+        rows, values = rows.gather(1, by_row), values.gather(1, by_row)
+        by_value = (-_bits(values)).argsort(dim=1, stable=True)
+        return Examples(rows.gather(1, by_value), values.gather(1, by_value))
+
+    def middle(self, k: int) -> Examples:
+        """The ``k`` rows around the median rank of each latent's sample, ``(m, k)``: the highest first.
+
+        Of a sample of ``s`` rows those of rank ``floor((s - k) / 2)`` (from 0) on; all of them where ``s <= k``.
         """
-        best = self
+        sample = self.sample()
+        n_sampled = (sample.rows >= 0).sum(1, keepdim=True)
+        places = torch.arange(k, device=n_sampled.device)
+        ranks = ((n_sampled - k) // 2).clamp(min=0) + places
+        there = places < n_sampled
+        ranks = ranks.clamp(max=sample.rows.shape[1] - 1)
+        return Examples(
+            sample.rows.gather(1, ranks).where(there, -1),
+            sample.values.gather(1, ranks).where(there, 0.0),
+        )
 
-        def last_best() -> Tensor:
-            return best.values[:, -1]
 
-        for entries in active_entries(activations, above=last_best):
-            if len(entries.rows):
-                best = best._with(entries, first_row)
-        return best
+def mixed(numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """A hash of numbers that no two share: SplitMix64, over all int64.
 
-    def _with(self, entries: ActiveEntries, first_row: int) -> TopExamples:
-        """The best of these and of some later entries in row order; of equal values those of this one."""
-        m, k = self.rows.shape
-        by_value = _falling(entries.values)
-        order = by_value[entries.latents[by_value].argsort(stable=True)]
-        latents = entries.latents[order]
+    Source:
+        Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    x = numbers + _signed(_START)
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        x = (x ^ _shifted(x, shift)) * _signed(factor)
+    return x ^ _shifted(x, _SHIFTS[-1])
+
+
+def unmixed(hashes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """The numbers that have these hashes.
+
+    Example:
+        >>> unmixed(mixed(torch.tensor([0, 1, 50_000])))
+        tensor([    0,     1, 50000])
+    """
+    x = hashes
+    for shift, factor in zip(reversed(_SHIFTS), (*reversed(_FACTORS), 1), strict=True):
+        x = (x ^ _shifted(x, shift) ^ _shifted(x, 2 * shift)) * _signed(pow(factor, -1, 2**64))
+    return x - _signed(_START)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """To the right, with zeros from the left; nothing is left of 64 bits and more."""
+    return (x >> by) & ((1 << max(0, 64 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    """The int64 of the same 64 bits."""
+    return bits - (bits >> 63 << 64)
+
+
+class _SmallestKeys:
+    """Of each latent the ``k`` entries with the smallest keys, in their order; of equal keys those that came first.
+
+    Attributes:
+        keys: ``(m, k)`` int64.
+        payload: what comes with each key, ``(m, k)`` int64.
+    """
+
+    def __init__(self, m: int, k: int, device: torch.device | None) -> None:
+        self.keys = torch.full((m, k), _NO_KEY, dtype=torch.int64, device=device)
+        self.payload = torch.zeros_like(self.keys)
+
+    @property
+    def taken(self) -> Bool[Tensor, "m k"]:
+        """Where there is an entry."""
+        return self.keys < _NO_KEY
+
+    @property
+    def last(self) -> Int[Tensor, " m"]:
+        """The keys that a further entry of each latent has to stay below."""
+        return self.keys[:, -1].contiguous()
+
+    def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], payload: Int[Tensor, " _"]) -> None:
+        """Take further entries in, in place; best only those whose keys are below ``last``."""
+        if not len(keys):
+            return
+        m, k = self.keys.shape
+        by_key = keys.argsort(stable=True)
+        order = by_key[latents[by_key].argsort(stable=True)]
+        latents = latents[order]
         offsets = offsets_of_sorted_rows(latents, m)
         rank = torch.arange(len(order), device=order.device) - offsets[latents]
         counts = offsets.diff()
         touched = counts.nonzero().squeeze(1)
-        width = min(k, int(counts.max()))
         place = torch.empty_like(counts)
         place[touched] = torch.arange(len(touched), device=place.device)
         best = (rank < k).nonzero().squeeze(1)
         order, cells = order[best], (place[latents[best]], k + rank[best])
-        values, rows = self.values.new_zeros(len(touched), k + width), self.rows.new_full((len(touched), k + width), -1)
-        values[:, :k], rows[:, :k] = self.values[touched], self.rows[touched]
-        values[cells], rows[cells] = entries.values[order], entries.rows[order] + first_row
-        highest = values.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return TopExamples(
-            self.rows.index_copy(0, touched, rows.gather(1, highest)),
-            self.values.index_copy(0, touched, values.gather(1, highest)),
-        )
+        shape = (len(touched), k + min(k, int(counts.max())))
+        all_keys, all_payload = self.keys.new_full(shape, _NO_KEY), self.payload.new_zeros(shape)
+        all_keys[:, :k], all_payload[:, :k] = self.keys[touched], self.payload[touched]
+        all_keys[cells], all_payload[cells] = keys[order], payload[order]
+        all_keys, ranked = all_keys.sort(dim=1, stable=True)
+        self.keys.index_copy_(0, touched, all_keys[:, :k])
+        self.payload.index_copy_(0, touched, all_payload.gather(1, ranked[:, :k]))
 
 
-def _falling(values: Tensor) -> Tensor:
-    """The order of positive float64 values from the highest down, stable: that of their bits, which sort faster."""
-    return (torch.iinfo(torch.int64).max - values.view(torch.int64)).argsort(stable=True)
+def _bits(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Positive float64 values as integers that are ordered alike."""
+    return values.view(torch.int64)
+
+
+def _values(bits: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Back from their bits."""
+    return bits.view(torch.float64)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from monoloss.errors import InputError
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.classes import TopClasses
+from monoloss.evaluation.examples import Examples
 from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
 
 FORMAT_VERSION = 1
 FACTS, LATENTS = "evaluation.json", "latents.safetensors"
+_MIDDLE, _BOTTOM = ("middle_rows", "middle_values"), ("bottom_rows", "bottom_values")
+_CLASSES = ("top_classes", "top_class_counts")
+PairT = TypeVar("PairT")
 
 
 def check_evaluation_folder(folder: str | Path) -> None:
@@ -49,7 +54,17 @@ class Evaluation:
             ``explained_variance``, ``nmse``, ``mse``.
         latents: one column ``(m,)`` a measure: ``score``, ``lift``, ``n_eff``, ``density``; with labels
             ``purity_binary``, ``purity_weighted``, ``dominant_class`` (-1: none).
-        examples: the most active rows of each latent.
+        examples: the most active rows of each latent, the highest first.
+        middle_examples: rows around the median rank of a fixed-size sample of a latent's active rows, the highest
+            first; exact where the sample is all of them.
+        bottom_examples: the least active of a latent's active rows, the lowest first.
+        histogram: active rows of each latent by activation, ``(m, 80)`` int64, in bins that meet at
+            :func:`monoloss.functional.histogram.histogram_edges`.
+        top_classes: the most frequent classes of a latent's active rows; None where purity was not judged.
+        decoder_directions: what each latent adds to a reconstruction, at length 1, ``(m, d_in)`` float16; None for
+            models other than SAEs.
+
+    Files that an earlier version wrote lack the last five: these are None.
 
     Example:
         >>> import tempfile, torch
@@ -66,7 +81,12 @@ class Evaluation:
     facts: Mapping[str, Any]
     summary: Mapping[str, float]
     latents: Mapping[str, Tensor]
-    examples: TopExamples
+    examples: Examples
+    middle_examples: Examples | None = None
+    bottom_examples: Examples | None = None
+    histogram: Int[Tensor, "m bins"] | None = None
+    top_classes: TopClasses | None = None
+    decoder_directions: Float[Tensor, "m d_in"] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write both files into a folder that appears whole, replacing an earlier evaluation there.
@@ -76,12 +96,11 @@ class Evaluation:
         """
         folder = Path(folder)
         check_evaluation_folder(folder)
-        columns = {name: column.contiguous().cpu() for name, column in self.latents.items()}
-        examples = {"example_rows": self.examples.rows.cpu(), "example_values": self.examples.values.cpu()}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in {**self.latents, **self._parts()}.items()}
         with atomic_folder(folder, replace=True) as temporary:
             content = {"name": self.name, "facts": dict(self.facts), "summary": dict(self.summary)}
             write_json(temporary / FACTS, content, format_version=FORMAT_VERSION)
-            save_tensors({**columns, **examples}, temporary / LATENTS)
+            save_tensors(tensors, temporary / LATENTS)
         return folder
 
     @classmethod
@@ -98,7 +117,38 @@ class Evaluation:
             name, facts = str(content["name"]), dict(content["facts"])
             file = Path(folder) / LATENTS
             columns = load_file(file)
-            examples = TopExamples(columns.pop("example_rows"), columns.pop("example_values"))
-            return cls(name, facts, summary, columns, examples)
+            return cls(
+                name,
+                facts,
+                summary,
+                examples=Examples(columns.pop("example_rows"), columns.pop("example_values")),
+                middle_examples=_pair(Examples, columns, *_MIDDLE),
+                bottom_examples=_pair(Examples, columns, *_BOTTOM),
+                histogram=columns.pop("histogram", None),
+                top_classes=_pair(TopClasses, columns, *_CLASSES),
+                decoder_directions=columns.pop("decoder_directions", None),
+                latents=columns,  # what is left
+            )
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(str(file), f"an unreadable file ({error})", "the files of an evaluation") from error
+
+    def _parts(self) -> dict[str, Tensor]:
+        """All but the columns of the latents, as the file names them."""
+        parts = {"example_rows": self.examples.rows, "example_values": self.examples.values}
+        for names, shown in ((_MIDDLE, self.middle_examples), (_BOTTOM, self.bottom_examples)):
+            if shown is not None:
+                parts |= zip(names, (shown.rows, shown.values), strict=True)
+        if self.top_classes is not None:
+            parts |= zip(_CLASSES, (self.top_classes.classes, self.top_classes.counts), strict=True)
+        if self.histogram is not None:
+            parts["histogram"] = self.histogram
+        if self.decoder_directions is not None:
+            parts["decoder_directions"] = self.decoder_directions
+        return parts
+
+
+def _pair(kind: Callable[[Tensor, Tensor], PairT], columns: dict[str, Tensor], first: str, second: str) -> PairT | None:
+    """What two tensors of a file make up, taken out of its columns; None where neither is there."""
+    if first not in columns and second not in columns:
+        return None
+    return kind(columns.pop(first), columns.pop(second))

@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
-from monoloss.evaluation.examples import TopExamples
+from monoloss.evaluation.classes import TopClasses
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, latents_of, modes
 from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.sums import LatentFigures, LatentSums, Wanted
 from monoloss.functional.moments import unit_rows
-from monoloss.functional.purity import ClassPurityResult, join_latents
-from monoloss.functional.score import chance, lift, n_eff, summary_of_latents
-from monoloss.functional.sparsity import activation_counts, density, l0
-from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
-from monoloss.precision import sums_device
+from monoloss.functional.purity import join_latents
+from monoloss.functional.score import chance, lift, summary_of_latents
+from monoloss.functional.sparsity import density, l0
+from monoloss.metrics import Reconstruction
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sparse import Activations
 
 
 @torch.no_grad()
@@ -39,12 +39,13 @@ def evaluate(
     latents_per_pass: int | None = None,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
-    """Judge models on a store: MonoScore, class purity, reconstruction, L0, and the rows that show each latent.
+    """Judge models on a store: MonoScore, class purity, reconstruction, L0, and what shows each latent.
 
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
     put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
     beyond the models: one batch, and the next one's rows unless the store is loaded; for each model
-    ``m (d + 2 c + 30)`` float64 numbers, with ``latents_per_pass`` that many latents in the place of m.
+    ``m (d + 2 c + 12 n_examples + 80)`` numbers of 8 bytes, with ``latents_per_pass`` that many latents in the place
+    of m.
 
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
@@ -53,7 +54,8 @@ def evaluate(
             of these rows in a file, :class:`monoloss.evaluation.activations.StoredActivations`.
         purity: judge class purity; by default where the store has labels.
         center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
-        n_examples: most active rows kept for each latent.
+        n_examples: rows kept for each latent, of those it is active on: as many of the most active, of the least
+            active, and around the median of a sample of four times as many (of all where there are no more).
         batch_size: rows encoded at a time; the results do not depend on it.
         latents_per_pass: where the sums of all latents do not fit the memory: as many at a time, with a pass over the
             rows for each such block, in which all is encoded again. The results are the same (dense activations:
@@ -89,7 +91,7 @@ def evaluate(
     if judge_purity and not store.has_labels:
         raise InputError("purity", f"True for {store.folder}, which has no labels", "a store with labels")
     with _in_eval_mode(models):
-        wanted = _Wanted(judge_purity, center, n_examples, latents_per_pass)
+        wanted = Wanted(judge_purity, center, n_examples, latents_per_pass)
         figures = {name: _Figures(name, model, store, wanted) for name, model in models.items()}
         while unfinished := [part for part in figures.values() if not part.is_finished]:
             for batch in _shown(store, batch_size, progress):
@@ -127,62 +129,16 @@ def _in_eval_mode(models: dict[str, Encoder | StoredActivations]) -> Iterator[No
             module.training = training
 
 
-class _Wanted(NamedTuple):
-    """What is to be found out."""
-
-    purity: bool
-    center: Tensor | None
-    n_examples: int
-    latents_per_pass: int | None
-
-
-class _Latents(NamedTuple):
-    """What was found about some latents, each a column."""
-
-    score: Tensor
-    n_eff: Tensor
-    counts: Tensor
-    purity: ClassPurityResult | None
-    examples: TopExamples
-
-
-class _Sums:
-    """What is summed up for some latents of one model in one pass."""
-
-    def __init__(self, m: int, device: torch.device, store: FeatureStore, wanted: _Wanted) -> None:
-        self.n_rows = 0
-        self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
-        self.counts = torch.zeros(m, dtype=torch.int64, device=device)
-        self.examples = TopExamples.none(m, wanted.n_examples, sums_device(device))
-        self.purity: ClassPurity | None = None
-        if wanted.purity:
-            self.purity = ClassPurity(m, store.n_classes, sync_on_compute=False).to(device)
-
-    def add(self, embeddings: Tensor, activations: Activations, labels: Tensor | None) -> None:
-        """Add a batch up."""
-        self.score.update(embeddings, activations)
-        if self.purity is not None and labels is not None:
-            self.purity.update(activations, labels.to(activations.device))
-        self.counts += activation_counts(activations)
-        self.examples = self.examples.with_batch(activations, self.n_rows)
-        self.n_rows += len(embeddings)
-
-    def found(self) -> _Latents:
-        """The figures of all rows."""
-        purity = None if self.purity is None else self.purity.summary()
-        return _Latents(self.score.compute(), n_eff(self.score.sums), self.counts, purity, self.examples)
-
-
 class _Figures:
     """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
 
-    def __init__(self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: _Wanted) -> None:
+    def __init__(self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: Wanted) -> None:
         self.name, self.model, self.store, self.wanted = name, model, store, wanted
         self.n_latents: int | None = None
         self.chance = torch.tensor(torch.nan)
-        self.blocks: list[_Latents] = []
+        self.blocks: list[LatentFigures] = []
         self.first = 0  # latent of this pass
-        self.sums: _Sums | None = None
+        self.sums: LatentSums | None = None
         self.reconstruction: Reconstruction | None = None
 
     @property
@@ -198,7 +154,7 @@ class _Figures:
         self.n_latents = judged.activations.shape[1]
         stop = min(self.first + (self.wanted.latents_per_pass or self.n_latents), self.n_latents)
         if self.sums is None:
-            self.sums = _Sums(stop - self.first, judged.activations.device, self.store, self.wanted)
+            self.sums = LatentSums(stop - self.first, judged.activations.device, self.store, self.wanted)
         rows = embeddings if self.wanted.center is None else unit_rows(embeddings)
         self.sums.add(rows, latents_of(judged.activations, self.first, stop), batch.labels)
         if judged.reconstruction is not None:
@@ -213,7 +169,7 @@ class _Figures:
         assert self.sums is not None  # noqa: S101 - a store has at least one row
         self.blocks.append(self.sums.found())
         self.chance = chance(self.sums.score.sums)
-        self.first += len(self.sums.counts)
+        self.first += self.sums.n_latents
         self.sums = None
 
     def evaluation(self) -> Evaluation:
@@ -255,8 +211,19 @@ class _Figures:
         if self.reconstruction is not None:
             quality = self.reconstruction.summary()
             summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
-        examples = TopExamples.join_latents([block.examples for block in self.blocks])
-        return Evaluation(self.name, self._facts(), summary, latents, examples)
+        top_classes = [block.top_classes for block in self.blocks if block.top_classes is not None]
+        return Evaluation(
+            self.name,
+            self._facts(),
+            summary,
+            latents,
+            examples=Examples.join_latents([block.examples for block in self.blocks]),
+            middle_examples=Examples.join_latents([block.middle_examples for block in self.blocks]),
+            bottom_examples=Examples.join_latents([block.bottom_examples for block in self.blocks]),
+            histogram=torch.cat([block.histogram for block in self.blocks]),
+            top_classes=TopClasses.join_latents(top_classes) if top_classes else None,
+            decoder_directions=_directions(self.model),
+        )
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -270,6 +237,13 @@ class _Figures:
             "centred": self.wanted.center is not None,
             "model": _model_text(self.model),
         }
+
+
+def _directions(model: Encoder | StoredActivations) -> Tensor | None:
+    """What each latent of a SAE adds to a reconstruction, at length 1, ``(m, d_in)`` float16."""
+    if not isinstance(model, SparseAutoencoder):
+        return None
+    return nn.functional.normalize(model.decoder_rows.float(), dim=1).half()
 
 
 def _model_text(model: Encoder | StoredActivations) -> str:

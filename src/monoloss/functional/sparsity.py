@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from monoloss.checks import check_matrix
@@ -153,37 +153,65 @@ def refuse_not_finite(activations: Activations) -> None:
     raise InputError("activations", f"{float(values[where])} (row {row}, latent {latent})", "finite numbers")
 
 
+class EntryBlock(NamedTuple):
+    """Some activations before it is said which of them count: ``(rows, m)`` dense, or a list of entries.
+
+    Attributes:
+        values: in their own dtype, ``(rows, m)`` or ``(entries,)``.
+        rows: of the values, ``(rows, 1)`` or ``(entries,)``.
+        latents: of listed entries; None where the values have a column for each latent.
+    """
+
+    values: Tensor
+    rows: Tensor
+    latents: Tensor | None
+
+    def of_latents(self, per_latent: Shaped[Tensor, " m"]) -> Tensor:
+        """What each value's latent has, in a shape that broadcasts against the values."""
+        here = per_latent.to(self.values.device)
+        return here if self.latents is None else here.index_select(0, self.latents)
+
+    def of_rows(self, per_row: Shaped[Tensor, " n"]) -> Tensor:
+        """What each value's row has, in a shape that broadcasts against the values."""
+        return per_row.to(self.values.device)[self.rows]
+
+
 def active_entries(
-    activations: Activations, above: Callable[[], Float[Tensor, " m"]] | None = None
+    activations: Activations, chosen: Callable[[EntryBlock], Bool[Tensor, "..."]] | None = None
 ) -> Iterator[ActiveEntries]:
     """The entries ``z > 0`` in row order, some at a time, so that a dense batch needs no second copy of its size.
 
     Args:
         activations: activations ``(n, m)`` of any sign, dense or sparse.
-        above: a bound >= 0 for each latent, asked for before each part: entries that do not exceed it are left out.
+        chosen: which values of a block are wanted, all of them ``> 0``; asked for each block when its turn has come.
+            By default all that are active.
     """
     activations = activations.detach()
     home = sums_device(activations.device)
+    wanted = chosen or _is_active
     if isinstance(activations, SparseActivations):
         parts = (
             part.split(_BLOCK_ENTRIES) for part in (activations.rows, activations.flat_indices, activations.flat_values)
         )
-        for rows, latents, values in zip(*parts, strict=True):
-            bounds = 0.0 if above is None else _rounded_down(above(), values).index_select(0, latents)
-            active = (values > bounds).nonzero().squeeze(1)
-            part = (rows, latents, values)
-            if len(active) < len(values):
-                part = (rows[active], latents[active], values[active])
-            yield ActiveEntries(part[0].to(home), part[1].to(home), part[2].to(home).double())
+        for part in zip(*parts, strict=True):
+            rows, latents, values = part
+            kept = wanted(EntryBlock(values, rows, latents)).nonzero().squeeze(1)
+            if len(kept) < len(values):
+                rows, latents, values = rows[kept], latents[kept], values[kept]
+            yield ActiveEntries(rows.to(home), latents.to(home), values.to(home).double())
         return
-    n_rows = max(1, _BLOCK_ENTRIES // max(1, activations.shape[1]))
-    for start in range(0, activations.shape[0], n_rows):
-        block = activations[start : start + n_rows].to(home)
-        rows, latents = (block > (0.0 if above is None else _rounded_down(above(), block))).nonzero(as_tuple=True)
+    for start, block in dense_blocks(activations):
+        numbers = torch.arange(start, start + len(block), device=home)
+        rows, latents = wanted(EntryBlock(block, numbers[:, None], None)).nonzero(as_tuple=True)
         yield ActiveEntries(rows + start, latents, block[rows, latents].double())
 
 
-def _rounded_down(bounds: Tensor, like: Tensor) -> Tensor:
-    """Bounds in the dtype of the values they are compared with, several times faster; 0 where rounding raises one."""
-    rounded = bounds.to(like)
-    return rounded.where(rounded.to(bounds) <= bounds, 0.0)
+def dense_blocks(activations: Float[Tensor, "n m"]) -> Iterator[tuple[int, Float[Tensor, "_ m"]]]:
+    """Some rows of dense activations at a time, where sums live, each block after the number of its first row."""
+    n_rows = max(1, _BLOCK_ENTRIES // max(1, activations.shape[1]))
+    for start in range(0, activations.shape[0], n_rows):
+        yield start, activations[start : start + n_rows].to(sums_device(activations.device))
+
+
+def _is_active(block: EntryBlock) -> Bool[Tensor, "..."]:
+    return block.values > 0

@@ -51,9 +51,9 @@ def spread_latents(evaluation: Evaluation, n: int) -> list[int]:
         InputError: `n` is not an integer of at least 1.
 
     Example:
-        >>> from monoloss.evaluation.examples import TopExamples
+        >>> from monoloss.evaluation.examples import Examples
         >>> scores = torch.tensor([0.1, torch.nan, 0.4, 0.3, 0.2])
-        >>> spread_latents(Evaluation("mine", {}, {}, {"score": scores}, TopExamples.none(5, 1)), 2)
+        >>> spread_latents(Evaluation("mine", {}, {}, {"score": scores}, Examples.none(5, 1)), 2)
         [3, 0]
     """
     check_number("n", n, at_least=1, integer=True)

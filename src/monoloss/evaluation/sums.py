@@ -1,0 +1,82 @@
+"""What one pass over a store sums up for some latents of one model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from monoloss.data.store import FeatureStore
+from monoloss.evaluation.classes import TopClasses
+from monoloss.evaluation.examples import Examples, HighestRows, LowestRows, SampledRows
+from monoloss.functional.histogram import N_BINS, activation_histogram
+from monoloss.functional.purity import ClassPurityResult
+from monoloss.functional.score import n_eff
+from monoloss.metrics import ClassPurity, MonoScore
+from monoloss.precision import sums_device
+from monoloss.sparse import Activations
+
+SAMPLE_SIZE = 4  # times the examples in the middle: how many rows their median is taken of
+
+
+class Wanted(NamedTuple):
+    """What is to be found out."""
+
+    purity: bool
+    center: Tensor | None
+    n_examples: int
+    latents_per_pass: int | None
+
+
+class LatentFigures(NamedTuple):
+    """What was found about some latents, one row each."""
+
+    score: Tensor
+    n_eff: Tensor
+    counts: Tensor
+    purity: ClassPurityResult | None
+    top_classes: TopClasses | None
+    examples: Examples
+    middle_examples: Examples
+    bottom_examples: Examples
+    histogram: Tensor
+
+
+class LatentSums:
+    """The sums of some latents of one model, batch after batch in stored order."""
+
+    def __init__(self, m: int, device: torch.device, store: FeatureStore, wanted: Wanted) -> None:
+        home, k = sums_device(device), wanted.n_examples
+        self.n_rows, self.n_latents, self.n_examples = 0, m, k
+        self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
+        self.highest, self.lowest = HighestRows(m, k, home), LowestRows(m, k, home)
+        self.sampled = SampledRows(m, SAMPLE_SIZE * k, home)
+        self.histogram = torch.zeros(m, N_BINS, dtype=torch.int64, device=home)
+        self.purity: ClassPurity | None = None
+        if wanted.purity:
+            self.purity = ClassPurity(m, store.n_classes, sync_on_compute=False).to(device)
+
+    def add(self, embeddings: Tensor, activations: Activations, labels: Tensor | None) -> None:
+        """Add a batch up."""
+        self.score.update(embeddings, activations)
+        if self.purity is not None and labels is not None:
+            self.purity.update(activations, labels.to(activations.device))
+        activation_histogram(activations, into=self.histogram)
+        for rows in (self.highest, self.lowest, self.sampled):
+            rows.add(activations, self.n_rows)
+        self.n_rows += len(embeddings)
+
+    def found(self) -> LatentFigures:
+        """The figures of all rows."""
+        return LatentFigures(
+            score=self.score.compute(),
+            n_eff=n_eff(self.score.sums),
+            counts=self.histogram.sum(1),
+            purity=None if self.purity is None else self.purity.summary(),
+            top_classes=None if self.purity is None else TopClasses.of_counts(self.purity.sums.rows),
+            examples=self.highest.examples(),
+            middle_examples=self.sampled.middle(self.n_examples),
+            bottom_examples=self.lowest.examples(),
+            histogram=self.histogram,
+        )
