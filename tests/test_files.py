@@ -18,7 +18,6 @@ from monoloss.errors import InputError
 from monoloss.files import (
     atomic_file,
     atomic_folder,
-    only_one,
     read_json,
     remove_temporaries,
     save_tensors,
@@ -303,34 +302,3 @@ def test_unreadable_json_is_named(tmp_path: Path, text: str, message: str) -> No
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.json: got No such file or directory; needed a readable JSON file"):
         read_json(tmp_path / "x.json", format_version=1)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings(r"ignore:.*multi-threaded, use of fork\(\):DeprecationWarning")  # of Python 3.12 and later
-def test_a_lock_ends_with_its_holder_though_a_process_it_forked_lives_on(tmp_path):
-    """Worker processes of a killed run take a moment to end; the same command must go on at once."""
-    reading, writing = os.pipe()
-    holder = os.fork()
-    if holder == 0:
-        lock = only_one(tmp_path, "writing")
-        lock.__enter__()
-        if os.fork() == 0:  # a worker, which ends when the test closes its end of the pipe
-            os.close(writing)
-            os.read(reading, 1)
-            os._exit(0)
-        os._exit(0)  # killed: nothing is let go by hand
-    os.waitpid(holder, 0)
-    with only_one(tmp_path, "writing"):
-        pass
-    os.close(writing)
-    os.close(reading)
-
-
-@pytest.mark.door
-def test_a_lock_is_one_processs_alone(tmp_path):
-    with only_one(tmp_path, "writing"):
-        refusal = pytest.raises(InputError, match="a folder in which another process is writing")
-        with refusal, only_one(tmp_path, "writing"):
-            pass
-    with only_one(tmp_path, "writing"):
-        pass

@@ -27,6 +27,7 @@ FLOORS = {
     "errors": 0,
     "checks": 0,
     "files": 0,
+    "folder_lock": 0,
     "plain_values": 0,
     "precision": 0,
     "quantities": 0,

@@ -24,7 +24,6 @@ from monoloss.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in texts of safetensors; the second before 0.6
-_LOCKED: set[int] = set()  # descriptors of folders
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # these may come without the name of a file
 
 
@@ -116,47 +115,6 @@ def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) 
         raise InputError(str(target), where, "a path for a folder")
     if not allow_full and target.is_dir() and any(target.iterdir()):
         raise InputError(str(target), "a folder that is not empty", "a folder that is empty or does not exist yet")
-
-
-@contextmanager
-def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """A lock on a folder that is there; the system takes it away when the process ends, however it ends.
-
-    Where the file system has no locks, this does nothing.
-
-    Raises:
-        InputError: another process holds it; `doing` says what that one does.
-    """
-    if os.name == "nt":  # no such locks
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    _LOCKED.add(descriptor)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            needed = "another folder, or that one's end"
-            raise InputError(str(folder), f"a folder in which another process is {doing}", needed) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        if descriptor in _LOCKED:
-            _LOCKED.remove(descriptor)
-            os.close(descriptor)
-
-
-def _leave_locks() -> None:
-    """In a forked process: its copy of a lock would outlive the process that holds it."""
-    while _LOCKED:
-        os.close(_LOCKED.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:

@@ -30,7 +30,8 @@ from monoloss.data.store_format import DTYPES, MANIFEST, check_facts, shard_name
 from monoloss.data.store_patches import PatchGrid
 from monoloss.data.store_writer import FeatureStoreWriter, checked_encoder, written_shards
 from monoloss.errors import InputError
-from monoloss.files import only_one, remove_temporaries
+from monoloss.files import remove_temporaries
+from monoloss.folder_lock import only_one
 
 IMAGES_PER_SHARD = 4096  # at most, by default: what a kill can cost
 _BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in memory
