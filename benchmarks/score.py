@@ -5,7 +5,7 @@
 Asserts first that all agree on the same codes. Opponents take turns in one run, after a round that is not timed; every
 second round runs in the opposite order; the sums of both sides are allocated before the time begins. The rows are
 random, in memory. The two dense passes run in two ways: plain, each step a new tensor and each pass the forward pass of
-training code (error, L1, L0 and the counter of silent rows too), as the paper's evaluation does; and lean, with nothing
+training code (error, L1, L0 and the counter of silent rows too), as research code often does; and lean, with nothing
 but encoder, top-k and decoder and as few tensors as possible. Two cores need about six minutes.
 """
 

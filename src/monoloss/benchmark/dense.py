@@ -184,7 +184,7 @@ def two_pass_score_of_sae(
         batches: its inputs, and the embeddings.
         sums: where to add up.
         lean: no more than the score needs, in as little memory as it needs; False: plain code, with the forward pass of
-            training in each pass, as in the paper's evaluation.
+            training in each pass, as research code often does.
     """
 
     def codes_of(i: int) -> Tensor:
