@@ -101,10 +101,10 @@ class ShardBuilder:
         if self._shard is None:
             return
         images = self._images
-        embeddings = torch.cat([torch.empty(0, *self._patches(), self._shape.width), *self._embeddings])
+        none = torch.empty(0, *self._patches(), self._shape.width)
         self._writer.write_shard(
             self._shard,
-            torch.cat(self._embeddings) if self._embeddings else embeddings,
+            torch.cat(self._embeddings) if self._embeddings else none,
             [image.id for image in images],
             self._labels(),
             paths=[image.path for image in images],
