@@ -177,6 +177,55 @@ def test_metrics_loaded_from_one_state_are_two(metric):
     assert_states(metric, before)
 
 
+def saved_and_loaded(metric: MonoScore) -> MonoScore:
+    metric.persistent(True)
+    other = MonoScore(8, 13)
+    other.persistent(True)
+    other.load_state_dict(metric.state_dict())
+    other.update(torch.zeros(0, 8), torch.zeros(0, 13))  # torchmetrics warns where a loaded metric never saw a batch
+    return other
+
+
+def merged_into_an_empty_one(metric: MonoScore) -> MonoScore:
+    other = MonoScore(8, 13)
+    other.merge_state(metric)
+    return other
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        lambda metric: metric.clone(),
+        lambda metric: pickle.loads(pickle.dumps(metric)),
+        saved_and_loaded,
+        merged_into_an_empty_one,
+        lambda metric: metric.half(),
+    ],
+)
+def test_products_that_wait_in_float32_are_in_every_copy(copied):
+    """Sparse float32 batches: the latest are not in the stored sums, but whoever reads these must find them there."""
+    embeddings, activations = some_embeddings(dtype=torch.float32), ragged(some_activations(dtype=torch.float32))
+    expected = mono_score(embeddings, activations)
+    metric = streamed(embeddings, activations, [30, 34])
+    other = copied(metric)
+    assert_same_scores(other.compute(), expected, atol=2e-6)
+    assert_same_scores(metric.compute(), expected, atol=2e-6)
+    for one in (metric, other):
+        one.reset()
+        assert_states(one, states(MonoScore(8, 13)))
+        one.update(embeddings, activations)  # and nothing of before comes back
+        assert_same_scores(one.compute(), expected, atol=2e-6)
+
+
+def test_a_batch_of_forward_is_the_batch_where_products_wait():
+    embeddings, activations = some_embeddings(dtype=torch.float32), ragged(some_activations(dtype=torch.float32))
+    metric = streamed(embeddings[:30], rows_of(activations, slice(0, 30)), [30])
+    last = embeddings[30:], rows_of(activations, slice(30, 64))
+    assert_same_scores(metric(*last), mono_score(*last), atol=2e-6)
+    assert_same_scores(metric.compute(), mono_score(embeddings, activations), atol=2e-6)
+
+
 def test_in_a_collection_called_by_keyword():
     center = some_embeddings().mean(0)
     collection = MetricCollection(

@@ -19,7 +19,7 @@ from monoloss.functional.purity import ClassPurityResult, PurityCounts, class_co
 from monoloss.functional.reconstruction import ReconstructionQuality, ReconstructionSums
 from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
 from monoloss.functional.sparsity import check_activations
-from monoloss.functional.streaming import add_batch
+from monoloss.functional.streaming import RecentProducts, add_batch
 from monoloss.sparse import Activations
 from monoloss.sums_metric import SumsMetric
 
@@ -60,7 +60,11 @@ class MonoScore(SumsMetric[MonoMoments]):
     _sums_type = MonoMoments
 
     center: Tensor | None
-    w: Tensor
+    n: Tensor
+    h_sum: Tensor
+    b: Tensor
+    u: Tensor
+    v: Tensor
 
     def __init__(
         self,
@@ -77,20 +81,34 @@ class MonoScore(SumsMetric[MonoMoments]):
         check_choice("undefined", undefined, ("nan", "zero"))
         if center is not None:
             check_vector("center", center, d)
+        self._recent = RecentProducts()
         super().__init__(MonoMoments.zeros(d, m), **kwargs)
         self.average = average
         self.undefined = undefined
         self.register_buffer("center", None if center is None else center.detach().clone())
 
+    @property
+    def w(self) -> Float[Tensor, "m d"]:
+        """The state ``w``, with the latest batches in it."""
+        self._recent.move_into(self._w)
+        return self._w
+
+    @w.setter
+    def w(self, w: Float[Tensor, "m d"]) -> None:
+        self._recent.n_batches = 0
+        self._w = w
+
     def update(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> None:
         """Add rows: embeddings ``(n, d)`` and activations ``(n, m)``, dense or sparse."""
         check_rows(embeddings, activations, self.center)
-        m, d = self.w.shape
+        m, d = self._w.shape
         if embeddings.shape[1] != d:
             raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        self._take(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
+        total = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, self._w)
+        total = add_batch(total, unit_rows(embeddings.detach(), self.center), activations, self._recent)
+        self.n, self.h_sum, self.b, self.u, self.v = total.n, total.h_sum, total.b, total.u, total.v
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Scores ``(m,)``, or their mean; float64, NaN where undefined."""
@@ -101,6 +119,11 @@ class MonoScore(SumsMetric[MonoMoments]):
         """Mean, median, p90, number defined, chance, lift and n_eff, over all rows and processes."""
         result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
         return result
+
+    def reset(self) -> None:
+        """As before the first update."""
+        self._recent.n_batches = 0
+        super().reset()
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take over the rows that another metric has seen.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -15,18 +15,63 @@ from monoloss.products import bag_sums, codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
 _BLOCK_ELEMENTS = 2**19  # of w that are added in one go: they stay in the cache between the product and the sum
-
 _LONGEST_SUM = 256  # entries of a latent that are added up in float32 before they go into float64
+_MOST_BATCHES = 16  # whose products are added up in float32 before they go into float64
+
+
+class RecentProducts:
+    """The float32 sum of the products of up to 16 batches, on its way into the float64 ``w``.
+
+    Half as many bytes as ``w``: adding a batch to ``w`` itself can take longer than its product.
+
+    Attributes:
+        n_batches: how many are in the sum.
+
+    Example:
+        >>> codes, recent = SparseActivations.from_dense(torch.tensor([[0.0], [2.0]])), RecentProducts()
+        >>> total = add_batch(MonoMoments.zeros(2, 1), torch.eye(2), codes, recent)
+        >>> recent.n_batches, total.w.tolist()
+        (1, [[0.0, 0.0]])
+        >>> recent.move_into(total.w)
+        >>> recent.n_batches, total.w.tolist()
+        (0, [[0.0, 2.0]])
+    """
+
+    def __init__(self) -> None:
+        self.n_batches = 0
+        self._sum: Tensor | None = None
+
+    def to_add_to(self, m: int, d: int) -> Tensor:
+        """The sum ``(m, d)``; what is in it counts only where ``n_batches`` is not 0."""
+        if self._sum is None or self._sum.shape != (m, d):
+            with torch.inference_mode(mode=False):  # else it could not be changed later, outside that mode
+                self._sum = torch.empty(m, d)
+        return self._sum
+
+    def move_into(self, w: Float[Tensor, "m d"]) -> None:
+        """Add the sum to ``w``, and begin a new one."""
+        if self.n_batches and self._sum is not None:
+            for latents in _blocks(w):
+                w[latents] += self._sum[latents]
+        self.n_batches = 0
 
 
 @torch.no_grad()
-def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoMoments:
+def add_batch(
+    total: MonoMoments,
+    unit_embeddings: Float[Tensor, "n d"],
+    activations: Activations,
+    recent: RecentProducts | None = None,
+) -> MonoMoments:
     """Moments of ``total`` and of a batch of unit rows: ``merge(total, batch_moments(...))``, overwriting ``total.w``.
 
     A batch of few entries touches few of the numbers of ``w``, but its product is as large as ``w``. Here both are
     made a block of latents at a time, so that the block of the product never leaves the cache: no second ``(m, d)``
-    tensor, and one pass over the float64 sums. Weights that dominate a latent (see ``moments``) go into the float64
+    tensor, and one pass over the sums. Weights that dominate a latent (see ``moments``) go into the float64
     sums by themselves. The sums of a latent do not depend on the latents beside it where the activations are sparse.
+
+    With ``recent``, sparse float32 products on the CPU are added up there, and go into ``total.w`` every 16 batches;
+    until ``recent.move_into`` is called ``total.w`` lacks the latest.
 
     Raises:
         InputError: on the CPU, an activation that is not finite; ``total`` is then as it was.
@@ -42,11 +87,11 @@ def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activat
             count_not_finite(z)  # refused before anything is added
         dtype = product_dtype(h.dtype, z.dtype)
         h = h.to(dtype)
-        return _add_sparse(total, h, z, dtype) if isinstance(z, SparseActivations) else _add_dense(total, h, z)
+        return _add_sparse(total, h, z, recent) if isinstance(z, SparseActivations) else _add_dense(total, h, z)
 
 
-def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:
-    batch = weigh_sparse(h, z, dtype)
+def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, recent: RecentProducts | None) -> MonoMoments:
+    batch = weigh_sparse(h, z, h.dtype)
     w, b = total.w, torch.minimum(total.b, batch.b)
     none = w.new_zeros(z.n_latents, 0)
     before = rebase(MonoMoments(total.n, w.new_zeros(0), total.b, total.u, total.v, none), b)
@@ -54,13 +99,15 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torc
     # What the rows of the sum so far, and those of the batch, weigh beyond their products
     fall = torch.where(total.n > 0, total.b - b, 0.0)
     floor = torch.where(batch.n > 0, batch.b - b, 0.0) + (0.0 if batch.below is None else batch.below)
-    shifts = [(t, h_sum) for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)) if bool(t.any())]
-    add_product = _product_of_latents(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
-    for latents in _blocks(w):
-        rows = w[latents]
-        add_product(rows, latents)
-        for t, h_sum in shifts:
-            rows.addr_(t[latents], h_sum)
+    for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)):
+        if bool(t.any()):
+            for latents in _blocks(w):
+                w[latents].addr_(t[latents], h_sum)
+    codes = z.with_values(batch.rest.reshape(z.values.shape))
+    if h.device.type == "cpu":
+        _add_product(w, codes, batch.h, recent if batch.h.dtype == torch.float32 else None)
+    else:
+        w += codes_t_matmul(codes, batch.h).to(w.device)
     entries = batch.large
     if len(entries):
         weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
@@ -68,36 +115,37 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, dtype: torc
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
 
 
-def _product_of_latents(codes: SparseActivations, h: Tensor) -> Callable[[Tensor, slice], None]:
-    """A function that adds rows of ``codes^T h`` to sums: each latent a bag of rows of ``h``, which fit the cache."""
-    if h.device.type != "cpu":
-        whole = codes_t_matmul(codes, h)
-
-        def add_part(total: Tensor, latents: slice) -> None:
-            total += whole[latents].to(total.device)
-
-        return add_part
+def _add_product(w: Tensor, codes: SparseActivations, h: Tensor, recent: RecentProducts | None) -> None:
+    """Add ``codes^T h``, on the CPU: each latent a bag of rows of ``h``, which fit the cache."""
     grouped = codes.by_latent
-    values = codes.flat_values.index_select(0, grouped.order)
-    bounds, is_long = grouped.offsets.tolist(), grouped.offsets.diff() > _LONGEST_SUM
+    weights = codes.flat_values.index_select(0, grouped.order)
+    if not len(weights):
+        return
+    is_long = grouped.offsets.diff() > _LONGEST_SUM
+    if bool(is_long.any()):
+        of_long = is_long.repeat_interleave(grouped.offsets.diff())
+        _add_in_parts(w, is_long, grouped.rows[of_long], h, grouped.offsets, weights[of_long])
+        weights = weights.masked_fill(of_long, 0.0)
+    into = w if recent is None else recent.to_add_to(*w.shape)
+    is_first = recent is not None and recent.n_batches == 0
+    for latents in _blocks(w):
+        starts = grouped.offsets[latents.start : latents.stop + 1]
+        first, last = int(starts[0]), int(starts[-1])
+        if is_first and first == last:
+            into[latents] = 0.0
+        elif first < last:
+            product = bag_sums(grouped.rows[first:last], h, starts[:-1] - first, weights[first:last])
+            if is_first:
+                into[latents] = product
+            else:
+                into[latents] += product
+    if recent is not None:
+        recent.n_batches += 1
+        if recent.n_batches == _MOST_BATCHES:
+            recent.move_into(w)
 
-    def add(total: Tensor, latents: slice) -> None:
-        first, last = bounds[latents.start], bounds[latents.stop]
-        if first == last:
-            return
-        rows, weights = grouped.rows[first:last], values[first:last]
-        offsets = grouped.offsets[latents.start : latents.stop + 1] - first
-        if bool(is_long[latents].any()):
-            of_long = is_long[latents].repeat_interleave(offsets.diff())
-            _add_in_parts(total, is_long[latents], rows[of_long], h, offsets, weights[of_long])
-            weights = weights.masked_fill(of_long, 0.0)
-        if not bool(is_long[latents].all()):
-            total += bag_sums(rows, h, offsets[:-1], weights)
 
-    return add
-
-
-def _add_in_parts(total: Tensor, chosen: Tensor, rows: Tensor, h: Tensor, offsets: Tensor, weights: Tensor) -> None:
+def _add_in_parts(w: Tensor, chosen: Tensor, rows: Tensor, h: Tensor, offsets: Tensor, weights: Tensor) -> None:
     """Add the bags of chosen latents, of which the entries are given, as sums of at most `_LONGEST_SUM` of them.
 
     Equal entries on equal rows round in the same direction each time: 2048 of them in float32 would miss 1e-5.
@@ -108,7 +156,7 @@ def _add_in_parts(total: Tensor, chosen: Tensor, rows: Tensor, h: Tensor, offset
     owners = torch.arange(len(latents)).repeat_interleave(n_parts)
     number = torch.arange(len(owners)) - (n_parts.cumsum(0) - n_parts)[owners]
     starts = (counts.cumsum(0) - counts)[owners] + _LONGEST_SUM * number
-    total.index_add_(0, latents[owners], bag_sums(rows, h, starts, weights).to(total))
+    w.index_add_(0, latents[owners], bag_sums(rows, h, starts, weights).to(w))
 
 
 def _add_dense(total: MonoMoments, h: Tensor, z: Tensor) -> MonoMoments:
