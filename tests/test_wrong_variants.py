@@ -29,9 +29,11 @@ Patch = pytest.MonkeyPatch
 
 
 def score_without_self_pairs_taken_off(patch: Patch) -> None:
-    def score_of(sums: MonoMoments, *, undefined: str = "nan") -> Tensor:
+    def score_of(sums: MonoMoments, *, undefined: str = "nan", w_squared: Tensor | None = None) -> Tensor:
         defined = score.is_defined(sums)
-        ratio = sums.w.double().square().sum(1) / torch.where(defined, sums.u.square() - sums.v, 1.0)
+        ratio = (sums.w.double().square().sum(1) if w_squared is None else w_squared) / torch.where(
+            defined, sums.u.square() - sums.v, 1.0
+        )
         return torch.where(defined, ratio, torch.nan if undefined == "nan" else 0.0)
 
     for module in (score, loss, monoloss.metrics):
@@ -69,7 +71,7 @@ def memory_without_the_rule(patch: Patch) -> None:
     """Takes part as soon as u^2 > v, not only while u^2 >= 2 v."""
 
     def remembered_scores(h: Tensor, z: Tensor, sums: MonoMoments, gain: Tensor) -> tuple[Tensor, Tensor]:
-        return loss._attach(h, z, sums, score.is_defined(sums), None, gain)
+        return loss._attach(h, z, loss._Summed(sums, score.is_defined(sums), None, gain, own=False))
 
     patch.setattr(monoloss.losses, "remembered_scores", remembered_scores)
 

@@ -137,7 +137,7 @@ class MonoLoss(nn.Module):
         batch, world = global_moments(h, activations, self.process_group, sync=True)
         _check_not_negative(batch.b)
         batch = about_zero(batch)
-        total = merge(self._remembered(batch), batch, fade=self.memory) if self.memory_w.numel() else batch
+        total = merge(self._remembered(batch), batch, fade=self.memory, reuse=True) if self.memory_w.numel() else batch
         with torch.no_grad():
             self.step = self.step + 1
             self.memory_u, self.memory_v, self.memory_w = total.u, total.v, total.w

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -88,7 +89,8 @@ def batch_scores(
     h = unit_rows(embeddings, center)
     moments, world = global_moments(h, activations, process_group, sync=sync)
     shared = _shared_minimum(activations, moments, process_group, sync=world > 1)
-    return _attach(h, activations, moments, is_defined(moments), shared, float(world))
+    own = world == 1 and shared is None
+    return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), own))
 
 
 def remembered_scores(
@@ -99,7 +101,7 @@ def remembered_scores(
     A latent takes part only while ``u^2 >= 2 v`` (see :class:`monoloss.MonoLoss`); its gradient is times ``gain``.
     """
     defined = is_defined(moments) & (moments.u.square() >= 2.0 * moments.v)
-    return _attach(unit_embeddings, activations, moments, defined, None, gain)
+    return _attach(unit_embeddings, activations, _Summed(moments, defined, None, gain, own=False))
 
 
 def global_moments(
@@ -122,19 +124,30 @@ def about_zero(moments: MonoMoments) -> MonoMoments:
     return rebase(moments, torch.zeros_like(moments.b))
 
 
-def _attach(
-    h: Tensor,
-    activations: Activations,
-    moments: MonoMoments,
-    defined: Tensor,
-    shared: Tensor | None,
-    gain: Tensor | float,
-) -> tuple[Tensor, Tensor]:
+class _Summed(NamedTuple):
+    """What scores are made of, besides the rows themselves.
+
+    Attributes:
+        moments: of all rows.
+        defined: latents that have a score.
+        shared: rows at each latent's minimum; None where all minima are 0.
+        gain: what the gradient is multiplied by.
+        own: whether the moments are about 0, and of the rows that get the gradient alone.
+    """
+
+    moments: MonoMoments
+    defined: Tensor
+    shared: Tensor | None
+    gain: Tensor | float
+    own: bool
+
+
+def _attach(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
     sparse = isinstance(activations, SparseActivations)
     values = activations.values if sparse else activations
     codes = activations.detach() if sparse else None
-    scores: Tensor = _Scores.apply(h, values, codes, moments, defined, shared, gain)
-    return scores, defined.to(scores.device)
+    scores: Tensor = _Scores.apply(h, values, codes, summed)
+    return scores, summed.defined.to(scores.device)
 
 
 def _shared_minimum(
@@ -168,55 +181,70 @@ class _Scores(torch.autograd.Function):
     """Scores of moments that were summed from ``h`` and ``values``, with the closed-form gradient to both."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        h: Tensor,
-        values: Tensor,
-        codes: SparseActivations | None,
-        moments: MonoMoments,
-        defined: Tensor,
-        shared: Tensor | None,
-        gain: Tensor | float,
-    ) -> Tensor:
-        scores = torch.where(defined, score_of(moments, undefined="zero"), 0.0)
+    def forward(ctx: Any, h: Tensor, values: Tensor, codes: SparseActivations | None, summed: _Summed) -> Tensor:
+        moments, dtype = summed.moments, product_dtype(h.dtype, values.dtype)
+        similarities = w_squared = None
+        if codes is not None and ctx.needs_input_grad[1]:  # here, so that w need not be kept
+            similarities = sampled_matmul(codes, h.to(dtype), moments.w.to(device=h.device, dtype=dtype))
+            w_squared = _w_squared(codes, similarities, moments.u) if summed.own else None
+        scores = torch.where(summed.defined, score_of(moments, undefined="zero", w_squared=w_squared), 0.0)
+        if similarities is not None and summed.shared is None and not ctx.needs_input_grad[0]:
+            ctx.summed = summed._replace(moments=replace(moments, w=moments.w.new_zeros(()).expand_as(moments.w)))
+        else:
+            ctx.summed = summed
         ctx.save_for_backward(h, values)
-        ctx.codes, ctx.moments, ctx.defined, ctx.shared, ctx.gain = codes, moments, defined, shared, gain
-        ctx.scores = scores
-        return scores.to(device=h.device, dtype=product_dtype(h.dtype, values.dtype))
+        ctx.codes, ctx.scores, ctx.similarities = codes, scores, similarities
+        return scores.to(device=h.device, dtype=dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, values = ctx.saved_tensors
-        moments, scores = ctx.moments, ctx.scores
+        (moments, defined, shared, gain, _), scores = ctx.summed, ctx.scores
         with autocast_off(h.device):
             # with a / u and w / u in the place of a and w nothing depends on the scale of a latent but 1 / u in front
-            u = torch.where(ctx.defined, moments.u, 1.0)
-            factor = 2.0 * ctx.gain * grad.to(scores) * (u / torch.where(ctx.defined, pair_weight(moments), 1.0))
-            factor = torch.where(ctx.defined, factor, 0.0)
+            u = torch.where(defined, moments.u, 1.0)
+            factor = 2.0 * gain * grad.to(scores) * (u / torch.where(defined, pair_weight(moments), 1.0))
+            factor = torch.where(defined, factor, 0.0)
             of_minimum = None
-            if ctx.shared is not None:
+            if shared is not None:
                 inward = moments.w.double() @ moments.h_sum / u - 1.0 - scores * (moments.n - 1.0)
-                of_minimum = torch.where(ctx.shared > 0, -factor * inward / ctx.shared.clamp(min=1.0), 0.0)
-            batch = _Batch(h, values, ctx.codes, moments, grad.dtype)
+                of_minimum = torch.where(shared > 0, -factor * inward / shared.clamp(min=1.0), 0.0)
+            batch = _Batch(h, values, ctx.codes, moments, ctx.similarities, grad.dtype)
             of_values = batch.gradient_of_values(factor, scores, of_minimum) if ctx.needs_input_grad[1] else None
             of_h = batch.gradient_of_embeddings(factor * u) if ctx.needs_input_grad[0] else None
-        return of_h, of_values, None, None, None, None, None
+        return of_h, of_values, None, None
+
+
+def _w_squared(codes: SparseActivations, similarities: Tensor, like: Tensor) -> Tensor:
+    """``|w_j|^2 = sum_i a_ij w_j . h_i`` in float64, for ``w_j`` the sum of ``a_ij h_i`` over the stored entries."""
+    terms = codes.flat_values.to(like) * similarities.to(like)
+    return torch.zeros_like(like).index_add_(0, codes.flat_indices.to(like.device), terms).clamp_(min=0.0)
 
 
 class _Batch:
     """The local rows of one backward pass, all in the dtype and on the device of the products."""
 
     def __init__(
-        self, h: Tensor, values: Tensor, codes: SparseActivations | None, moments: MonoMoments, dtype: torch.dtype
+        self,
+        h: Tensor,
+        values: Tensor,
+        codes: SparseActivations | None,
+        moments: MonoMoments,
+        similarities: Tensor | None,
+        dtype: torch.dtype,
     ) -> None:
         self.h = h.to(dtype)
         self.values = values
         self.codes = codes
-        self.w = self._here(moments.w)
         self.b = self._here(moments.b)
         self.u = self._here(moments.u).clamp(min=torch.finfo(dtype).tiny)
         self.moments = moments
+        self.similarities = similarities
+
+    @property
+    def w(self) -> Tensor:
+        return self._here(self.moments.w)
 
     def _here(self, sums: Tensor) -> Tensor:
         return sums.to(device=self.h.device, dtype=self.h.dtype)
@@ -228,17 +256,17 @@ class _Batch:
 
     def gradient_of_values(self, factor: Tensor, scores: Tensor, of_minimum: Tensor | None) -> Tensor:
         factor, scores = self._finite(factor), self._here(scores)
-        if self.codes is None:
+        if self.codes is None or self.similarities is None:
             a = (self.values.to(self.h.dtype) - self.b) / self.u
             grad = factor * (self.h @ self.w.t() / self.u - a - scores * (1.0 - a))
         else:
             latents = self.codes.flat_indices
-            u, b, factor, scores = (
-                of_latent.index_select(0, latents) for of_latent in (self.u, self.b, factor, scores)
-            )
-            a = (self.values.reshape(-1).to(self.h.dtype) - b) / u
-            similarity = sampled_matmul(self.codes, self.h, self.w) / u
-            grad = factor * (similarity - a - scores * (1.0 - a))
+            u, factor, scores = (of_latent.index_select(0, latents) for of_latent in (self.u, factor, scores))
+            a = self.values.reshape(-1).to(self.h.dtype)
+            if self.b.device.type != "cpu" or bool(self.b.any()):  # else nothing to take off, as nearly always
+                a = a - self.b.index_select(0, latents)
+            a = a / u
+            grad = factor * (self.similarities / u - a - scores * (1.0 - a))
         if of_minimum is not None:
             z: Activations = self.values if self.codes is None else self.codes
             share = self._finite(of_minimum)

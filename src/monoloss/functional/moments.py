@@ -122,10 +122,11 @@ def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activation
     return moments
 
 
-def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0) -> MonoMoments:
+def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0, reuse: bool = False) -> MonoMoments:
     """Moments of the rows of both: re-based to the smaller minimum of each latent, then added.
 
-    With ``fade`` below 1 those of ``left`` count so much less: every sum of theirs is times ``fade``.
+    With ``fade`` below 1 those of ``left`` count so much less: every sum of theirs is times ``fade``. With ``reuse``
+    the result takes the place of ``right.w``.
     """
     b = torch.minimum(left.b, right.b)
     left, right = rebase(left, b), rebase(right, b)
@@ -139,7 +140,7 @@ def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0) -> MonoMo
         b=b,
         u=added(left.u, right.u),
         v=added(left.v, right.v),
-        w=added(left.w, right.w),
+        w=right.w.add_(left.w, alpha=fade) if reuse else added(left.w, right.w),
     )
 
 

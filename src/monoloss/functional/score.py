@@ -67,8 +67,12 @@ def mono_score(
     return score_of(add_batch(none, h, activations), undefined=undefined)
 
 
-def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Tensor, " m"]:
+def score_of(
+    moments: MonoMoments, *, undefined: Undefined = "nan", w_squared: Float[Tensor, " m"] | None = None
+) -> Float[Tensor, " m"]:
     """MonoScore of each latent from its moments: ``(|w|^2 - v) / (u^2 - v)``, ``(m,)`` float64.
+
+    ``w_squared`` is ``|w|^2`` in float64, where it is known already.
 
     Example:
         >>> from monoloss.functional.moments import batch_moments
@@ -76,7 +80,8 @@ def score_of(moments: MonoMoments, *, undefined: Undefined = "nan") -> Float[Ten
         tensor([nan], dtype=torch.float64)
     """
     defined, pairs = is_defined(moments), pair_weight(moments)
-    score = (row_norms(moments.w).square() - moments.v) / torch.where(defined, pairs, 1.0)
+    w_squared = row_norms(moments.w).square() if w_squared is None else w_squared
+    score = (w_squared - moments.v) / torch.where(defined, pairs, 1.0)
     return torch.where(defined, score, torch.nan if undefined == "nan" else 0.0)
 
 
