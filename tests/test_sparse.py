@@ -16,7 +16,7 @@ import monoloss.sparse
 from mono_samples import every_entry, fixed_k, ragged, some_activations
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
-from monoloss.products import codes_matmul, codes_t_matmul, has_sparse_kernels, sampled_matmul
+from monoloss.products import codes_matmul, codes_t_matmul, has_sparse_kernels, linear, sampled_matmul
 from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
 
 
@@ -290,3 +290,25 @@ def test_factors_that_do_not_fit_are_refused(call, text):
     with pytest.raises(InputError) as refusal:
         call(with_gaps())
     assert str(refusal.value).startswith(text)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [0, 1, 70])
+def test_the_dense_product_of_an_encoder(n, dtype, with_bias, onednn):
+    generator = torch.Generator().manual_seed(n)
+    rows, weight, bias = (torch.randn(*size, generator=generator, dtype=dtype) for size in ((n, 24), (50, 24), (50,)))
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        for r, w in ((rows, weight), (rows.t().contiguous().t(), weight.t().contiguous().t())):
+            came = linear(r, w.requires_grad_(), bias if with_bias else None)
+            needed = rows.double() @ weight.double().t() + bias.double() * with_bias
+            assert came.dtype == dtype
+            assert not came.requires_grad
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+            torch.testing.assert_close(came.double(), needed.detach(), rtol=0, atol=tolerance)
+
+
+def test_the_dense_product_obeys_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)).dtype == torch.bfloat16

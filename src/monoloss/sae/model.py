@@ -15,7 +15,7 @@ from monoloss.checks import check_matrix, check_number, check_same_device, check
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import codes_matmul
+from monoloss.products import codes_matmul, linear
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
 from monoloss.sae.checkpoint import Checkpointed
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
@@ -175,7 +175,10 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             weight, bias = weight.t()[latents].t(), None if bias is None else bias[latents]
         weight = weight.to(rows.dtype)  # of a model in half precision: products run in float32
         with autocast_off(rows.device) if is_jump_relu else nullcontext():
-            return rows @ weight if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight)
+            bias = None if bias is None else bias.to(rows.dtype)
+            if not torch.is_grad_enabled():
+                return linear(rows, weight.t(), bias)
+            return rows @ weight if bias is None else torch.addmm(bias, rows, weight)
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
         """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
@@ -210,7 +213,9 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             sparse_up_to: share of the entries that JumpReLU and Vanilla store at most; with more their codes are dense.
             near: with a graph, store what the thresholds of JumpReLU have a gradient from, though its code is 0.
         """
-        pre_activations = self.pre_activations(scaled)
+        always_stored = isinstance(self.activation, TopK | BatchTopK)  # then the graph begins at the stored entries
+        with torch.no_grad() if always_stored else nullcontext():
+            pre_activations = self.pre_activations(scaled)
         most = int(sparse_up_to * pre_activations.numel())
         codes = self._stored(pre_activations.detach(), most, near and torch.is_grad_enabled())
         if codes is None:
