@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from monoloss.errors import InputError
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
+from monoloss.evaluation.record import EvaluationRecord
 from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
 
 FORMAT_VERSION = 1
@@ -40,13 +40,13 @@ def check_evaluation_folder(folder: str | Path) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(EvaluationRecord):
     """The figures of one model on one store.
 
     Attributes:
         name: of the model.
-        facts: what was evaluated: store and its fingerprint, encoder, number of rows, model; the command line adds the
-            model's "source".
+        facts: what was evaluated: store, its folder and fingerprint, encoder, number of rows, model, and of a SAE its
+            configuration and training; the command line adds the model's "source".
         summary: one number a measure; NaN where undefined. ``score_mean``, ``score_median`` and ``score_p90`` over
             defined latents, ``score_mean_zero_filled`` over all; ``chance``, ``lift_mean``, ``n_eff_median``, ``l0``,
             ``n_latents``, ``n_alive``; with labels ``purity_binary``, ``purity_weighted`` (means over latents with an
@@ -76,17 +76,6 @@ class Evaluation:
         ...     Evaluation.load(evaluation.save(folder + "/mine")).summary["n_latents"]
         16.0
     """
-
-    name: str
-    facts: Mapping[str, Any]
-    summary: Mapping[str, float]
-    latents: Mapping[str, Tensor]
-    examples: Examples
-    middle_examples: Examples | None = None
-    bottom_examples: Examples | None = None
-    histogram: Int[Tensor, "m bins"] | None = None
-    top_classes: TopClasses | None = None
-    decoder_directions: Float[Tensor, "m d_in"] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write both files into a folder that appears whole, replacing an earlier evaluation there.
