@@ -36,7 +36,7 @@ def shown_rows(evaluations: Sequence[Evaluation]) -> Int[Tensor, " items"]:
         for examples in (evaluation.examples, evaluation.middle_examples, evaluation.bottom_examples)
         if examples is not None
     ]
-    rows = torch.cat(parts).unique()
+    rows: Tensor = torch.cat(parts).unique()
     return rows[rows >= 0]
 
 

@@ -255,15 +255,13 @@ def _places_of_store(one: FoundEvaluation) -> Iterator[Path]:
 
 
 def _stores_in_config(file: Path) -> list[str]:
-    import yaml
+    from monoloss.training.config_files import read_config
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = read_config(file)
+    except InputError:  # of another version
         return []
-    if not isinstance(content, dict):
-        return []
-    return [str(content[key]) for key in ("validation", "store") if content.get(key)]
+    return [folder for folder in (config.validation, config.store) if folder is not None]
 
 
 def _groups(evaluations: Sequence[Evaluation], settings: Sequence[Settings]) -> list[str]:

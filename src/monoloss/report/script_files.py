@@ -10,11 +10,11 @@ VARIABLE = "MONOLOSS"  # of the page, which all files fill
 
 
 def script_text(place: str, value: object, *, key: str | None = None) -> str:
-    """A script that sets ``MONOLOSS.place``, or ``MONOLOSS.place[key]``; scripts may be loaded in any order.
+    r"""A script that sets ``MONOLOSS.place``, or ``MONOLOSS.place[key]``; scripts may be loaded in any order.
 
     Example:
         >>> script_text("blocks", [1, None], key="run-0/0")
-        'window.MONOLOSS=window.MONOLOSS||{};MONOLOSS.blocks=MONOLOSS.blocks||{};MONOLOSS.blocks["run-0/0"]=[1,null];\\n'
+        'window.MONOLOSS=window.MONOLOSS||{};MONOLOSS.blocks=MONOLOSS.blocks||{};MONOLOSS.blocks["run-0/0"]=[1,null];\n'
     """
     start = f"window.{VARIABLE}=window.{VARIABLE}||{{}};"
     name = f"{VARIABLE}.{place}"
@@ -24,14 +24,14 @@ def script_text(place: str, value: object, *, key: str | None = None) -> str:
 
 
 def json_text(value: object) -> str:
-    """JSON that may stand in a script, also within a page: ASCII, without ``<``.
+    r"""JSON that may stand in a script, also within a page: ASCII, without ``<``.
 
     Raises:
         ValueError: NaN or an infinity, which JSON cannot hold.
 
     Example:
         >>> json_text("</script>")
-        '"\\\\u003c/script>"'
+        '"\\u003c/script>"'
     """
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
