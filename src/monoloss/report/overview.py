@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monoloss.evaluation.result import Evaluation
 from monoloss.report.published import MEASURES as PUBLISHED_MEASURES
 from monoloss.report.published import PUBLISHED, SOURCE, VARIANTS, Pair, published_beside
+from monoloss.report.runs import ReportRun, baseline_of
 from monoloss.report.terms import TERMS
 
-__all__ = ["TERMS", "PageRun", "figure_text", "page_files"]
-
-ASSETS = ("report.css", "theme.js", "terms.js", "charts.js", "explorer.js", "latent_data.js", "latent_table.js", "latent_view.js")
+ASSETS = (
+    "report.css",
+    "theme.js",
+    "terms.js",
+    "charts.js",
+    "explorer.js",
+    "latent_data.js",
+    "latent_table.js",
+    "latent_view.js",
+)
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
-@dataclass(frozen=True)
-class PageRun:
-    """An evaluation as the pages show it.
-
-    Attributes:
-        key: by which the data files name it.
-        evaluation: its figures.
-        group: the heading that it stands under, such as the variant of its SAE.
-        baseline: key of the run that it is compared with; its own, if it is the baseline; None without one.
-        facts: what was run, as pairs of a heading and a text.
-    """
-
-    key: str
-    evaluation: Evaluation
-    group: str
-    baseline: str | None = None
-    facts: Sequence[tuple[str, str]] = field(default=())
+Summaries: TypeAlias = Mapping[str, Mapping[str, float]]  # of the runs, by their keys
 
 
 class Measure(NamedTuple):
@@ -95,6 +87,7 @@ class TableRow:
 
     key: str
     name: str
+    loss: str
     is_baseline: bool
     cells: Sequence[Cell]
     published: bool = False
@@ -119,7 +112,7 @@ class Change(NamedTuple):
 
 
 def page_files(
-    runs: Sequence[PageRun], figures: Sequence[tuple[str, str, str]], *, title: str | None = None
+    runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]], *, title: str | None = None
 ) -> dict[str, str]:
     """The pages of a report, their style and their scripts, by path below the folder of the report.
 
@@ -131,9 +124,10 @@ def page_files(
     Example:
         >>> import torch
         >>> from monoloss.evaluation.examples import Examples
+        >>> from monoloss.report.runs import report_runs
         >>> latents = {"score": torch.tensor([0.5]), "density": torch.tensor([0.1])}
         >>> evaluation = Evaluation("<mine>", {"n_rows": 20}, {"score_mean": 0.5}, latents, Examples.none(1, 1))
-        >>> pages = page_files([PageRun("run-0", evaluation, "TopK")], [])
+        >>> pages = page_files(report_runs([evaluation]), [])
         >>> "&lt;mine&gt;" in pages["index.html"], "latents.html" in pages
         (True, True)
     """
@@ -177,13 +171,13 @@ def summary_of(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _overview(runs: Sequence[PageRun], figures: Sequence[tuple[str, str, str]]) -> dict[str, object]:
+def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]) -> dict[str, object]:
     summaries = {run.key: summary_of(run.evaluation) for run in runs}
     published = {run.key: published_beside(run.evaluation) for run in runs}
     there = [measure for measure in _SUMMARY if any(measure.key in summary for summary in summaries.values())]
     beside = {key for pairs in published.values() for key in pairs}
     main = [m for m in there if m.key in _MAIN and (m.key != "r2" or "r2" in beside)]
-    everything = [_row(run, summaries, there) for run in runs]
+    everything = [_row(run, group, summaries, there) for group in _grouped(runs) for run in group]
     shared, different = _facts(runs)
     return {
         "subtitle": _subtitle(runs),
@@ -194,21 +188,21 @@ def _overview(runs: Sequence[PageRun], figures: Sequence[tuple[str, str, str]]) 
         "everything": everything,
         "shared_facts": shared,
         "fact_headings": different,
-        "fact_rows": [(run.evaluation.name, [dict(run.facts).get(name, DASH) for name in different]) for run in runs],
+        "fact_rows": [(run.name, [dict(run.facts).get(name, DASH) for name in different]) for run in runs],
         "figures": figures,
         "published": _published_table(),
         "published_source": SOURCE,
         "published_variants": list(VARIANTS.values()),
         "matches_published": bool(beside),
         "chances": sorted({figure_text(s["chance"], ".3f") for s in summaries.values() if "chance" in s}),
-        "few_rows": [run.evaluation.name for run in runs if summaries[run.key].get("n_eff_median", math.inf) < _FEW],
+        "few_rows": [run.name for run in runs if summaries[run.key].get("n_eff_median", math.inf) < _FEW],
     }
 
 
 _FEW = 5.0  # effective rows below which a score says little
 
 
-def _subtitle(runs: Sequence[PageRun]) -> list[str]:
+def _subtitle(runs: Sequence[ReportRun]) -> list[str]:
     facts = [run.evaluation.facts for run in runs]
     stores = list(dict.fromkeys((f.get("store"), f.get("n_rows")) for f in facts))
     parts = [f"{len(runs)} evaluation{'s' * (len(runs) > 1)}"]
@@ -221,17 +215,18 @@ def _subtitle(runs: Sequence[PageRun]) -> list[str]:
     return [part for part in parts if part != "None"]
 
 
-def _grouped(runs: Sequence[PageRun]) -> list[list[PageRun]]:
-    groups: dict[str, list[PageRun]] = {}
+def _grouped(runs: Sequence[ReportRun]) -> list[list[ReportRun]]:
+    groups: dict[str, list[ReportRun]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
     return list(groups.values())
 
 
-def _row(run: PageRun, summaries: Mapping[str, Mapping[str, float]], measures: Sequence[Measure]) -> TableRow:
-    base = None if run.baseline in (None, run.key) else summaries.get(str(run.baseline))
+def _row(run: ReportRun, group: Sequence[ReportRun], summaries: Summaries, measures: Sequence[Measure]) -> TableRow:
+    baseline = baseline_of(group, run)
+    base = None if baseline is None else summaries[baseline.key]
     cells = [_cell(measure, summaries[run.key], base) for measure in measures]
-    return TableRow(run.key, run.evaluation.name, run.baseline == run.key, cells)
+    return TableRow(run.key, run.name, run.settings.loss or "", run.is_baseline and len(group) > 1, cells)
 
 
 def _cell(measure: Measure, summary: Mapping[str, float], base: Mapping[str, float] | None) -> Cell:
@@ -248,40 +243,37 @@ def _cell(measure: Measure, summary: Mapping[str, float], base: Mapping[str, flo
     return Cell(measure.key, raw, text, "±0".replace("±", "\N{PLUS-MINUS SIGN}") if is_zero else sign + written, sense)
 
 
-def _change(
-    group: Sequence[PageRun], summaries: Mapping[str, Mapping[str, float]], there: Sequence[Measure]
-) -> Change | None:
+def _change(group: Sequence[ReportRun], summaries: Summaries, there: Sequence[Measure]) -> Change | None:
     """The run of a group whose score rose most above its baseline."""
-    judged = {run.key: run for run in group if run.baseline not in (None, run.key)}
-
-    def rise(key: str) -> float:
-        base = summaries[str(judged[key].baseline)]
-        difference = summaries[key]["score_mean_zero_filled"] - base["score_mean_zero_filled"]
-        return difference if math.isfinite(difference) else -math.inf
-
-    if not judged:
+    others = [run for run in group if not run.is_baseline]
+    if not others:
         return None
-    best = judged[max(judged, key=rise)]
-    base = summaries[str(best.baseline)]
+
+    def score(run: ReportRun) -> float:
+        figure = summaries[run.key].get("score_mean_zero_filled", math.nan)
+        return figure if math.isfinite(figure) else -math.inf
+
+    best = max(others, key=score)
+    baseline = next(run for run in group if run.is_baseline)
+    base = summaries[baseline.key]
     measures = [_BY_KEY[key] for key in _LEADING if _BY_KEY[key] in there]
-    names = {run.key: run.evaluation.name for run in group}
     return Change(
         best.group,
         best.key,
-        best.evaluation.name,
-        names.get(str(best.baseline), ""),
+        best.name,
+        baseline.name,
         figure_text(summaries[best.key].get("n_latents", math.nan), ".0f"),
         [(m, figure_text(base.get(m.key, math.nan), m.form), _cell(m, summaries[best.key], base)) for m in measures],
     )
 
 
 def _group(
-    runs: Sequence[PageRun],
-    summaries: Mapping[str, Mapping[str, float]],
+    runs: Sequence[ReportRun],
+    summaries: Summaries,
     published: Mapping[str, Mapping[str, Pair]],
     measures: Sequence[Measure],
 ) -> Group:
-    rows = [_row(run, summaries, measures) for run in runs]
+    rows = [_row(run, runs, summaries, measures) for run in runs]
     settings: list[Mapping[str, Pair]] = []
     for run in runs:
         if published[run.key] and published[run.key] not in settings:
@@ -290,11 +282,11 @@ def _group(
         for place, name in enumerate(("paper, without MonoLoss", "paper, with MonoLoss")):
             figures = {key: pair[place] for key, pair in pairs.items()}
             cells = [_cell(measure, figures, None) for measure in measures]
-            rows.append(TableRow("", name, is_baseline=False, cells=cells, published=True))
+            rows.append(TableRow("", name, SOURCE, is_baseline=False, cells=cells, published=True))
     return Group(runs[0].group, rows)
 
 
-def _facts(runs: Sequence[PageRun]) -> tuple[list[tuple[str, str]], list[str]]:
+def _facts(runs: Sequence[ReportRun]) -> tuple[list[tuple[str, str]], list[str]]:
     """The facts that all runs share, and the headings of those that differ."""
     headings = list(dict.fromkeys(heading for run in runs for heading, _ in run.facts))
     values = {heading: [dict(run.facts).get(heading, DASH) for run in runs] for heading in headings}
@@ -304,7 +296,12 @@ def _facts(runs: Sequence[PageRun]) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
     return [
-        (s.data, s.encoder, PUBLISHED_MEASURES[s.measure], [(f"{p.without:.3f}", f"{p.with_loss:.3f}") for p in pairs.values()])
+        (
+            s.data,
+            s.encoder,
+            PUBLISHED_MEASURES[s.measure],
+            [(f"{p.without:.3f}", f"{p.with_loss:.3f}") for p in pairs.values()],
+        )
         for s, pairs in PUBLISHED.items()
     ]
 

@@ -40,7 +40,9 @@ def _pairs(*numbers: float) -> dict[str, Pair]:
 
 # In the order of VARIANTS, each without and with.
 PUBLISHED: Mapping[Setting, Mapping[str, Pair]] = {
-    Setting("ImageNet", "CLIP", "score_mean_zero_filled"): _pairs(0.437, 0.602, 0.469, 0.550, 0.464, 0.568, 0.456, 0.550),
+    Setting("ImageNet", "CLIP", "score_mean_zero_filled"): _pairs(
+        0.437, 0.602, 0.469, 0.550, 0.464, 0.568, 0.456, 0.550
+    ),
     Setting("ImageNet", "CLIP", "r2"): _pairs(0.846, 0.840, 0.817, 0.819, 0.769, 0.752, 0.779, 0.741),
     Setting("ImageNet", "CLIP", "purity_binary"): _pairs(0.144, 0.462, 0.159, 0.251, 0.208, 0.446, 0.002, 0.007),
     Setting("ImageNet", "CLIP", "purity_weighted"): _pairs(0.217, 0.539, 0.240, 0.339, 0.278, 0.532, 0.009, 0.024),
@@ -50,7 +52,9 @@ PUBLISHED: Mapping[Setting, Mapping[str, Pair]] = {
     Setting("ImageNet", "SigLIP2", "r2"): _pairs(0.846, 0.848, 0.651, 0.647, 0.779, 0.779, 0.652, 0.627),
     Setting("ImageNet", "SigLIP2", "purity_binary"): _pairs(0.233, 0.326, 0.340, 0.416, 0.249, 0.337, 0.037, 0.077),
     Setting("ImageNet", "SigLIP2", "purity_weighted"): _pairs(0.305, 0.404, 0.400, 0.473, 0.321, 0.409, 0.069, 0.141),
-    Setting("ImageNet", "ViT", "score_mean_zero_filled"): _pairs(0.245, 0.646, 0.238, 0.484, 0.333, 0.600, 0.371, 0.457),
+    Setting("ImageNet", "ViT", "score_mean_zero_filled"): _pairs(
+        0.245, 0.646, 0.238, 0.484, 0.333, 0.600, 0.371, 0.457
+    ),
     Setting("ImageNet", "ViT", "r2"): _pairs(0.787, 0.763, 0.809, 0.811, 0.799, 0.757, 0.764, 0.714),
     Setting("ImageNet", "ViT", "purity_binary"): _pairs(0.152, 0.723, 0.128, 0.431, 0.287, 0.609, 0.002, 0.004),
     Setting("ImageNet", "ViT", "purity_weighted"): _pairs(0.331, 0.795, 0.319, 0.586, 0.445, 0.767, 0.011, 0.020),
@@ -96,9 +100,7 @@ def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
     facts, model = evaluation.facts, str(evaluation.facts.get("model"))
     variant = _found(r"variant='(\w+)'", model)
     k = _found(r"\bk=(\d+)", model.partition("aux=")[0])
-    sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (
-        variant in ("jump_relu", "vanilla") or k == str(_K)
-    )
+    sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (variant in ("jump_relu", "vanilla") or k == str(_K))
     if variant not in VARIANTS or not sizes or facts.get("centred"):
         return {}
     data, encoder = _data_of(facts), _encoder_of(facts.get("encoder"))

@@ -36,21 +36,25 @@ TERMS: Mapping[str, Term] = {
         "purity by mass", "Mean purity where each latent counts as much as the sum of its activations."
     ),
     "purity_weighted_by_mass": Term(
-        "weighted purity by mass", "Mean weighted purity where each latent counts as much as the sum of its activations."
+        "weighted purity by mass",
+        "Mean weighted purity where each latent counts as much as the sum of its activations.",
     ),
     "dominant_class": Term("class", "The most frequent class among the rows that the latent is active on."),
     "alive": Term("alive", "Latents with a defined score: at least two active rows among those evaluated."),
     "undefined": Term("undefined", "Latents that are active on some row and yet have no score: too few rows."),
     "dead": Term("dead", "Latents that are active on no evaluated row."),
     "explained_variance": Term(
-        "expl. variance", "The share of the inputs' variance that the reconstruction keeps, over all dimensions together."
+        "expl. variance",
+        "The share of the inputs' variance that the reconstruction keeps, over all dimensions together.",
     ),
     "r2": Term(
         "R2",
         "The share of variance that is kept, averaged over dimensions as in the paper; one that hardly varies can pull"
         " it far below 0.",
     ),
-    "nmse": Term("NMSE", "Squared error of the reconstruction divided by the squared length of the row, mean over rows."),
+    "nmse": Term(
+        "NMSE", "Squared error of the reconstruction divided by the squared length of the row, mean over rows."
+    ),
     "mse": Term("MSE", "Squared error of the reconstruction, mean over rows and dimensions."),
     "l0": Term("L0", "How many latents are active on a row, on average."),
     "n_latents": Term("latents", "How many latents the model has."),
