@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from monoloss.checks import check_number
+from monoloss.data.pictures import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures
@@ -22,7 +24,7 @@ from monoloss.report.latent_data import BLOCK, columns_of, shown_rows, write_lat
 from monoloss.report.overview import page_files
 from monoloss.report.runs import ReportRun, report_runs
 from monoloss.report.script_files import script_text, short, short_all, write_script
-from monoloss.report.sprites import COLUMNS, PER_SHEET, Pictures, pictures_of, sheet_suffix, write_sheets
+from monoloss.report.sprites import COLUMNS, PER_SHEET, sheet_suffix, write_sheets
 from monoloss.report.terms import TERMS
 
 PAGE = "index.html"
@@ -153,7 +155,7 @@ def _write_pages(folder: Path, runs: Sequence[ReportRun], figures: Sequence[Over
     for name, text in (files | {"assets/plotly.min.js": get_plotlyjs()}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # names of undecodable files
     charts = [
         {"id": chart.id, "title": chart.title, "caption": chart.caption, "figure": json.loads(chart.figure.to_json())}
         for chart in figures
@@ -215,7 +217,7 @@ def _run_facts(run: ReportRun, one: _ShownStore) -> dict[str, object]:
         "store": run.store_key,
         "n_latents": len(evaluation.examples.rows),
         "n_alive": int((~evaluation.latents["score"].isnan()).sum()),
-        "chance": short(evaluation.summary["chance"]),
+        "chance": short(evaluation.summary.get("chance", math.nan)),
         "columns": columns_of(evaluation),
         "block": BLOCK,
         "has_decoder": evaluation.decoder_directions is not None,
