@@ -22,7 +22,7 @@ INK = "#7a7a7a"  # of text, where a page does not set its own `layout.font.color
 QUIET, GRID = "rgba(128, 128, 128, 0.9)", "rgba(128, 128, 128, 0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _JOINERS = "\u200c\u200d"  # within emoji and some scripts
-_LEGEND_ROWS = 12
+_LEGEND_ENTRIES = 12
 
 Groups = Mapping[str, Sequence[EvaluationRecord]]
 
@@ -134,15 +134,16 @@ def panels(titles: Sequence[str], panel_height: int, n_entries: int) -> go.Figur
         panel_height: of one chart, in pixels.
         n_entries: of the legend.
     """
-    n, top, title_height = len(titles), 12 + 21 * min(n_entries, _LEGEND_ROWS), 26 if any(titles) else 0
+    n, title_height = len(titles), 26 if any(titles) else 0
+    legend_height = 21 * -(-min(n_entries, _LEGEND_ENTRIES) // 2)  # two a line; where it needs more, charts give room
     body = n * (panel_height + title_height) - title_height
     figure = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=title_height / body if n > 1 else 0.0)
-    margin = {"l": 56, "r": 16, "t": top + title_height, "b": 52}
-    legend = {"orientation": "h", "x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"}
+    margin = {"l": 56, "r": 16, "t": 12 + title_height, "b": 52}
+    legend = {"orientation": "h", "x": 0, "y": 1 + (title_height + 6) / body, "yanchor": "bottom"}
     figure.update_layout(
         template="none",
         autosize=True,
-        height=body + margin["t"] + margin["b"],
+        height=body + legend_height + margin["t"] + margin["b"],
         margin=margin,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -151,7 +152,7 @@ def panels(titles: Sequence[str], panel_height: int, n_entries: int) -> go.Figur
         hoverlabel={"font": {"family": _FONT, "size": 13}, "align": "left", "namelength": -1},
         hovermode="closest",
     )
-    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True}
+    axis = {"gridcolor": GRID, "zeroline": False, "automargin": True, "title_font_size": 13}
     figure.update_xaxes(**axis, showline=True, linecolor=QUIET, ticks="outside", tickcolor=QUIET, ticklen=4)
     figure.update_yaxes(**axis)
     for i, title in enumerate(titles, 1):

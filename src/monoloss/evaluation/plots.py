@@ -150,9 +150,11 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
                 trace.update(name=name, legendgroup=name, showlegend=trace is steps and name not in legend)
                 figure.add_trace(trace, row=row, col=1)
             legend.add(name)
+        top = max(max(trace.y, default=0.0) for trace in figure.select_traces(row=row))
+        figure.update_yaxes(range=[0, 1.15 * top or 1.0], row=row, col=1)  # the label of a level has room above
         for label, level in levels.items():
             level_line(figure, level, label, row=row, upright=True)
-    figure.update_yaxes(title_text="latents" if len(n_latents) == 1 else "share of latents, %", rangemode="tozero")
+    figure.update_yaxes(title_text="latents" if len(n_latents) == 1 else "share of latents, %")
     figure.update_xaxes(range=[edges[0], edges[-1]])
     if is_log:
         figure.update_xaxes(**_power_ticks(edges))

@@ -48,7 +48,7 @@ AGAINST = {
     "purity_weighted": _Against(
         "score-against-purity",
         "class purity",
-        "class purity, weighted, mean over latents",
+        "weighted class purity, mean",
         "The score knows no labels; where purity rises with it, latents come closer to classes.",
     ),
 }
@@ -100,14 +100,15 @@ def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> Ove
                 lines.append(_line(start, point))
     figure.add_traces([*lines, *marks])
     figure.update_xaxes(title_text=against.axis, range=_range(x for x, _ in points))
-    figure.update_yaxes(title_text="mean MonoScore over defined latents", range=_range(y for _, y in points))
+    figure.update_yaxes(title_text="MonoScore, mean", range=_range(y for _, y in points))
     known = chances(groups)
     low, high = figure.layout.yaxis.range
     for label, chance in known.items():
         if low - (high - low) < chance <= high:  # near enough to leave room for the points
             figure.update_yaxes(range=[min(figure.layout.yaxis.range[0], chance - 0.08 * (high - low)), high])
             level_line(figure, chance, label)
-    caption = f"One point a run; a line leads from a group's baseline to its other runs. {against.caption}"
+    caption = "One point a run, with means over defined latents; lines lead from a group's baseline to its others. "
+    caption += against.caption
     if known:
         caption += f" At random a latent scores {' or '.join(f'{chance:.3f}' for chance in known.values())} (chance)."
     if missing:
