@@ -31,8 +31,8 @@ from monoloss.report.figures import (
     trade_off,
     variant_colors,
 )
+from monoloss.report.found import FoundEvaluation, training_curves
 from monoloss.report.page import PAGE, write_report
-from monoloss.report.runs import FoundEvaluation, training_curves
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes

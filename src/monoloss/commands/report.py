@@ -32,8 +32,8 @@ def report(
     """
     from rich.console import Console
 
+    from monoloss.report.found import find_evaluations, find_stores, training_curves
     from monoloss.report.page import write_report
-    from monoloss.report.runs import find_evaluations, find_stores, training_curves
 
     found = find_evaluations(runs)
     stores = find_stores(found, store or ())

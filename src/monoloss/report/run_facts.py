@@ -41,8 +41,8 @@ class Settings:
 
     @property
     def key(self) -> object:
-        """Equal for SAEs that are compared."""
-        return self.variant or "others", self.n_latents, self.k, self.tied
+        """Equal for SAEs that are compared, and for all other models."""
+        return None if self.variant is None else (self.variant, self.n_latents, self.k, self.tied)
 
     @property
     def title(self) -> str:
@@ -53,8 +53,9 @@ class Settings:
     @property
     def long_title(self) -> str:
         """With its sizes."""
-        k = "" if self.k is None else f", k = {self.k}"
-        return f"{self.title}, {self.n_latents} latents{k}"
+        if self.variant is None:
+            return self.title
+        return f"{self.title}, {self.n_latents} latents" + ("" if self.k is None else f", k = {self.k}")
 
     @property
     def loss(self) -> str | None:

@@ -1,40 +1,20 @@
-"""What a report is made of: evaluations, found by the folders that a user names, with what belongs to each."""
+"""What a report is made of: evaluations in groups that are compared, each group with its baseline."""
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
 
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
-from monoloss.evaluation.plots import TrainingCurve
-from monoloss.evaluation.result import FACTS, Evaluation
-from monoloss.evaluation.sources import EVALUATIONS, SAES
+from monoloss.evaluation.classes import TopClasses
+from monoloss.evaluation.examples import Examples
+from monoloss.evaluation.result import Evaluation
 from monoloss.report.run_facts import Settings, settings_of
-
-_PLACES = ("*", f"{EVALUATIONS}/*", f"*/{EVALUATIONS}/*")  # of evaluations, below a folder
-_LOGS = "logs/version_*/metrics.csv"
-
-
-@dataclass(frozen=True)
-class FoundEvaluation:
-    """An evaluation on the disk.
-
-    Attributes:
-        folder: of its files.
-        evaluation: what they say.
-        run: the folder of the run that its SAE comes from; None where that is not known or gone.
-        sae: name of its SAE in that run.
-    """
-
-    folder: Path
-    evaluation: Evaluation
-    run: Path | None = None
-    sae: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,86 +50,6 @@ class ReportRun:
         return self.settings.facts(self.evaluation)
 
 
-def find_evaluations(paths: Sequence[str | Path]) -> list[FoundEvaluation]:
-    """The evaluations that some folders hold, each once, under names that differ.
-
-    A folder is that of one evaluation, of a run, or one with evaluations or runs right below it. Of equal names each
-    gets that of its run before it, else of its parent folder; a number where that is not enough.
-
-    Raises:
-        InputError: nothing is there, or an evaluation that cannot be read.
-
-    Example:
-        >>> find_evaluations(["no/such/run"])
-        Traceback (most recent call last):
-        monoloss.errors.InputError: no/such/run: got no such folder; needed a run or a folder with evaluations
-    """
-    folders: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        found = list(_evaluations_at(path))
-        if not found:
-            came = "no such folder" if not path.exists() else "no evaluation" if path.is_dir() else "a file"
-            raise InputError(str(path), came, "a run or a folder with evaluations")
-        folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
-    if not folders:
-        raise InputError("runs", "none", "at least one")
-    return _named_apart([_found(folder) for folder in folders.values()])
-
-
-def find_stores(found: Sequence[FoundEvaluation], given: Sequence[str | Path] = ()) -> list[FeatureStore]:
-    """The stores that evaluations were made on, as far as they are still there: known by their contents.
-
-    Looked for where a user says, where the evaluation and the configuration of its run say, and below its run.
-
-    Args:
-        found: evaluations.
-        given: folders of stores.
-
-    Raises:
-        InputError: a given folder is no store, or one that none of the evaluations was made on.
-    """
-    wanted = {str(one.evaluation.facts.get("store_fingerprint")) for one in found}
-    stores: dict[str, FeatureStore] = {}
-    for path in given:
-        store = FeatureStore(path)
-        if store.fingerprint not in wanted:
-            raise InputError("store", f"{path}, on which no evaluation was made", "a store that one was made on")
-        stores[store.fingerprint] = store
-    for one in found:
-        if one.evaluation.facts.get("store_fingerprint") in stores:
-            continue
-        for folder in _places_of_store(one):
-            try:
-                store = FeatureStore(folder)
-            except InputError:
-                continue  # unfinished, damaged or of another version: as good as gone
-            if store.fingerprint == one.evaluation.facts.get("store_fingerprint"):
-                stores[store.fingerprint] = store
-                break
-    return list(stores.values())
-
-
-def training_curves(found: FoundEvaluation) -> list[TrainingCurve]:
-    """What the training of its SAE has logged, a curve a figure: a resumed run's later logs replace equal steps.
-
-    Figures on validation rows begin with ``val_``. Empty where there are no logs.
-    """
-    curves: dict[str, dict[int, float]] = {}
-    if found.run is None:
-        return []
-    for file in sorted(found.run.glob(_LOGS), key=lambda file: (len(file.parent.name), file.parent.name)):
-        with file.open(encoding="utf-8", newline="") as lines:
-            for line in csv.DictReader(lines):
-                for column, text in line.items():
-                    name, _, figure = (column or "").rpartition("/")
-                    if name == found.sae and text:
-                        curves.setdefault(figure, {})[int(float(line["step"]))] = float(text)
-    return [
-        TrainingCurve(found.evaluation.name, figure, sorted(points), [points[step] for step in sorted(points)])
-        for figure, points in curves.items()
-    ]
-
-
 def report_runs(
     evaluations: Sequence[Evaluation],
     stores: Sequence[FeatureStore] = (),
@@ -177,6 +77,7 @@ def report_runs(
     if baseline is not None and baseline not in names:
         raise InputError("baseline", repr(baseline), f"one of {', '.join(names)}")
     by_fingerprint = {store.fingerprint: store for store in stores}
+    evaluations = [_on_cpu(evaluation) for evaluation in evaluations]
     settings = [settings_of(evaluation) for evaluation in evaluations]
     groups = _groups(evaluations, settings)
     first = _baselines(evaluations, settings, groups, baseline)
@@ -205,87 +106,36 @@ def baseline_of(runs: Sequence[ReportRun], run: ReportRun) -> ReportRun | None:
     return next(other for other in runs if other.is_baseline and other.group == run.group)
 
 
-def _evaluations_at(path: Path) -> Iterator[Path]:
-    if (path / FACTS).is_file():
-        yield path
-        return
-    for pattern in _PLACES:
-        for folder in sorted(path.glob(pattern)):
-            if (folder / FACTS).is_file() and not any(part.startswith(".") for part in folder.relative_to(path).parts):
-                yield folder
+def _on_cpu(evaluation: Evaluation) -> Evaluation:
+    """With all tensors on the CPU, wherever they were computed."""
 
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().cpu()
+        if isinstance(value, Examples | TopClasses):
+            return replace(value, **{part.name: moved(getattr(value, part.name)) for part in fields(value)})
+        return value
 
-def _found(folder: Path) -> FoundEvaluation:
-    evaluation, whole = Evaluation.load(folder), folder.resolve()
-    if whole.parent.name == EVALUATIONS and (whole.parents[1] / "config.yaml").is_file():
-        return FoundEvaluation(folder, evaluation, whole.parents[1], whole.name)
-    source = evaluation.facts.get("source")  # the folder of a SAE, as the user wrote it
-    if isinstance(source, str) and Path(source).is_dir():
-        sae = Path(source).resolve()
-        if sae.parent.name == SAES and (sae.parents[1] / "config.yaml").is_file():
-            return FoundEvaluation(folder, evaluation, sae.parents[1], sae.name)
-    return FoundEvaluation(folder, evaluation)
-
-
-def _named_apart(found: list[FoundEvaluation]) -> list[FoundEvaluation]:
-    names = [one.evaluation.name for one in found]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    for number, one in enumerate(found):
-        if names[number] in repeated:
-            above = one.run or one.folder.resolve().parent
-            names[number] = f"{above.name}-{names[number]}"
-    taken: set[str] = set()
-    for number, name in enumerate(names):
-        again = 2
-        while names[number] in taken:
-            names[number] = f"{name} ({again})"
-            again += 1
-        taken.add(names[number])
-    return [replace(one, evaluation=replace(one.evaluation, name=name)) for one, name in zip(found, names, strict=True)]
-
-
-def _places_of_store(one: FoundEvaluation) -> Iterator[Path]:
-    """Where the store of an evaluation may be; folders that hold a manifest."""
-    facts, run = one.evaluation.facts, one.run
-    places = [one.folder / str(facts["store_folder"])] if "store_folder" in facts else []
-    if run is not None:
-        places += [run / folder for folder in _stores_in_config(run / "config.yaml")]
-        places += sorted((run / "stores").glob("*"))
-    yield from (place for place in places if (place / MANIFEST).is_file())
-
-
-def _stores_in_config(file: Path) -> list[str]:
-    from monoloss.training.config_files import read_config
-
-    try:
-        config = read_config(file)
-    except InputError:  # of another version
-        return []
-    return [folder for folder in (config.validation, config.store) if folder is not None]
+    parts = {part.name: moved(getattr(evaluation, part.name)) for part in fields(evaluation)}
+    return replace(evaluation, **parts | {"latents": {name: moved(one) for name, one in evaluation.latents.items()}})
 
 
 def _groups(evaluations: Sequence[Evaluation], settings: Sequence[Settings]) -> list[str]:
     """The name of the group of each: as short as tells the groups of this report apart."""
-    keys = [
-        (known.key, str(evaluation.facts.get("store_fingerprint")))
-        for evaluation, known in zip(evaluations, settings, strict=True)
-    ]
-    named: dict[tuple[object, str], str] = {}
-    for texts in (
-        [known.title for known in settings],
-        [known.long_title for known in settings],
-        [f"{s.long_title}, {e.facts.get('store')}" for s, e in zip(settings, evaluations, strict=True)],
-    ):
-        by_text: dict[str, set[object]] = {}
-        for key, text in zip(keys, texts, strict=True):
-            by_text.setdefault(text, set()).add(key)
-        for key, text in zip(keys, texts, strict=True):
-            if key not in named and len(by_text[text]) == 1:
-                named[key] = text
-    for key, known in zip(keys, settings, strict=True):
-        if key not in named:
-            named[key] = f"{known.long_title} ({len(named) + 1})"
-    return [named[key] for key in keys]
+    keys, texts = [], []
+    for evaluation, known in zip(evaluations, settings, strict=True):
+        facts, centred = evaluation.facts, bool(evaluation.facts.get("centred"))
+        keys.append((known.key, str(facts.get("store_fingerprint")), centred))
+        longest = f"{known.long_title}, {facts.get('store')}" + ", centred" * centred
+        texts.append((known.title, known.long_title, longest))
+    names: dict[object, str] = {}
+    for length in range(3):
+        found = dict(zip(keys, (text[length] for text in texts), strict=True))
+        counts = Counter(found.values())
+        names |= {key: text for key, text in found.items() if key not in names and counts[text] == 1}
+    for key, text in zip(keys, texts, strict=True):
+        names.setdefault(key, f"{text[-1]} ({len(names) + 1})")
+    return [names[key] for key in keys]
 
 
 def _baselines(
