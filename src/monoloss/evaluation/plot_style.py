@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from monoloss.errors import InputError
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.evaluation.variants import variant_of
+from monoloss.evaluation.names import plain_text, variant_of
 
 # After Okabe and Ito, for colour-blind readers; each has a contrast of at least 3 with white and with #16181d.
 COLORS = ("#808080", "#d17c00", "#2b83c6", "#0a9a72", "#c2619a", "#d4540f", "#8b74d6")
@@ -21,7 +21,6 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "
 INK = "#7a7a7a"  # of text, where a page does not set its own `layout.font.color`
 QUIET, GRID = "rgba(128, 128, 128, 0.9)", "rgba(128, 128, 128, 0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_JOINERS = "\u200c\u200d"  # within emoji and some scripts
 _LEGEND_ENTRIES = 12
 
 Groups = Mapping[str, Sequence[EvaluationRecord]]
@@ -99,19 +98,6 @@ def chances(groups: Groups) -> dict[str, float]:
     """The scores of chance by their label; one where all runs are judged on the same rows."""
     found = (float(e.summary.get("chance", math.nan)) for evaluations in groups.values() for e in evaluations)
     return {f"chance {value:.3f}": value for value in found if math.isfinite(value)}
-
-
-def plain_text(text: str, longest: int = 60) -> str:
-    r"""One line without control characters, cut in the middle where it is longer than `longest`.
-
-    Example:
-        >>> plain_text("a\tb\x00"), plain_text("abcdefgh", 5), plain_text("")
-        ('a b', 'ab…gh', '(no name)')
-    """
-    shown = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in text)
-    shown = " ".join(shown.split()) or "(no name)"
-    half = (longest - 1) // 2
-    return shown if len(shown) <= longest else f"{shown[: longest - 1 - half]}…{shown[-half:]}"
 
 
 def chart_text(text: str, longest: int = 60) -> str:

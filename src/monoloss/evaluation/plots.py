@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from monoloss.errors import InputError
+from monoloss.evaluation.names import plain_text
 from monoloss.evaluation.plot_style import (
     Groups,
     OverviewFigure,
@@ -21,7 +22,6 @@ from monoloss.evaluation.plot_style import (
     level_line,
     names_of,
     panels,
-    plain_text,
     run_styles,
 )
 from monoloss.evaluation.record import EvaluationRecord

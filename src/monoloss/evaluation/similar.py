@@ -29,7 +29,9 @@ class SimilarLatents(NamedTuple):
 
 
 @torch.no_grad()
-def similar_latents(evaluation: EvaluationRecord, k: int = 8) -> SimilarLatents:
+def similar_latents(
+    evaluation: EvaluationRecord, k: int = 8, latents: Int[Tensor, " l"] | None = None
+) -> SimilarLatents:
     """The ``k`` other latents whose decoder directions have the largest cosine with each latent's, ``(m, k)``.
 
     Only latents that are active on some evaluated row are found: others have nothing to show. Of equal cosines the
@@ -38,6 +40,7 @@ def similar_latents(evaluation: EvaluationRecord, k: int = 8) -> SimilarLatents:
     Args:
         evaluation: of a SAE.
         k: how many, at least 1.
+        latents: numbers of those to find others for, ``(l,)``; all by default. Then the result is ``(l, k)``.
 
     Raises:
         InputError: an evaluation without decoder directions.
@@ -55,10 +58,12 @@ def similar_latents(evaluation: EvaluationRecord, k: int = 8) -> SimilarLatents:
     """
     check_number("k", k, at_least=1, integer=True)
     directions = _directions("evaluation", evaluation)
+    latents = torch.arange(len(directions)) if latents is None else latents
+    latents = latents.to(directions.device)
     parts = []
-    for first, cosines in _cosine_blocks(directions, directions, _is_active(evaluation)):
-        own = torch.arange(len(cosines), device=cosines.device)
-        cosines[own, first + own] = -torch.inf
+    for first, cosines in _cosine_blocks(directions[latents], directions, _is_active(evaluation)):
+        row = torch.arange(len(cosines), device=cosines.device)
+        cosines[row, latents[first + row]] = -torch.inf
         parts.append(_nearest(cosines, k))
     return _joined(parts)
 

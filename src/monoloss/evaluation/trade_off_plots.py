@@ -9,6 +9,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from monoloss.errors import InputError
+from monoloss.evaluation.names import plain_text
 from monoloss.evaluation.plot_style import (
     QUIET,
     Groups,
@@ -19,7 +20,6 @@ from monoloss.evaluation.plot_style import (
     level_line,
     names_of,
     panels,
-    plain_text,
     run_styles,
 )
 from monoloss.evaluation.record import EvaluationRecord

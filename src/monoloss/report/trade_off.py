@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from monoloss.evaluation.result import Evaluation
-from monoloss.evaluation.variants import variant_of
+from monoloss.evaluation.names import variant_of
 from monoloss.report.drawing import (
     INK,
     MARGIN,
