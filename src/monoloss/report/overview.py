@@ -18,7 +18,6 @@ from monoloss.report.terms import TERMS
 
 ASSETS = (
     "report.css",
-    "theme.js",
     "terms.js",
     "charts.js",
     "explorer.js",
@@ -172,18 +171,22 @@ def summary_of(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]) -> dict[str, object]:
+    groups = _grouped(runs)
     summaries = {run.key: summary_of(run.evaluation) for run in runs}
     published = {run.key: published_beside(run.evaluation) for run in runs}
     there = [measure for measure in _SUMMARY if any(measure.key in summary for summary in summaries.values())]
     beside = {key for pairs in published.values() for key in pairs}
     main = [m for m in there if m.key in _MAIN and (m.key != "r2" or "r2" in beside)]
-    everything = [_row(run, group, summaries, there) for group in _grouped(runs) for run in group]
+    everything = [_row(run, group, summaries, there) for group in groups for run in group]
     shared, different = _facts(runs)
+    weights = [(run.is_baseline, run.settings.mono_weight) for group in groups if len(group) > 1 for run in group]
     return {
         "subtitle": _subtitle(runs),
-        "changes": [change for group in _grouped(runs) if (change := _change(group, summaries, there)) is not None],
+        "by_mono_loss": all(weight is not None and (weight == 0) == is_baseline for is_baseline, weight in weights),
+        "best_of_several": any(len(group) > 2 for group in groups),
+        "changes": [change for group in groups if (change := _change(group, summaries, there)) is not None],
         "main": main,
-        "groups": [_group(group, summaries, published, main) for group in _grouped(runs)],
+        "groups": [_group(group, summaries, published, main) for group in groups],
         "measures": there,
         "everything": everything,
         "shared_facts": shared,

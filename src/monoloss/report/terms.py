@@ -58,7 +58,10 @@ TERMS: Mapping[str, Term] = {
     "mse": Term("MSE", "Squared error of the reconstruction, mean over rows and dimensions."),
     "l0": Term("L0", "How many latents are active on a row, on average."),
     "n_latents": Term("latents", "How many latents the model has."),
-    "baseline": Term("baseline", "The same model trained without MonoLoss: what the differences are measured from."),
+    "baseline": Term(
+        "baseline",
+        "The run that others of its group are compared with: the same model without MonoLoss, where there is one.",
+    ),
     "similar": Term("similar latents", "Latents of the same model whose decoder directions have the largest cosine."),
     "match": Term("closest match", "The latent of the other model whose decoder direction has the largest cosine."),
     "histogram": Term("activations", "How many active rows there are at each height of activation, on a log scale."),

@@ -5,6 +5,7 @@
   const { Table, COLUMNS, make, view } = Latents;
   const at = (id) => document.getElementById(id);
   const wide = window.matchMedia("(min-width: 900px)");
+  const ROWS_TO_SHOW = 15;
   const MEASURES = ["score", "lift", "purity_binary", "purity_weighted", "n_eff", "density"];
 
   const state = {
@@ -70,11 +71,17 @@
       }
       state.partner = partner;
       say(unknown === null ? "" : `${run.name} has no latent ${unknown}: its latents are 0 to ${run.n_latents - 1}.`);
-      const first = wide.matches && !state.dismissed && table.order.length ? table.order[0] : -1;
-      await show(latent >= 0 ? latent : first, latent >= 0, ticket);
+      await show(latent >= 0 ? latent : firstToShow(), latent >= 0, ticket);
     } catch (error) {
       if (ticket === state.ticket) say(error.message);
     }
+  }
+
+  // Where there is room and nothing was closed: the first in the order that has as many rows as are shown.
+  function firstToShow() {
+    if (!wide.matches || state.dismissed || !table.order.length) return -1;
+    const { n_eff: effective } = state.columns;
+    return table.order.find((latent) => effective?.[latent] >= ROWS_TO_SHOW) ?? table.order[0];
   }
 
   function say(text) {

@@ -7,7 +7,7 @@ window.Latents = window.Latents || {};
   const columnsOf = new Map();
   const MINUS = "\u2212";
   const DASH = "\u2013";
-  const FEW_ROWS = 5; // effective rows below which a score says little
+  const FEW_ROWS = 4.95; // effective rows, written as 5.0, below which a score says little
 
   const four = (number) => String(number).padStart(4, "0");
 

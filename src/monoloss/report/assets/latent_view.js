@@ -43,7 +43,7 @@ window.Latents = window.Latents || {};
       list.append(make("div", { "data-figure-of": key, class: kind }, make("dt", {}, term(key)), make("dd", {}, text)));
     const weak = columns.n_eff?.[latent] < FEW_ROWS;
     for (const [key, digits] of FIGURES) {
-      if (key in columns) add(key, figure(columns[key][latent], digits), weak && key !== "n_eff" ? "weak" : "");
+      if (key in columns) add(key, figure(columns[key][latent], digits), weak && (key === "score" || key === "lift") ? "weak" : "");
     }
     if (columns.density) add("density", percent(columns.density[latent]));
     if (columns.dominant_class) {
@@ -200,7 +200,7 @@ window.Latents = window.Latents || {};
   // ---- all of it ----
 
   function heading(side, link) {
-    const box = make("div", { class: "heading" });
+    const box = make("header", { class: "heading" });
     const title = make("h2", {}, "Latent ", side.match ? make("a", { href: link(side.run, side.latent) }, String(side.latent)) : String(side.latent));
     const of = make("p", {}, isolated(side.run.name));
     if (side.run.baseline && Latents.data.runs.some((run) => run !== side.run && run.group === side.run.group)) {
@@ -212,19 +212,19 @@ window.Latents = window.Latents || {};
   }
 
   function half(side, name, content) {
-    return make("div", { class: "half", "data-side": name, "aria-label": `latent ${side.latent} of ${side.run.name}`, role: "group" }, content);
+    const of = `${side.latent}, ${side.run.name}`;
+    return make("div", { class: "half", "data-side": name, "data-of": of, role: "group", "aria-label": `latent ${of}` }, ...content);
   }
 
   // `sides`: the opened latent, and its closest match if there is one; each {run, latent, columns, entry, items}.
   function view(sides, link) {
     const names = ["opened", "match"];
-    const both = (build) => sides.map((side, place) => half(side, names[place], build(side)));
+    const both = (build) => sides.map((side, place) => half(side, names[place], [build(side)].flat()));
     const part = (key, build) =>
       make("section", { class: "part", "data-part": key }, make("h3", {}, term(key)), make("div", { class: "halves" }, ...both(build)));
     const range = sharedRange(sides);
     const parts = [
-      make("div", { class: "halves headings" }, ...both((side) => heading(side, link))),
-      make("div", { class: "halves" }, ...both(figures)),
+      make("div", { class: "halves headings" }, ...both((side) => [heading(side, link), figures(side)])),
       ...["top", "middle", "bottom"].map((kind) => part(kind, (side) => rows(side, kind))),
       part("histogram", (side) => histogram(side, range)),
     ];
