@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from monoloss.errors import InputError
-from monoloss.evaluation.record import EvaluationRecord
 from monoloss.evaluation.names import plain_text, variant_of
+from monoloss.evaluation.record import EvaluationRecord
 
 # After Okabe and Ito, for colour-blind readers; each has a contrast of at least 3 with white and with #16181d.
 COLORS = ("#808080", "#d17c00", "#2b83c6", "#0a9a72", "#c2619a", "#d4540f", "#8b74d6")
