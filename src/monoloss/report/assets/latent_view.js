@@ -16,11 +16,13 @@ window.Latents = window.Latents || {};
 
   const isolated = (text, tag = "bdi") => make(tag, {}, text);
 
+  const SHORT = { purity_weighted: "weighted" };
+
   function term(name) {
     return make(
       "span",
       { class: "term", tabindex: "0", "data-term": name, "aria-describedby": `term-${name}` },
-      terms[name]?.label ?? name,
+      SHORT[name] ?? terms[name]?.label ?? name,
     );
   }
 
@@ -31,21 +33,36 @@ window.Latents = window.Latents || {};
   const FIGURES = [
     ["score", 3],
     ["lift", 3],
+    ["n_eff", 1],
+    ["density", null],
     ["purity_binary", 3],
     ["purity_weighted", 3],
-    ["n_eff", 1],
   ];
+  const BETTER = new Set(["score", "lift", "purity_binary", "purity_weighted"]); // that are better when higher
 
-  function figures(side) {
+  // The difference to the same figure of the other latent, if both are defined.
+  function difference(key, digits, side, against) {
+    const by = against ? side.columns[key][side.latent] - (against.columns[key]?.[against.latent] ?? NaN) : NaN;
+    if (!BETTER.has(key) || Number.isNaN(by)) return "";
+    const text = figure(by, digits);
+    if (Number(by.toFixed(digits)) === 0) return make("span", { class: "difference" }, "\u00b10");
+    return make("span", { class: `difference ${by > 0 ? "better" : "worse"}` }, by > 0 ? `+${text}` : text);
+  }
+
+  // `against`: the latent beside it that differences are taken to; null for none.
+  function figures(side, against) {
     const { columns, latent } = side;
     const list = make("dl", { class: "figures" });
-    const add = (key, text, kind = "") =>
-      list.append(make("div", { "data-figure-of": key, class: kind }, make("dt", {}, term(key)), make("dd", {}, text)));
+    const add = (key, text, kind = "", after = "") =>
+      list.append(
+        make("div", { "data-figure-of": key, class: kind }, make("dt", {}, term(key)), make("dd", {}, make("span", { class: "value" }, text), " ", after)),
+      );
     const weak = columns.n_eff?.[latent] < FEW_ROWS;
     for (const [key, digits] of FIGURES) {
-      if (key in columns) add(key, figure(columns[key][latent], digits), weak && (key === "score" || key === "lift") ? "weak" : "");
+      if (!(key in columns)) continue;
+      const text = digits === null ? percent(columns[key][latent]) : figure(columns[key][latent], digits);
+      add(key, text, weak && (key === "score" || key === "lift") ? "weak" : "", difference(key, digits, side, against));
     }
-    if (columns.density) add("density", percent(columns.density[latent]));
     if (columns.dominant_class) {
       const found = columns.dominant_class[latent];
       add("dominant_class", found < 0 ? DASH : isolated(className(side.run.store, found)));
@@ -223,8 +240,11 @@ window.Latents = window.Latents || {};
     const part = (key, build) =>
       make("section", { class: "part", "data-part": key }, make("h3", {}, term(key)), make("div", { class: "halves" }, ...both(build)));
     const range = sharedRange(sides);
+    // Differences are to the baseline if one of the two is, else to the match.
+    const [opened, match] = sides;
+    const [judged, reference] = match && opened.run.baseline && !match.run.baseline ? [match, opened] : [opened, match];
     const parts = [
-      make("div", { class: "halves headings" }, ...both((side) => [heading(side, link), figures(side)])),
+      make("div", { class: "halves headings" }, ...both((side) => [heading(side, link), figures(side, side === judged ? reference : null)])),
       ...["top", "middle", "bottom"].map((kind) => part(kind, (side) => rows(side, kind))),
       part("histogram", (side) => histogram(side, range)),
     ];
