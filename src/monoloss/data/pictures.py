@@ -47,7 +47,7 @@ def pictures_of(store: FeatureStore, images: Path | None = None) -> Pictures | N
     return None
 
 
-def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s 3 or 1"]:
+def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s c"]:
     """The middle square of an image at the size of a cell; pixels of small images become squares, sharp.
 
     Sharp where a pixel fills a whole number of the cell's; else smoothed.
