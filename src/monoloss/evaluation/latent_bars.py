@@ -98,7 +98,7 @@ _WORDS = {
     "score": ("score", ".3f"),
     "lift": ("lift", ".3f"),
     "n_eff": ("effective rows", ",.1f"),
-    "density": ("active on", ".3%"),
+    "density": ("share of rows active", ".2%"),
     "purity_binary": ("purity", ".3f"),
     "purity_weighted": ("weighted purity", ".3f"),
 }

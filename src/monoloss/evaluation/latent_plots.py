@@ -30,7 +30,7 @@ def latent_histogram_figure(evaluation: EvaluationRecord, latent: int) -> go.Fig
     bars = activation_bars(evaluation, latent)
     if bars is None:
         raise InputError("evaluation", f"{evaluation.name!r}, which has no histogram", "one of this version")
-    figure = panels([""], 200, 0)
+    figure = panels([""], 200)
     figure.add_trace(
         go.Bar(
             x=[math.log2(bar.low) + 0.25 for bar in bars],
@@ -71,7 +71,7 @@ def class_bars_figure(evaluation: EvaluationRecord, latent: int) -> go.Figure:
     bars = class_bars(evaluation, latent)
     if bars is None:
         raise InputError("evaluation", f"{evaluation.name!r}, which has no classes", "one of a store with labels")
-    figure = panels([""], 40 + 24 * max(1, len(bars)), 0)
+    figure = panels([""], 40 + 24 * max(1, len(bars)))
     figure.add_trace(
         go.Bar(
             x=[bar.count for bar in bars],

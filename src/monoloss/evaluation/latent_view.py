@@ -22,7 +22,7 @@ from monoloss.evaluation.record import EvaluationRecord
 from monoloss.evaluation.similar import similar_latents
 from monoloss.files import atomic_file
 
-_CELL, _N_SIMILAR, _N_NAMES = 72, 8, 5
+_CELL, _N_SIMILAR, _N_NAMES = 64, 8, 5
 _STYLE = """<style>
 .monoloss-latent{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:75rem}
 .monoloss-latent h3{font-size:1.15em;margin:0 0 .3em;overflow-wrap:anywhere}
@@ -32,10 +32,11 @@ _STYLE = """<style>
 .monoloss-latent dt,.monoloss-latent .quiet{opacity:.75}
 .monoloss-latent dd{margin:0;font-weight:600;overflow-wrap:anywhere}
 .monoloss-latent ol{display:flex;flex-wrap:wrap;gap:4px;list-style:none;margin:0;padding:0}
-.monoloss-latent li{font-size:12px;text-align:center;min-width:72px;max-width:14em;overflow-wrap:anywhere;margin:0}
+.monoloss-latent li{font-size:12px;text-align:center;min-width:64px;max-width:14em;overflow-wrap:anywhere;margin:0}
 .monoloss-latent li.name{border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:3px 6px}
-.monoloss-latent img{display:block;width:72px;height:72px;margin:0 auto;background:rgba(128,128,128,.25)}
+.monoloss-latent img{display:block;width:64px;height:64px;object-fit:cover;margin:0 auto}
 .monoloss-latent img.small{image-rendering:pixelated}
+.monoloss-latent li,.monoloss-latent dd,.monoloss-latent .bar span{unicode-bidi:isolate}
 .monoloss-latent .charts{display:flex;flex-wrap:wrap;gap:0 3em}
 .monoloss-latent .charts>div{flex:1 1 18em;max-width:34em}
 .monoloss-latent .columns{display:flex;align-items:flex-end;gap:2px;height:110px;border-bottom:1px solid}
@@ -47,6 +48,13 @@ _STYLE = """<style>
 </style>"""
 
 
+class ShownImage(NamedTuple):
+    """An image as a ``data:`` address; a small one is shown with its pixels as squares."""
+
+    address: str
+    is_small: bool
+
+
 class ShownRow(NamedTuple):
     """A row that a latent is active on.
 
@@ -55,14 +63,14 @@ class ShownRow(NamedTuple):
         value: the activation.
         name: its id, or "row 3".
         labels: names of its classes; empty where they are not known.
-        image: as a ``data:`` address; None without one.
+        image: None without one.
     """
 
     row: int
     value: float
     name: str
     labels: Sequence[str]
-    image: str | None
+    image: ShownImage | None
 
 
 class LatentView:
@@ -179,7 +187,7 @@ def _shown_rows(
     }
     pairs = {heading: _pairs(examples, latent) for heading, examples in kinds.items() if examples is not None}
     wanted = sorted({row for of_kind in pairs.values() for row, _ in of_kind})
-    addresses = _image_addresses(store, wanted, images)
+    pictures_by_row = _images_of(store, wanted, images)
     return {
         heading: [
             ShownRow(
@@ -187,7 +195,7 @@ def _shown_rows(
                 value,
                 f"row {row}" if store is None else plain_text(str(store.ids[row])),
                 [] if store is None else _labels(store, row),
-                addresses.get(row),
+                pictures_by_row.get(row),
             )
             for row, value in of_kind
         ]
@@ -208,8 +216,8 @@ def _labels(store: FeatureStore, row: int) -> list[str]:
     return [class_name(number, store.class_names) for number in numbers if number >= 0]
 
 
-def _image_addresses(store: FeatureStore | None, rows: Sequence[int], images: Path | None) -> dict[int, str]:
-    """Images as ``data:`` addresses by row number; none of rows whose image is not there."""
+def _images_of(store: FeatureStore | None, rows: Sequence[int], images: Path | None) -> dict[int, ShownImage]:
+    """Images by row number; none of rows whose image is not there."""
     if store is None or not rows:
         return {}
     from PIL import Image  # of the extra "report"
@@ -223,10 +231,11 @@ def _image_addresses(store: FeatureStore | None, rows: Sequence[int], images: Pa
     for row, picture in zip(rows, pictures.read(torch.tensor(rows), _CELL), strict=True):
         if picture is None:
             continue
-        cell = picture if max(picture.shape[:2]) < _CELL else fitted(picture, _CELL)
+        cell = picture if max(picture.shape[:2]) <= _CELL else fitted(picture, _CELL)
         file = io.BytesIO()
         Image.fromarray(cell[:, :, 0] if cell.shape[2] == 1 else cell).save(file, "png")
-        found[row] = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        found[row] = ShownImage(address, max(cell.shape[:2]) <= _CELL // 2)
     return found
 
 
@@ -240,7 +249,8 @@ def _row_html(row: ShownRow) -> str:
     value = f'<span class="quiet">{row.value:.3g}</span>'
     if row.image is None:
         return f'<li class="name" title="{words}">{words}<br>{value}</li>'
-    return f'<li title="{words}"><img src="{row.image}" alt="{words}">{value}</li>'
+    kind = ' class="small"' if row.image.is_small else ""
+    return f'<li title="{words}"><img{kind} src="{row.image.address}" alt="{words}">{value}</li>'
 
 
 def _text(text: str) -> str:

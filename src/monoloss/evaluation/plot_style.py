@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -21,7 +21,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "
 INK = "#7a7a7a"  # of text, where a page does not set its own `layout.font.color`
 QUIET, GRID = "rgba(128, 128, 128, 0.9)", "rgba(128, 128, 128, 0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_LEGEND_ENTRIES = 12
+_LEGEND_WIDTH, _LEGEND_LINES = 320, 14  # the width on a phone, in pixels; elsewhere charts take what is left
 
 Groups = Mapping[str, Sequence[EvaluationRecord]]
 
@@ -85,7 +85,7 @@ def run_styles(names: Mapping[str, Sequence[str]]) -> list[list[RunStyle]]:
             place = order.setdefault(variant, len(order))
             color, dash = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
             group_dash, symbol = DASHES[(i + 1) % len(DASHES)], SYMBOLS[i % len(SYMBOLS)]
-            styles[-1].append(RunStyle(chart_text(run), chart_text(variant), color, dash, group_dash, symbol))
+            styles[-1].append(RunStyle(chart_text(run, 36), chart_text(variant, 36), color, dash, group_dash, symbol))
     return styles
 
 
@@ -110,18 +110,19 @@ def chart_text(text: str, longest: int = 60) -> str:
     return html.escape(plain_text(text, longest), quote=False).replace("$", "&#36;")
 
 
-def panels(titles: Sequence[str], panel_height: int, n_entries: int) -> go.Figure:
-    """Charts one below the other over the same x axis, under a legend of so many entries.
+def panels(titles: Sequence[str], panel_height: int, entries: Iterable[str] = ()) -> go.Figure:
+    """Charts one below the other over the same x axis, under a legend.
 
     As wide as its place, on a transparent ground; text takes ``layout.font.color``.
 
     Args:
         titles: plain text, one a chart; empty where there is nothing to say.
         panel_height: of one chart, in pixels.
-        n_entries: of the legend.
+        entries: of the legend.
     """
     n, title_height = len(titles), 26 if any(titles) else 0
-    legend_height = 21 * -(-min(n_entries, _LEGEND_ENTRIES) // 2)  # two a line; where it needs more, charts give room
+    lines = math.ceil(sum(50 + 7 * len(html.unescape(entry)) for entry in entries) / _LEGEND_WIDTH)
+    legend_height = 22 * min(lines, _LEGEND_LINES)
     body = n * (panel_height + title_height) - title_height
     figure = make_subplots(n, 1, shared_xaxes=True, vertical_spacing=title_height / body if n > 1 else 0.0)
     margin = {"l": 56, "r": 16, "t": 12 + title_height, "b": 52}

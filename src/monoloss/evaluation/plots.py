@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 Values = NDArray[np.float64]
+_MOST_FILLED = 3  # in one panel; more would be mud
 
 
 class _Measure(NamedTuple):
@@ -139,13 +140,13 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
     n_latents = {_n_latents(evaluation) for evaluations in groups.values() for evaluation in evaluations}
     styles = run_styles(names_of(groups))
     names = [[style.variant if len(groups) > 1 else style.name for style in group] for group in styles]
-    figure = panels(list(groups) if len(groups) > 1 else [""], 220, len({name for group in names for name in group}))
+    figure = panels(list(groups) if len(groups) > 1 else [""], 220, {name for group in names for name in group})
     legend: set[str] = set()
     for row, (group, evaluations) in enumerate(groups.items(), 1):
         for i, (evaluation, values) in enumerate(zip(evaluations, columns[group], strict=True)):
             weight = 100 / _n_latents(evaluation) if len(n_latents) > 1 else 1.0
             style, name = styles[row - 1][i], names[row - 1][i]
-            steps = _steps(values, edges, weight, style, is_log)
+            steps = _steps(values, edges, weight, style, is_log=is_log, is_filled=len(evaluations) <= _MOST_FILLED)
             for trace in (steps, _mean_mark(values, style, is_log)):
                 trace.update(name=name, legendgroup=name, showlegend=trace is steps and name not in legend)
                 figure.add_trace(trace, row=row, col=1)
@@ -190,7 +191,9 @@ def _edges(columns: Sequence[Values], levels: Sequence[float], measure: str) -> 
     return np.linspace(low - margin, high + margin, n_bins + 1)
 
 
-def _steps(values: Values, edges: Values, weight: float, style: RunStyle, is_log: bool) -> go.Scatter:
+def _steps(
+    values: Values, edges: Values, weight: float, style: RunStyle, *, is_log: bool, is_filled: bool
+) -> go.Scatter:
     """Counts as a line of steps, over the middles of the bins and an empty bin on either side."""
     counts = np.histogram(values, edges)[0]
     width = edges[1] - edges[0]
@@ -207,7 +210,7 @@ def _steps(values: Values, edges: Values, weight: float, style: RunStyle, is_log
         mode="lines",
         line={"shape": "hvh", "color": style.color, "dash": style.dash, "width": 2},
         fill="tozeroy",
-        fillcolor=_faint(style.color),
+        fillcolor=_faint(style.color) if is_filled else "rgba(0,0,0,0)",
         text=["", *texts, ""],
         hovertemplate="%{text}",
     )

@@ -84,12 +84,13 @@ def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> Ove
     if measure not in AGAINST:
         raise InputError("measure", repr(measure), f"one of {', '.join(AGAINST)}")
     against = AGAINST[measure]
-    figure = panels([""], 360, sum(map(len, groups.values())))
+    styles = run_styles(names_of(groups))
+    figure = panels([""], 360, [style.name for group in styles for style in group])
     points, missing = list[tuple[float, float]](), list[str]()
     lines, marks = list[go.Scatter](), list[go.Scatter]()
-    for styles, evaluations in zip(run_styles(names_of(groups)), groups.values(), strict=True):
+    for group_styles, evaluations in zip(styles, groups.values(), strict=True):
         start = _point(evaluations[0], measure)
-        for style, evaluation in zip(styles, evaluations, strict=True):
+        for style, evaluation in zip(group_styles, evaluations, strict=True):
             point = _point(evaluation, measure)
             if point is None:
                 missing.append(plain_text(evaluation.name))

@@ -66,7 +66,7 @@ def training_curves_figure(curves: Sequence[TrainingCurve], groups: Groups | Non
         for run, style in zip(runs, group, strict=True)
     }
     rows = {measure: row for row, measure in enumerate((m for m in MEASURES if any(m == c.measure for c in curves)), 1)}
-    figure = panels([MEASURES[measure] for measure in rows], 150, len({curve.run for curve in curves}))
+    figure = panels([MEASURES[measure] for measure in rows], 150, {styles[curve.run].name for curve in curves})
     for curve in curves:
         style, kept = styles[curve.run], _kept(len(curve.steps))
         line = go.Scatter(
