@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from monoloss.data.pictures import Pictures, fitted, pictures_of
+from monoloss.data.store import FeatureStore
+from monoloss.data.store_writer import FeatureStoreWriter
 from monoloss.errors import InputError
 from report_samples import N, grey_thumbnails, image_files, some_store
 
@@ -51,9 +53,14 @@ def test_thumbnails_come_before_the_image_root_and_a_named_folder_before_both(tm
 
 
 def test_patches_have_the_image_that_they_are_of(tmp_path):
-    thumbnails = grey_thumbnails(15)
-    store = some_store(tmp_path / "p", patch_grid=(2, 3), thumbnails=thumbnails, ids=None)
-    assert read(pictures_of(store), [0, 5, 6, 89]) == [10, 10, 12, 38]
+    paths = image_files(tmp_path / "root", range(4))
+    writer = FeatureStoreWriter(tmp_path / "store", rows_per_shard=4, patch_grid=(2, 3))
+    pictures = torch.from_numpy(255 - grey_thumbnails(4))
+    writer.write_shard(0, torch.rand(4, 6, 5), paths, paths=paths, thumbnails=pictures)
+    writer.finish(1)
+    store = FeatureStore(tmp_path / "store")
+    assert read(pictures_of(store), [0, 5, 6, 23]) == [245, 245, 243, 239]
+    assert read(pictures_of(store, tmp_path / "root"), [0, 5, 6, 23]) == [10, 10, 12, 16]
 
 
 def test_files_that_are_gone_broken_or_outside_are_counted(tmp_path):

@@ -205,21 +205,25 @@ def test_images_from_a_folder(tmp_path):
         assert np.abs(cell_of(tmp_path / "out", data["stores"]["store-0"], "store-0", item).mean() - expected) <= 6
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, *ODD_IDS])
-def test_hostile_names_are_data(tmp_path, text):
-    ids = [f"{text} {row}" for row in range(N)]
-    store = some_store(tmp_path / "val", ids=ids, class_names=[f"{text} {number}" for number in range(24)])
-    (evaluation, _) = some_evaluations(store, n_examples=1)
-    write_report([replace(evaluation, name=text)], tmp_path / "out", stores=[store], title=text)
+def test_hostile_names_are_data(tmp_path):
+    texts = [*HOSTILE, *ODD_IDS]
+    ids = [f"{texts[row % len(texts)]} {row}" for row in range(N)]
+    store = some_store(
+        tmp_path / "val", ids=ids, class_names=[f"{text} {n}" for n, text in enumerate(texts + texts[:8])]
+    )
+    (evaluation, _) = some_evaluations(store, n_examples=4)
+    write_report([replace(evaluation, name=text) for text in texts], tmp_path / "out", stores=[store], title=texts[0])
     data = page_data(tmp_path / "out")
-    assert data["runs"][0]["name"] == text
+    assert [run["name"] for run in data["runs"]] == texts
     assert data["stores"]["store-0"]["class_names"] == store.class_names
     assert all(name == ids[row] for name, _, row in data["items"]["store-0/0"])
     for page in ("index.html", "latents.html"):
-        assert "<script>alert" not in (tmp_path / "out" / page).read_text(encoding="utf-8")
+        text = (tmp_path / "out" / page).read_text(encoding="utf-8")
+        assert "&lt;script&gt;alert" in text
+        assert "<script>alert" not in text
 
 
-def test_a_model_that_is_dead_throughout(tmp_path, evaluations):
+def test_a_model_that_is_dead_throughout(tmp_path, store, evaluations):
     dead = evaluations[0]
     none = torch.full_like(dead.latents["score"], math.nan)
     latents = {**dead.latents, "score": none, "lift": none, "density": torch.zeros_like(none)}
@@ -232,7 +236,7 @@ def test_a_model_that_is_dead_throughout(tmp_path, evaluations):
         middle_examples=rows,
         bottom_examples=rows,
     )
-    write_report([dead], tmp_path / "out")
+    write_report([dead], tmp_path / "out", stores=[store])
     data = page_data(tmp_path / "out")
     assert data["stores"]["store-0"]["n_items"] == 0
     assert "items" not in data

@@ -15,7 +15,7 @@ from monoloss.data.image_decode import UnreadableImage, decode_image
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 
-Picture = UInt8[np.ndarray, "h w c"]
+Picture = UInt8[np.ndarray, "_ _ _"]  # height, width, 1 or 3
 
 
 class Pictures(NamedTuple):

@@ -312,4 +312,4 @@ def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
 def _link_part(text: str) -> str:
     from urllib.parse import quote
 
-    return quote(text, safe="")
+    return quote(text, safe="", errors="replace")

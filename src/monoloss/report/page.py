@@ -168,7 +168,7 @@ def _write_items(folder: Path, key: str, one: _ShownStore) -> None:
     store, rows = one.store, one.rows
     ids = None if store is None else store.ids
     labels = _labels(store, rows)
-    for number, part in enumerate(rows.split(PER_SHEET)):
+    for number, part in enumerate(rows.split(PER_SHEET) if len(rows) else ()):
         items = [
             [f"row {row}" if ids is None else ids[row], labels[number * PER_SHEET + place], row]
             for place, row in enumerate(part.tolist())

@@ -48,7 +48,7 @@ def write_sheets(
         How many images could not be read.
     """
     folder.mkdir(parents=True)
-    parts = rows.split(PER_SHEET)
+    parts = rows.split(PER_SHEET) if len(rows) else ()
     n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def write(number: int) -> tuple[int, int]:
