@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from monoloss.errors import InputError
+from monoloss.checks import check_number
 from monoloss.evaluation.names import class_name
 from monoloss.evaluation.record import EvaluationRecord
 from monoloss.functional.histogram import histogram_edges
@@ -16,7 +16,7 @@ class ActivationBar(NamedTuple):
 
     low: float
     high: float
-    count: int
+    n_rows: int
 
     @property
     def range_text(self) -> str:
@@ -28,15 +28,13 @@ class ClassBar(NamedTuple):
     """Active rows that carry a class."""
 
     name: str
-    count: int
+    n_rows: int
 
 
 def check_latent(evaluation: EvaluationRecord, latent: int) -> int:
     """The number of a latent, refused where there is none of that number."""
-    m = len(evaluation.latents["score"])
-    if isinstance(latent, bool) or not isinstance(latent, int) or not 0 <= latent < m:
-        raise InputError("latent", repr(latent), f"a number from 0 to {m - 1}")
-    return latent
+    check_number("latent", latent, at_least=0, below=len(evaluation.latents["score"]), integer=True)
+    return int(latent)
 
 
 def activation_bars(evaluation: EvaluationRecord, latent: int) -> list[ActivationBar] | None:
@@ -48,7 +46,7 @@ def activation_bars(evaluation: EvaluationRecord, latent: int) -> list[Activatio
         >>> counts = torch.zeros(1, 80, dtype=torch.int64)
         >>> counts[0, 40], counts[0, 42] = 5, 1
         >>> one = EvaluationRecord("mine", {}, {}, {"score": torch.ones(1)}, Examples.none(1, 1), histogram=counts)
-        >>> [(bar.range_text, bar.count) for bar in activation_bars(one, 0)]
+        >>> [(bar.range_text, bar.n_rows) for bar in activation_bars(one, 0)]
         [('1 to 1.4', 5), ('1.4 to 2', 0), ('2 to 2.8', 1)]
     """
     latent = check_latent(evaluation, latent)
@@ -70,7 +68,7 @@ def class_bars(evaluation: EvaluationRecord, latent: int) -> list[ClassBar] | No
         >>> classes = TopClasses(torch.tensor([[1, 0, -1]]), torch.tensor([[5, 2, 0]]))
         >>> facts, score = {"class_names": ["cat", "dog"]}, {"score": torch.ones(1)}
         >>> class_bars(EvaluationRecord("mine", facts, {}, score, Examples.none(1, 1), top_classes=classes), 0)
-        [ClassBar(name='dog', count=5), ClassBar(name='cat', count=2)]
+        [ClassBar(name='dog', n_rows=5), ClassBar(name='cat', n_rows=2)]
     """
     latent = check_latent(evaluation, latent)
     top = evaluation.top_classes

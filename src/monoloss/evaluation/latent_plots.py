@@ -34,10 +34,10 @@ def latent_histogram_figure(evaluation: EvaluationRecord, latent: int) -> go.Fig
     figure.add_trace(
         go.Bar(
             x=[math.log2(bar.low) + 0.25 for bar in bars],
-            y=[bar.count for bar in bars],
+            y=[bar.n_rows for bar in bars],
             width=0.46,
             marker_color=COLORS[2],
-            text=[f"{bar.range_text}: {bar.count:,} rows" for bar in bars],
+            text=[f"{bar.range_text}: {bar.n_rows:,} rows" for bar in bars],
             textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )
@@ -74,11 +74,11 @@ def class_bars_figure(evaluation: EvaluationRecord, latent: int) -> go.Figure:
     figure = panels([""], 40 + 24 * max(1, len(bars)))
     figure.add_trace(
         go.Bar(
-            x=[bar.count for bar in bars],
+            x=[bar.n_rows for bar in bars],
             y=list(range(len(bars))),  # names may be equal
             orientation="h",
             marker_color=COLORS[2],
-            text=[f"{chart_text(bar.name)}: {bar.count:,} rows" for bar in bars],
+            text=[f"{chart_text(bar.name)}: {bar.n_rows:,} rows" for bar in bars],
             textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )

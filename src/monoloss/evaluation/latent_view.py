@@ -143,9 +143,9 @@ class LatentView:
         bars = activation_bars(self.evaluation, self.latent)
         if not bars:
             return ""
-        highest = max(bar.count for bar in bars)
+        highest = max(bar.n_rows for bar in bars)
         columns = "".join(
-            f'<i style="height:{100 * bar.count / highest:.4g}%" title="{bar.range_text}: {bar.count:,} rows"></i>'
+            f'<i style="height:{100 * bar.n_rows / highest:.4g}%" title="{bar.range_text}: {bar.n_rows:,} rows"></i>'
             for bar in bars
         )
         ends = f"<span>{bars[0].low:.2g}</span><span>activation</span><span>{bars[-1].high:.2g}</span>"
@@ -159,10 +159,10 @@ class LatentView:
         bars = class_bars(self.evaluation, self.latent)
         if not bars:
             return ""
-        highest = max(bar.count for bar in bars)
+        highest = max(bar.n_rows for bar in bars)
         lines = "".join(
             f'<div class="bar"><span title="{_text(bar.name)}">{_text(bar.name)}</span>'
-            f'<i style="width:{100 * bar.count / highest:.4g}%"></i><span>{bar.count:,}</span></div>'
+            f'<i style="width:{100 * bar.n_rows / highest:.4g}%"></i><span>{bar.n_rows:,}</span></div>'
             for bar in bars
         )
         return f"<div><h4>Active rows by class</h4>{lines}</div>"

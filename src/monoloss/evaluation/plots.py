@@ -124,7 +124,7 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
         >>> scores = torch.tensor([0.5, torch.nan, 0.4, 0.4])
         >>> run = EvaluationRecord("mine", {}, {"chance": 0.1}, {"score": scores}, Examples.none(4, 1))
         >>> shown = latents_figure({"TopK": [run]})
-        >>> sum(shown.figure.data[0].y), shown.caption[-48:]
+        >>> sum(shown.figure.data[0].y), shown.caption[-42:]
         (3.0, 'Not drawn, because undefined: mine 1 of 4.')
     """
     groups = check_groups(groups)
