@@ -71,7 +71,7 @@ def write_report(  # noqa: PLR0913 - each is an option
             a folder that holds something else.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from monoloss import SparseAutoencoder, TopKConfig, evaluate
         >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
         >>> with tempfile.TemporaryDirectory() as folder:
