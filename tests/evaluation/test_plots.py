@@ -216,7 +216,7 @@ def test_overview_leaves_out_what_there_is_no_data_for() -> None:
     ]
     # a run without labels among others: its panel says so
     mixed = latents_figure({"": [*groups()["TopK"], bare]}, "purity_weighted")
-    assert mixed.caption.endswith("topk-base 1 of 3 (1 active on no row); bare 2 of 2.")
+    assert mixed.caption.endswith("topk-base 1 (1) of 3; bare 2 (0) of 2.")
 
 
 def test_figures_are_plain_json_without_a_ground() -> None:

@@ -124,8 +124,8 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
         >>> scores = torch.tensor([0.5, torch.nan, 0.4, 0.4])
         >>> run = EvaluationRecord("mine", {}, {"chance": 0.1}, {"score": scores}, Examples.none(4, 1))
         >>> shown = latents_figure({"TopK": [run]})
-        >>> sum(shown.figure.data[0].y), shown.caption[-42:]
-        (3.0, 'Not drawn, because undefined: mine 1 of 4.')
+        >>> sum(shown.figure.data[0].y), shown.caption[-12:]
+        (3.0, 'mine 1 of 4.')
     """
     groups = check_groups(groups)
     if measure not in _MEASURES:
@@ -252,10 +252,10 @@ def _undefined_text(groups: Groups, columns: Mapping[str, Sequence[Values]]) -> 
     for group, evaluations in groups.items():
         for evaluation, values in zip(evaluations, columns[group], strict=True):
             n = _n_latents(evaluation) - len(values)
-            if not n:
-                continue
             density = evaluation.latents.get("density")
-            silent = int((density == 0).sum()) if density is not None else 0
-            of_these = f" ({silent:,} active on no row)" if silent else ""
-            parts.append(f"{plain_text(evaluation.name)} {n:,} of {_n_latents(evaluation):,}{of_these}")
-    return f"Not drawn, because undefined: {'; '.join(parts)}." if parts else "Every latent is defined."
+            silent = f" ({int((density == 0).sum()):,})" if density is not None else ""
+            if n:
+                parts.append(f"{plain_text(evaluation.name)} {n:,}{silent} of {_n_latents(evaluation):,}")
+    if not parts:
+        return "Every latent is defined."
+    return f"Not drawn, because undefined (in brackets: active on no row): {'; '.join(parts)}."
