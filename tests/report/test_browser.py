@@ -191,7 +191,7 @@ def test_table_shows_the_columns_of_the_files(visit, report):
         assert float(cells["density"].removesuffix(" %")) == pytest.approx(
             100 * float(latents["density"][latent]), 0.05
         )
-        assert cells["alive"] == ("dead" if latent in dead else "no score" if latent in undefined else "yes")
+        assert cells["alive"] == ("dead" if latent in dead else "no" if latent in undefined else "yes")
     assert sorted(shown(page)) == list(range(M))
 
 

@@ -254,6 +254,7 @@
     table.setCursor(latent);
     showPosition();
     if (isChosen) detail.scrollTop = 0;
+    if (isChosen && !wide.matches) detail.focus();
   }
 
   function fillPartners(found, beside) {

@@ -24,7 +24,7 @@ window.Latents = window.Latents || {};
     { key: "density", label: "density", term: "density", text: (table, latent) => percent(table.columns.density[latent]) },
     { key: "alive", label: "alive", term: "alive", text: (table, latent) => STATES[table.state(latent)] },
   ];
-  const STATES = { alive: "yes", undefined: "no score", dead: "dead" };
+  const STATES = { alive: "yes", undefined: "no", dead: "dead" };
 
   // Numbers of latents in the order of keys, the smallest first; NaN last, equal ones by their number.
   function sorted(keys) {
