@@ -109,7 +109,7 @@ window.Latents = window.Latents || {};
   function caption(facts, labels, value) {
     const text = make("span", { class: "caption" }, isolated(facts.id, "strong"));
     if (labels) text.append(make("span", { dir: "auto" }, labels));
-    text.append(make("span", {}, `activation ${value} · row ${facts.row}`));
+    text.append(make("span", {}, `activation ${value}`), make("span", { class: "quiet" }, `row ${facts.row}`));
     return text;
   }
 
