@@ -109,7 +109,7 @@ def test_caption_counts_undefined_and_silent_latents() -> None:
     one = run("one", [0.5, NAN, NAN, 0.6])
     one.latents["density"][1] = 0.01  # active on a single row: not silent, yet without a score
     assert latents_figure({"": [one]}).caption.endswith(
-        "Not drawn, because undefined: one 2 of 4 (1 active on no row)."
+        "Not drawn, because undefined (in brackets: active on no row): one 2 (1) of 4."
     )
     assert latents_figure({"": [run("one", [0.5])]}).caption.endswith("Every latent is defined.")
 
