@@ -16,7 +16,7 @@ from monoloss.data.pictures import Picture, Pictures, fitted
 
 COLUMNS = 16
 PER_SHEET = COLUMNS * COLUMNS
-_QUALITY = 75
+_QUALITY = 70
 _GREY = 128  # of a cell without an image
 
 
