@@ -167,8 +167,12 @@ def test_pages_are_as_wide_as_the_screen(visit, report, name):
         page.locator("svg.main-svg").last.wait_for()
     for width in (1440, 1024, 768, 390, 320):
         page.set_viewport_size({"width": width, "height": 800})
-        page.wait_for_timeout(200)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.wait_for_function(
+            """width => document.documentElement.scrollWidth <= width
+              && [...document.querySelectorAll("svg.main-svg")].every(
+                (svg) => svg.getBoundingClientRect().width <= svg.closest(".plot").clientWidth + 1)""",
+            arg=width,
+        )
 
 
 # ---- the table of latents ----
