@@ -11,6 +11,8 @@ from rich.console import Console
 import monoloss.demo
 from monoloss import Evaluation, InputError
 from monoloss.demo import LOSSES, VARIANTS, digits_stores, run_demo
+from monoloss.report.found import find_evaluations, find_stores
+from report_samples import page_data
 
 NAMES = [f"{variant}-{loss}" for variant in VARIANTS for loss in LOSSES]
 PICTURES = {
@@ -38,6 +40,14 @@ def test_folder_holds_what_was_promised(short, tmp_path):
     assert sorted(path.name for path in (result.folder / "evaluations").iterdir()) == sorted(NAMES)
     assert (result.folder / "logs" / "version_0" / "metrics.csv").is_file()
     text = console.file.getvalue()
+    page = result.folder / "report" / "index.html"
+    assert f"open {page.resolve()}" in text.replace("\n", "")
+    data = page_data(page.parent)
+    assert [run["name"] for run in data["runs"] if run["baseline"]] == ["topk-baseline", "batch_topk-baseline"]
+    assert data["stores"]["store-0"]["cell"] == 64
+    assert "training" in {figure["id"] for figure in data["figures"]}
+    (store,) = find_stores(find_evaluations([result.folder]))  # though the folder got its name at the end
+    assert store.folder.resolve() == (tmp_path / "out" / "stores" / "held-out").resolve()
     assert str((tmp_path / "out").resolve()) in text.replace("\n", "")
     for name in NAMES:
         loaded = Evaluation.load(result.folder / "evaluations" / name)

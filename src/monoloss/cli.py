@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from inspect import signature
+from inspect import Parameter, signature
 
 from monoloss.errors import InputError, missing_extra
 
@@ -31,10 +31,12 @@ COMMANDS = {  # module and function; its arguments become options. At their top 
     "evaluate": ("monoloss.commands.evaluate", "evaluate_saes"),
     "extract": ("monoloss.commands.extract", "extract_features"),
     "import": ("monoloss.commands.import_files", "import_files"),
+    "report": ("monoloss.commands.report", "report"),
     "info": ("monoloss.commands.info", "info"),
     "benchmark": ("monoloss.commands.benchmark", "benchmark"),
 }
-_POSITIONAL = ("import", "info")  # what these commands need first is given without its name
+_POSITIONAL = ("import", "report", "info")  # what these commands need first is given without its name
+_BARE = Parameter.POSITIONAL_OR_KEYWORD
 _FLAGS = {"verify", "skipped", "classes", "print_config"}  # options without a value
 
 
@@ -102,7 +104,8 @@ def _run(argv: list[str]) -> int:
         command.add_function_arguments(function, as_positional=name in _POSITIONAL, skip={*lists, *_FLAGS, "settings"})
         for line in parse_docstring(function.__doc__ or "").params:
             if line.arg_name in lists:  # for which jsonargparse would want --paths [A,B] instead of --paths A B
-                option = f"--{line.arg_name}"
+                given_bare = name in _POSITIONAL and signature(function).parameters[line.arg_name].kind is _BARE
+                option = line.arg_name if given_bare else f"--{line.arg_name}"
                 command.add_argument(option, nargs="+", type=str, metavar="PATH", help=line.description)
             elif line.arg_name in _FLAGS:
                 command.add_argument(f"--{line.arg_name}", action="store_true", help=line.description)

@@ -1,4 +1,4 @@
-"""The demo: MonoLoss at work on scikit-learn's digits, from a feature store to a table and pictures."""
+"""The demo: MonoLoss at work on scikit-learn's digits, from a feature store to a table, pictures and pages."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from monoloss.report.figures import (
     trade_off,
     variant_colors,
 )
+from monoloss.report.found import FoundEvaluation, training_curves
+from monoloss.report.page import PAGE, write_report
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes
@@ -63,7 +65,7 @@ class DemoResult(NamedTuple):
 
     Attributes:
         evaluations: on held-out digits, by the names ``topk-baseline``, ..., ``batch_topk-memory``.
-        folder: table, pictures, stores, logs and evaluation files.
+        folder: pictures, report, stores, logs and evaluation files.
     """
 
     evaluations: dict[str, Evaluation]
@@ -92,10 +94,22 @@ def run_demo(
     with _one_thread(), atomic_folder(out, replace=True) as folder:
         digits = digits_stores(folder / "stores", seed)
         saes = train_saes(digits.train, demo_config(seed), folder, progress=progress)
-        evaluations = evaluate(digits.held_out, saes, progress=progress)
+        evaluations = {
+            name: _where_it_will_be(evaluation)
+            for name, evaluation in evaluate(digits.held_out, saes, progress=progress).items()
+        }
         for name, evaluation in evaluations.items():
             evaluation.save(folder / "evaluations" / name)
         pictures = draw(evaluations, digits.held_out, folder / "pictures")
+        found = [FoundEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()]
+        write_report(
+            list(evaluations.values()),
+            folder / "report",
+            stores=[digits.held_out],
+            curves=[curve for one in found for curve in training_curves(one)],
+            title="MonoLoss on scikit-learn's digits",
+            progress=progress,
+        )
         facts = {"seed": seed, "n_train": digits.train.n_rows, "n_held_out": digits.held_out.n_rows}
         write_json(folder / MARK, facts, format_version=1)
     title = f"{digits.held_out.n_rows} held-out digits, {N_LATENTS} latents, k = {K}"
@@ -104,7 +118,14 @@ def run_demo(
     console.print(f"{time.perf_counter() - start:.0f} s. Pictures and files: {out.resolve()}", soft_wrap=True)
     for picture in pictures:
         console.print(f"  {picture}")
+    console.print(f"Look at the latents: open {(out / 'report' / PAGE).resolve()}", soft_wrap=True, highlight=False)
     return DemoResult(evaluations, out)
+
+
+def _where_it_will_be(evaluation: Evaluation) -> Evaluation:
+    """The store's folder as seen from the evaluation's: the demo's folder gets its name at the end."""
+    store = Path("..", "..", "stores", evaluation.facts["store"])
+    return replace(evaluation, facts={**evaluation.facts, "store_folder": str(store)})
 
 
 def digits_stores(folder: Path, seed: int) -> Digits:

@@ -15,7 +15,8 @@ from matplotlib.text import Text
 from PIL import Image
 
 from figure_samples import HOSTILE, evaluation, every_figure, groups, thumbnails, with_gid
-from monoloss.report.drawing import COLORS, fit, plain, text_width, variant_of
+from monoloss.evaluation.names import variant_of
+from monoloss.report.drawing import COLORS, fit, plain, text_width
 from monoloss.report.figures import (
     purity_bars,
     save_figure,

@@ -7,7 +7,8 @@ def demo(seed: int = 0, out: str = "demo-output", progress: bool = True) -> None
     """MonoLoss at work on real images: trains six small SAEs on scikit-learn's digits and judges them.
 
     TopK and BatchTopK, each without MonoLoss, with the paper's and with memory and centring, on one pass over the
-    training digits; then a table of held-out figures in the terminal, pictures and evaluation files in a folder.
+    training digits; then a table of held-out figures in the terminal, and in a folder pictures, evaluation files and a
+    report: pages to look at, latent by latent.
 
     Args:
         seed: of the split, the initial weights and the order of the rows; from 0 to 4294967295

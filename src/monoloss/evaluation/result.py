@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monoloss.errors import InputError
+from monoloss.errors import InputError, missing_extra
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
+from monoloss.evaluation.record import EvaluationRecord
 from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
+
+if TYPE_CHECKING:
+    from monoloss.data.store import FeatureStore
+    from monoloss.evaluation.latent_view import LatentView
+    from monoloss.evaluation.overview_view import OverviewView
 
 FORMAT_VERSION = 1
 FACTS, LATENTS = "evaluation.json", "latents.safetensors"
@@ -40,13 +46,13 @@ def check_evaluation_folder(folder: str | Path) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(EvaluationRecord):
     """The figures of one model on one store.
 
     Attributes:
         name: of the model.
-        facts: what was evaluated: store and its fingerprint, encoder, number of rows, model; the command line adds the
-            model's "source".
+        facts: what was evaluated: store, its folder and fingerprint, encoder, number of rows, model, and of a SAE its
+            configuration and training; the command line adds the model's "source".
         summary: one number a measure; NaN where undefined. ``score_mean``, ``score_median`` and ``score_p90`` over
             defined latents, ``score_mean_zero_filled`` over all; ``chance``, ``lift_mean``, ``n_eff_median``, ``l0``,
             ``n_latents``, ``n_alive``; with labels ``purity_binary``, ``purity_weighted`` (means over latents with an
@@ -76,17 +82,6 @@ class Evaluation:
         ...     Evaluation.load(evaluation.save(folder + "/mine")).summary["n_latents"]
         16.0
     """
-
-    name: str
-    facts: Mapping[str, Any]
-    summary: Mapping[str, float]
-    latents: Mapping[str, Tensor]
-    examples: Examples
-    middle_examples: Examples | None = None
-    bottom_examples: Examples | None = None
-    histogram: Int[Tensor, "m bins"] | None = None
-    top_classes: TopClasses | None = None
-    decoder_directions: Float[Tensor, "m d_in"] | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write both files into a folder that appears whole, replacing an earlier evaluation there.
@@ -131,6 +126,76 @@ class Evaluation:
             )
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(str(file), f"an unreadable file ({error})", "the files of an evaluation") from error
+
+    def plot(self, *others: Evaluation) -> OverviewView:
+        """Charts of the latents' score, lift, purity and n_eff, and of the trade-offs; needs the extra "report".
+
+        A notebook shows them where they are the last line of a cell; ``.save("charts.html")`` writes them.
+
+        Args:
+            others: drawn beside this one, which counts as the baseline.
+
+        Returns:
+            An object with ``_repr_html_``, ``save(path)`` and ``figures``: Plotly's, each with title and caption.
+
+        Raises:
+            MissingExtraError: Plotly is not installed.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
+            >>> saes = {name: SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2)) for name in ("one", "other")}
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
+            ...     found = evaluate(store, saes)
+            >>> found["one"].plot(found["other"])
+            <charts of 'one', 'other': score, lift, n_eff, score-against-explained-variance, score-against-r2>
+        """
+        try:
+            from monoloss.evaluation.overview_view import OverviewView
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from error
+        return OverviewView([self, *others])
+
+    def latent(
+        self,
+        latent: int,
+        store: FeatureStore | str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+    ) -> LatentView:
+        """One latent to look at: its most, middle and least activating images, activations, classes, similar latents.
+
+        A notebook shows it where it is the last line of a cell; ``.save("latent.html")`` writes it.
+
+        Args:
+            latent: its number, from 0.
+            store: what was evaluated, or its folder: gives ids, labels and images. Without it row numbers are shown.
+            images: the folder that the paths of the store's rows are relative to. By default the store's thumbnails, or
+                the image root that it names, are taken; where there is neither, ids are shown.
+
+        Returns:
+            An object with ``_repr_html_``, ``save(path)`` and ``rows``.
+
+        Raises:
+            InputError: there is no such latent, another store, ``images`` without a store, or no folder.
+            MissingExtraError: there are images, and Pillow is not installed.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
+            >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
+            ...     view = evaluate(store, {"mine": sae})["mine"].latent(3, store)
+            ...     view.save(folder + "/latent-3.html").name, list(view.rows)
+            ('latent-3.html', ['Most active', 'Around the median', 'Least active'])
+        """
+        try:
+            from monoloss.evaluation.latent_view import LatentView
+
+            return LatentView(self, latent, store, images)
+        except ModuleNotFoundError as error:
+            raise missing_extra(error) from error
 
     def _parts(self) -> dict[str, Tensor]:
         """All but the columns of the latents, as the file names them."""

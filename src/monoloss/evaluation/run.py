@@ -24,6 +24,7 @@ from monoloss.functional.purity import join_latents
 from monoloss.functional.score import chance, lift, summary_of_latents
 from monoloss.functional.sparsity import density, l0
 from monoloss.metrics import Reconstruction
+from monoloss.plain_values import plain
 from monoloss.sae.model import SparseAutoencoder
 
 
@@ -229,6 +230,7 @@ class _Figures:
         return {
             "monoloss_version": version("monoloss"),
             "store": self.store.folder.resolve().name,
+            "store_folder": str(self.store.folder.resolve()),
             "store_fingerprint": self.store.fingerprint,
             "encoder": self.store.manifest.encoder,
             "n_rows": self.store.n_rows,
@@ -236,6 +238,7 @@ class _Figures:
             "class_names": self.store.class_names,
             "centred": self.wanted.center is not None,
             "model": _model_text(self.model),
+            **_sae_facts(self.model),
         }
 
 
@@ -244,6 +247,14 @@ def _directions(model: Encoder | StoredActivations) -> Tensor | None:
     if not isinstance(model, SparseAutoencoder):
         return None
     return nn.functional.normalize(model.decoder_rows.float(), dim=1).half()
+
+
+def _sae_facts(model: Encoder | StoredActivations) -> dict[str, Any]:
+    """The configuration of a SAE, and how it was trained if that is known."""
+    if not isinstance(model, SparseAutoencoder):
+        return {}
+    training = model.provenance.training
+    return {"sae": plain(model.config)} | ({} if training is None else {"training": dict(training)})
 
 
 def _model_text(model: Encoder | StoredActivations) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.record import EvaluationRecord
 
 _BLOCK_COSINES = 2**22  # of the (m, m) that are there at once: 16 MB
 
@@ -29,7 +29,9 @@ class SimilarLatents(NamedTuple):
 
 
 @torch.no_grad()
-def similar_latents(evaluation: Evaluation, k: int = 8) -> SimilarLatents:
+def similar_latents(
+    evaluation: EvaluationRecord, k: int = 8, latents: Int[Tensor, " l"] | None = None
+) -> SimilarLatents:
     """The ``k`` other latents whose decoder directions have the largest cosine with each latent's, ``(m, k)``.
 
     Only latents that are active on some evaluated row are found: others have nothing to show. Of equal cosines the
@@ -38,11 +40,13 @@ def similar_latents(evaluation: Evaluation, k: int = 8) -> SimilarLatents:
     Args:
         evaluation: of a SAE.
         k: how many, at least 1.
+        latents: numbers of those to find others for, ``(l,)``; all by default. Then the result is ``(l, k)``.
 
     Raises:
         InputError: an evaluation without decoder directions.
 
     Example:
+        >>> from monoloss import Evaluation
         >>> from monoloss.evaluation.examples import Examples
         >>> directions = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]).half()
         >>> active = {"density": torch.ones(3)}
@@ -54,16 +58,18 @@ def similar_latents(evaluation: Evaluation, k: int = 8) -> SimilarLatents:
     """
     check_number("k", k, at_least=1, integer=True)
     directions = _directions("evaluation", evaluation)
+    latents = torch.arange(len(directions)) if latents is None else latents
+    latents = latents.to(directions.device)
     parts = []
-    for first, cosines in _cosine_blocks(directions, directions, _is_active(evaluation)):
-        own = torch.arange(len(cosines), device=cosines.device)
-        cosines[own, first + own] = -torch.inf
+    for first, cosines in _cosine_blocks(directions[latents], directions, _is_active(evaluation)):
+        row = torch.arange(len(cosines), device=cosines.device)
+        cosines[row, latents[first + row]] = -torch.inf
         parts.append(_nearest(cosines, k))
     return _joined(parts)
 
 
 @torch.no_grad()
-def closest_matches(evaluation: Evaluation, other: Evaluation) -> SimilarLatents:
+def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> SimilarLatents:
     """The latent of another evaluation whose decoder direction has the largest cosine with each latent's, ``(m,)``.
 
     As in :func:`similar_latents`, only latents of ``other`` that are active on some evaluated row are found. The two
@@ -77,6 +83,7 @@ def closest_matches(evaluation: Evaluation, other: Evaluation) -> SimilarLatents
         InputError: an evaluation without decoder directions, or with those of another width.
 
     Example:
+        >>> from monoloss import Evaluation
         >>> from monoloss.evaluation.examples import Examples
         >>> def of(*directions):
         ...     rows = torch.tensor(directions).half()
@@ -94,15 +101,15 @@ def closest_matches(evaluation: Evaluation, other: Evaluation) -> SimilarLatents
     return SimilarLatents(found.latents[:, 0], found.cosines[:, 0])
 
 
-def _directions(argument: str, evaluation: Evaluation) -> Tensor:
-    check_type(argument, evaluation, Evaluation, "an Evaluation")
+def _directions(argument: str, evaluation: EvaluationRecord) -> Tensor:
+    check_type(argument, evaluation, EvaluationRecord, "an Evaluation")
     if evaluation.decoder_directions is None:
         needed = "that of a SAE; files that an earlier version wrote lack them: evaluate again"
         raise InputError(argument, f"{evaluation.name!r}, which has no decoder directions", needed)
     return nn.functional.normalize(evaluation.decoder_directions.float(), dim=1)  # float16 has made them uneven
 
 
-def _is_active(evaluation: Evaluation) -> Tensor:
+def _is_active(evaluation: EvaluationRecord) -> Tensor:
     assert evaluation.decoder_directions is not None  # noqa: S101 - was looked at before
     return (evaluation.latents["density"] > 0).to(evaluation.decoder_directions.device)
 

@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.names import variant_of
 from monoloss.files import atomic_file
 
 WIDTH = 7.5  # inches; at DPI twice the ~900 pixels of a README, so that it stays sharp there
@@ -133,18 +134,6 @@ def check_groups(
         raise InputError(argument, "no evaluations", "at least one")
     if key is not None and not any(key in evaluation.summary for evaluation in evaluations):
         raise InputError(argument, f"evaluations without {key}", needed)
-
-
-def variant_of(name: str, group: str) -> str:
-    """The name of a loss variant: a model's name without its group's in front ("topk-memory" in "TopK": "memory").
-
-    Example:
-        >>> variant_of("batch_topk, memory", "BatchTopK"), variant_of("baseline", "TopK"), variant_of("TopK", "TopK")
-        ('memory', 'baseline', 'TopK')
-    """
-    letters = [re.escape(letter) for letter in group if letter.isalnum()]
-    match = re.match(r"[\W_]*".join(letters) + r"[\W_]+(?=.)", name, re.IGNORECASE) if letters else None
-    return name[match.end() :] if match else name
 
 
 def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]:

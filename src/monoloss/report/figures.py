@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.names import variant_of
 from monoloss.report.drawing import (
     COLORS,
     INK,
@@ -30,7 +31,6 @@ from monoloss.report.drawing import (
     save_figure,
     text_width,
     variant_colors,
-    variant_of,
 )
 from monoloss.report.examples_grid import spread_latents, top_examples_grid
 from monoloss.report.trade_off import trade_off

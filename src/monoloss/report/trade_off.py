@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.names import variant_of
 from monoloss.report.drawing import (
     INK,
     MARGIN,
@@ -27,7 +28,6 @@ from monoloss.report.drawing import (
     place_axes,
     text_width,
     variant_colors,
-    variant_of,
 )
 
 _MARKERS = "osD^vPX*"

@@ -1,0 +1,157 @@
+"""Charts of what a gain in score costs, or brings along: a point for each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from monoloss.errors import InputError
+from monoloss.evaluation.names import plain_text
+from monoloss.evaluation.plot_style import (
+    QUIET,
+    Groups,
+    OverviewFigure,
+    RunStyle,
+    chances,
+    check_groups,
+    level_line,
+    names_of,
+    panels,
+    run_styles,
+)
+from monoloss.evaluation.record import EvaluationRecord
+
+
+class _Against(NamedTuple):
+    """What the score is drawn over."""
+
+    id: str
+    word: str
+    axis: str
+    caption: str
+
+
+_COSTS = "Up and not to the left of its start is a gain that costs no reconstruction."
+AGAINST = {
+    "explained_variance": _Against(
+        "score-against-explained-variance", "explained variance", "explained variance, pooled", _COSTS
+    ),
+    "r2": _Against(
+        "score-against-r2",
+        "R²",
+        "R², mean over dimensions",
+        f"{_COSTS} This is the paper's figure; dimensions that hardly vary can make it very low.",
+    ),
+    "purity_weighted": _Against(
+        "score-against-purity",
+        "class purity",
+        "weighted class purity, mean",
+        "The score knows no labels; where purity rises with it, latents come closer to classes.",
+    ),
+}
+_SHOWN = {
+    "score_mean": "score",
+    "lift_mean": "lift",
+    "explained_variance": "explained variance",
+    "r2": "R²",
+    "purity_weighted": "weighted purity",
+}
+
+
+def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> OverviewFigure:
+    """Mean score over defined latents of each run over another figure; lines lead from a group's baseline to its runs.
+
+    Args:
+        groups: evaluations by the name of their group, in each the baseline first.
+        measure: "explained_variance", "r2" or "purity_weighted".
+
+    Raises:
+        InputError: no evaluations, or another measure.
+
+    Example:
+        >>> from monoloss.evaluation.examples import Examples
+        >>> def run(name, **summary):
+        ...     return EvaluationRecord(name, {}, summary, {}, Examples.none(1, 1))
+        >>> base = run("base", score_mean=0.4, r2=0.8)
+        >>> shown = trade_off_figure({"TopK": [base, run("mono", score_mean=0.5, r2=0.79)]}, "r2")
+        >>> [(trace.x, trace.y) for trace in shown.figure.data]
+        [((0.8, 0.79), (0.4, 0.5)), ((0.8,), (0.4,)), ((0.79,), (0.5,))]
+    """
+    groups = check_groups(groups)
+    if measure not in AGAINST:
+        raise InputError("measure", repr(measure), f"one of {', '.join(AGAINST)}")
+    against = AGAINST[measure]
+    styles = run_styles(names_of(groups))
+    figure = panels([""], 360, [style.name for group in styles for style in group])
+    points, missing = list[tuple[float, float]](), list[str]()
+    lines, marks = list[go.Scatter](), list[go.Scatter]()
+    for group_styles, evaluations in zip(styles, groups.values(), strict=True):
+        start = _point(evaluations[0], measure)
+        for style, evaluation in zip(group_styles, evaluations, strict=True):
+            point = _point(evaluation, measure)
+            if point is None:
+                missing.append(plain_text(evaluation.name))
+                continue
+            points.append(point)
+            marks.append(_mark(style, evaluation, point))
+            if start is not None and evaluation is not evaluations[0]:
+                lines.append(_line(start, point))
+    figure.add_traces([*lines, *marks])
+    figure.update_xaxes(title_text=against.axis, range=_range(x for x, _ in points))
+    figure.update_yaxes(title_text="MonoScore, mean", range=_range(y for _, y in points))
+    known = chances(groups)
+    low, high = figure.layout.yaxis.range
+    for label, chance in known.items():
+        if low - (high - low) < chance <= high:  # near enough to leave room for the points
+            figure.update_yaxes(range=[min(figure.layout.yaxis.range[0], chance - 0.08 * (high - low)), high])
+            level_line(figure, chance, label)
+    caption = "One point a run, with means over defined latents; lines lead from a group's baseline to its others. "
+    caption += against.caption
+    if known:
+        caption += f" At random a latent scores {' or '.join(f'{chance:.3f}' for chance in known.values())} (chance)."
+    if missing:
+        caption += f" Not drawn, without a defined score or {against.word}: {', '.join(missing)}."
+    return OverviewFigure(against.id, f"Score against {against.word}", caption, figure)
+
+
+def _point(evaluation: EvaluationRecord, measure: str) -> tuple[float, float] | None:
+    x, y = (float(evaluation.summary.get(key, math.nan)) for key in (measure, "score_mean"))
+    return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+
+
+def _mark(style: RunStyle, evaluation: EvaluationRecord, point: tuple[float, float]) -> go.Scatter:
+    figures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _SHOWN.items()}
+    hover = [f"{word} {value:.3f}" for word, value in figures.items() if math.isfinite(value)]
+    return go.Scatter(
+        x=[point[0]],
+        y=[point[1]],
+        mode="markers",
+        marker={"color": style.color, "symbol": style.symbol, "size": 13, "line": {"width": 0}},
+        name=style.name,
+        text=["<br>".join([f"<b>{style.name}</b>", *hover])],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _line(start: tuple[float, float], end: tuple[float, float]) -> go.Scatter:
+    return go.Scatter(
+        x=[start[0], end[0]],
+        y=[start[1], end[1]],
+        mode="lines",
+        line={"color": QUIET, "width": 1.5},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _range(values: Iterable[float]) -> list[float]:
+    """Room around the outermost points; at least 0.05 wide, so that noise stays small."""
+    values = list(values)
+    if not values:
+        return [0.0, 1.0]
+    span = max(values) - min(values)
+    room = max(0.12 * span, (0.05 - span) / 2)
+    return [min(values) - room, max(values) + room]

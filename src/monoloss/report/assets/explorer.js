@@ -1,0 +1,449 @@
+// The explorer: what is chosen, in the address and on the page, and what follows from it.
+(() => {
+  "use strict";
+  const { runs, stores, terms, columns, latent: loadLatent, items, className, count, figure } = Latents.data;
+  const { Table, COLUMNS, make, view } = Latents;
+  const at = (id) => document.getElementById(id);
+  const wide = window.matchMedia("(min-width: 900px)");
+  const ROWS_TO_SHOW = 15;
+  const MEASURES = ["score", "lift", "purity_binary", "purity_weighted", "n_eff", "density"];
+
+  const state = {
+    run: null, // entry of MONOLOSS.runs
+    columns: null,
+    latent: -1, // that is open
+    partner: null, // key of the run beside it, "" for none; null: the usual one
+    dismissed: false, // closed by hand, so that no latent opens by itself
+    ranges: new Map(), // measure -> [at least, at most], null for no bound
+    ticket: 0, // of the last call that draws; earlier ones give up
+  };
+
+  const table = new Table(
+    { grid: at("grid"), head: at("head"), body: at("body"), rows: at("rows"), empty: at("empty") },
+    (latent) => go({ latent }),
+  );
+
+  // ---- the address: #run=NAME&latent=NUMBER&with=NAME ----
+
+  const nameOf = (run) => (runs.filter((other) => other.name === run.name).length > 1 ? run.key : run.name);
+  const runOf = (text) => runs.find((run) => run.key === text) ?? runs.find((run) => run.name === text) ?? null;
+
+  function address({ run = state.run, latent = -1, partner = state.partner } = {}) {
+    const parts = [];
+    if (run) parts.push(`run=${encodeURIComponent(nameOf(run))}`);
+    if (latent >= 0) parts.push(`latent=${latent}`);
+    if (partner !== null) parts.push(`with=${partner === "" ? "" : encodeURIComponent(nameOf(runOf(partner)))}`);
+    return `#${parts.join("&")}`;
+  }
+
+  function parsed() {
+    const parameters = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
+    const run = runOf(parameters.get("run") ?? "") ?? usualRun();
+    const text = parameters.get("latent") ?? "";
+    const latent = /^\d+$/.test(text) && Number(text) < run.n_latents ? Number(text) : -1;
+    const beside = parameters.get("with");
+    const partner = beside === null ? null : beside === "" ? "" : (runOf(beside)?.key ?? null);
+    return { run, latent, partner, unknown: text !== "" && latent < 0 ? text : null };
+  }
+
+  // The first with MonoLoss, else the first.
+  const usualRun = () => runs.find((run) => !run.baseline) ?? runs[0];
+
+  // A step to the next or previous latent takes the place of the last address, so that "back" leaves the latent.
+  function go(target, { replace = false } = {}) {
+    const next = address(target);
+    if (target.latent === undefined || target.latent < 0) state.dismissed = true;
+    if (next === location.hash) route();
+    else if (replace) location.replace(next);
+    else location.hash = next;
+  }
+
+  async function route() {
+    const ticket = (state.ticket += 1);
+    try {
+      const { run, latent, partner, unknown } = parsed();
+      if (run !== state.run) {
+        at("grid").setAttribute("aria-busy", "true");
+        const found = await columns(run);
+        if (ticket !== state.ticket) return;
+        at("grid").removeAttribute("aria-busy");
+        setRun(run, found);
+      }
+      state.partner = partner;
+      say(unknown === null ? "" : `${run.name} has no latent ${unknown}: its latents are 0 to ${run.n_latents - 1}.`);
+      await show(latent >= 0 ? latent : firstToShow(), latent >= 0, ticket);
+    } catch (error) {
+      if (ticket === state.ticket) say(error.message);
+    }
+  }
+
+  // Where there is room and nothing was closed: the first in the order that has as many rows as are shown.
+  function firstToShow() {
+    if (!wide.matches || state.dismissed || !table.order.length) return -1;
+    const { n_eff: effective } = state.columns;
+    return table.order.find((latent) => effective?.[latent] >= ROWS_TO_SHOW) ?? table.order[0];
+  }
+
+  function say(text) {
+    at("trouble").textContent = text;
+    at("trouble").hidden = text === "";
+  }
+
+  // ---- the table and its filters ----
+
+  function setRun(run, found) {
+    state.run = run;
+    state.columns = found;
+    state.ranges.clear();
+    at("search").value = "";
+    at("run").value = run.key;
+    table.setRun(run, found);
+    fillClasses();
+    const there = MEASURES.filter((key) => key in found);
+    at("measure").replaceChildren(...there.map((key) => new Option(terms[key]?.label ?? key, key)));
+    at("sort").replaceChildren(
+      ...table.shown.flatMap(({ key, label }) => [
+        new Option(`${label}, highest first`, `${key} down`),
+        new Option(`${label}, lowest first`, `${key} up`),
+      ]),
+    );
+    showRange();
+    filter();
+  }
+
+  function fillClasses() {
+    const found = state.columns.dominant_class;
+    at("class-label").hidden = !found;
+    at("class").replaceChildren(new Option("all", ""));
+    if (!found) return;
+    const numbers = new Map();
+    for (const number of found) if (number >= 0) numbers.set(number, (numbers.get(number) ?? 0) + 1);
+    const ordered = [...numbers.keys()].sort((a, b) => table.classRanks.get(a) - table.classRanks.get(b));
+    at("class").append(
+      ...ordered.map((number) => {
+        const option = new Option(`${className(state.run.store, number)} (${numbers.get(number)})`, String(number));
+        option.dir = "auto";
+        return option;
+      }),
+    );
+  }
+
+  // Whether a latent passes each filter that is set; null where none is.
+  function filters() {
+    const checks = [];
+    const text = at("search").value.trim().toLowerCase();
+    const found = state.columns.dominant_class;
+    if (text) {
+      const fits = new Set();
+      if (found) for (const number of new Set(found)) if (number >= 0 && className(state.run.store, number).toLowerCase().includes(text)) fits.add(number);
+      const isNumber = /^\d+$/.test(text);
+      checks.push((latent) => (isNumber && String(latent).startsWith(text)) || (fits.size > 0 && fits.has(found[latent])));
+    }
+    const alive = at("alive").value;
+    if (alive) checks.push((latent) => table.state(latent) === alive);
+    const wanted = at("class").value;
+    if (wanted !== "" && found) checks.push((latent) => found[latent] === Number(wanted));
+    for (const [key, [least, most]] of state.ranges) {
+      const values = state.columns[key];
+      checks.push((latent) => values[latent] >= (least ?? -Infinity) && values[latent] <= (most ?? Infinity));
+    }
+    return checks.length ? (latent) => checks.every((check) => check(latent)) : null;
+  }
+
+  function filter() {
+    table.refresh(filters());
+    at("sort").value = `${table.sortKey} ${table.descending ? "down" : "up"}`;
+    at("count").textContent = `${count(table.order.length)} of ${count(state.run.n_latents)} latents`;
+    at("chips").replaceChildren(...chips());
+    showPosition();
+  }
+
+  function chips() {
+    const all = [...state.ranges].map(([key, [least, most]]) => {
+      const label = terms[key]?.label ?? key;
+      const text = least === null ? `${label} ≤ ${most}` : most === null ? `${label} ≥ ${least}` : `${least} ≤ ${label} ≤ ${most}`;
+      return chip(text, () => state.ranges.delete(key));
+    });
+    const isSet = all.length || at("search").value.trim() || at("alive").value || at("class").value;
+    if (isSet) {
+      all.push(
+        chip("clear all", () => {
+          state.ranges.clear();
+          for (const id of ["search", "alive", "class"]) at(id).value = "";
+        }),
+      );
+    }
+    return all;
+  }
+
+  function chip(text, undo) {
+    const button = make("button", { type: "button", class: "chip" }, text, " ×");
+    button.addEventListener("click", () => {
+      undo();
+      showRange();
+      table.toTop();
+      filter();
+    });
+    return button;
+  }
+
+  function showRange() {
+    const [least, most] = state.ranges.get(at("measure").value) ?? [null, null];
+    at("at-least").value = least ?? "";
+    at("at-most").value = most ?? "";
+  }
+
+  function readRange() {
+    const bound = (id) => (at(id).value === "" || Number.isNaN(at(id).valueAsNumber) ? null : at(id).valueAsNumber);
+    const range = [bound("at-least"), bound("at-most")];
+    if (range[0] === null && range[1] === null) state.ranges.delete(at("measure").value);
+    else state.ranges.set(at("measure").value, range);
+  }
+
+  function sortBy(key, descending) {
+    table.sortBy(key, descending);
+    table.toTop();
+    filter();
+  }
+
+  // ---- the latent that is open ----
+
+  // The runs that may stand beside a latent, and the usual one: its baseline, or for a baseline the last of its group.
+  function partners(entry) {
+    const found = runs.filter((run) => run !== state.run && entry.matches?.[run.key]);
+    const group = found.filter((run) => run.group === state.run.group);
+    const usual = state.run.baseline ? group.at(-1) : group.find((run) => run.baseline);
+    return { found, usual: usual ?? group[0] ?? found[0] ?? null };
+  }
+
+  async function side(run, latent) {
+    const [found, entry] = await Promise.all([columns(run), loadLatent(run, latent)]);
+    const shown = [entry.top, entry.middle, entry.bottom].flatMap((examples) => (examples ?? []).map(([item]) => item));
+    return { run, latent, columns: found, entry, items: await items(run.store, [...new Set(shown)]) };
+  }
+
+  async function show(latent, isChosen, ticket) {
+    const detail = at("detail");
+    if (latent < 0) {
+      state.latent = -1;
+      document.body.classList.remove("open");
+      at("list").inert = false;
+      at("view").replaceChildren();
+      detail.classList.add("nothing");
+      table.draw();
+      return;
+    }
+    const opened = await side(state.run, latent);
+    const { found, usual } = partners(opened.entry);
+    const beside = state.partner === null ? usual : (found.find((run) => run.key === state.partner) ?? null);
+    const sides = [opened];
+    if (beside) {
+      const [number, cosine] = opened.entry.matches[beside.key];
+      sides.push({ ...(await side(beside, number)), match: true, cosine });
+    }
+    if (ticket !== state.ticket) return;
+    state.latent = latent;
+    if (isChosen) state.dismissed = false;
+    detail.classList.remove("nothing");
+    document.body.classList.toggle("open", isChosen);
+    at("list").inert = isChosen && !wide.matches;
+    fillPartners(found, beside);
+    hideBubble();
+    const link = (run, number) => address({ run, latent: number, partner: run === state.run ? state.partner : null });
+    at("view").replaceChildren(view(sides, link));
+    table.setCursor(latent);
+    showPosition();
+    if (isChosen) detail.scrollTop = 0;
+    if (isChosen && !wide.matches) detail.focus();
+  }
+
+  function fillPartners(found, beside) {
+    const options = [new Option("nothing", ""), ...found.map((run) => new Option(run.name, run.key))];
+    at("partner").replaceChildren(...options);
+    at("partner").value = beside?.key ?? "";
+    at("partner-label").hidden = !found.length;
+    at("alone").hidden = found.length > 0 || runs.length < 2;
+    at("alone").textContent = state.run.has_decoder
+      ? "No other run of this report has decoders that these latents can be matched with."
+      : "Latents are matched by their decoders; this run has none.";
+  }
+
+  function showPosition() {
+    const place = state.latent < 0 ? -1 : table.place(state.latent);
+    at("position").textContent = place < 0 ? "" : `${count(place + 1)} of ${count(table.order.length)}`;
+    at("previous").disabled = place === 0;
+    at("next").disabled = place >= 0 && place === table.order.length - 1;
+  }
+
+  function step(by) {
+    const isOpen = state.latent >= 0;
+    const next = table.neighbour(by);
+    if (next < 0 || next === state.latent) return;
+    if (isOpen) go({ latent: next }, { replace: document.body.classList.contains("open") });
+    else table.setCursor(next);
+  }
+
+  function close() {
+    go({ latent: -1 });
+    at("grid").focus({ preventScroll: true });
+  }
+
+  // ---- the larger picture of an image ----
+
+  let bubbleOf = null;
+
+  function showBubble(button) {
+    if (!button.describe) return;
+    const bubble = at("bubble");
+    bubbleOf = button;
+    bubble.replaceChildren(...button.describe());
+    bubble.hidden = false;
+    const box = button.getBoundingClientRect();
+    const { offsetWidth: width, offsetHeight: height } = bubble;
+    const left = Math.max(8, Math.min(box.left + box.width / 2 - width / 2, document.documentElement.clientWidth - width - 8));
+    const above = box.top - height - 6;
+    bubble.style.left = `${left}px`;
+    bubble.style.top = `${above < 8 ? Math.min(box.bottom + 6, innerHeight - height - 8) : above}px`;
+  }
+
+  function hideBubble() {
+    bubbleOf = null;
+    at("bubble").hidden = true;
+  }
+
+  function watchImages() {
+    const shotOf = (event) => (event.target instanceof Element ? event.target.closest(".shot") : null);
+    const area = at("view");
+    area.addEventListener("pointerover", (event) => {
+      const button = shotOf(event);
+      if (button && button !== bubbleOf) showBubble(button);
+      else if (!button) hideBubble();
+    });
+    area.addEventListener("pointerleave", hideBubble);
+    area.addEventListener("focusin", (event) => {
+      const button = shotOf(event);
+      if (button) showBubble(button);
+      else hideBubble();
+    });
+    area.addEventListener("focusout", hideBubble);
+    area.addEventListener("click", (event) => {
+      const button = shotOf(event);
+      if (button) showBubble(button);
+    });
+    document.addEventListener("scroll", hideBubble, { capture: true, passive: true });
+    area.addEventListener("keydown", (event) => {
+      const button = shotOf(event);
+      const by = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
+      const next = button && by ? button[by] : null;
+      if (!next) return;
+      button.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+      event.preventDefault();
+    });
+  }
+
+  // ---- what the user does ----
+
+  function watch() {
+    at("run").addEventListener("change", (event) => {
+      state.dismissed = false;
+      location.hash = address({ run: runOf(event.target.value), partner: null });
+    });
+    at("partner").addEventListener("change", (event) => {
+      go({ latent: state.latent, partner: event.target.value }, { replace: true });
+    });
+    for (const id of ["search", "alive", "class"]) {
+      at(id).addEventListener("input", () => {
+        table.toTop();
+        filter();
+      });
+    }
+    at("measure").addEventListener("change", showRange);
+    for (const id of ["at-least", "at-most"]) {
+      at(id).addEventListener("input", () => {
+        readRange();
+        table.toTop();
+        filter();
+      });
+    }
+    at("sort").addEventListener("change", (event) => {
+      const [key, direction] = event.target.value.split(" ");
+      sortBy(key, direction === "down");
+    });
+    at("head").addEventListener("click", (event) => {
+      const key = event.target.closest("[data-sort]")?.dataset.sort;
+      if (!key) return;
+      const startsUp = key === "latent" || key === "dominant_class";
+      sortBy(key, key === table.sortKey ? !table.descending : !startsUp);
+      at("head").querySelector(`[data-sort="${key}"]`).focus();
+    });
+    at("filters").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const number = at("search").value.trim();
+      const exact = /^\d+$/.test(number) && table.place(Number(number)) >= 0 ? Number(number) : table.order[0];
+      if (exact !== undefined && document.activeElement === at("search")) go({ latent: exact });
+    });
+    at("search").addEventListener("keydown", (event) => {
+      if (event.key === "Enter") {
+        event.preventDefault();
+        at("filters").requestSubmit();
+      }
+    });
+    at("previous").addEventListener("click", () => step(-1));
+    at("next").addEventListener("click", () => step(1));
+    at("close").addEventListener("click", close);
+    document.addEventListener("keydown", keys);
+    window.addEventListener("hashchange", route);
+    wide.addEventListener("change", route);
+  }
+
+  function keys(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    const isField = event.target instanceof Element && event.target.matches("input, select, textarea");
+    if (event.key === "Escape") {
+      if (isField) event.target.blur();
+      else if (!at("bubble").hidden) hideBubble();
+      else if (state.latent >= 0) close();
+      return;
+    }
+    if (isField) return;
+    const page = table.rowsInSight;
+    const far = table.order.length;
+    const inGrid = event.target === at("grid") || event.target === document.body;
+    const steps = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 };
+    const jumps = inGrid ? { PageDown: page, PageUp: -page, Home: -far, End: far } : {};
+    const by = steps[event.key] ?? jumps[event.key];
+    if (by !== undefined) {
+      event.preventDefault();
+      step(by);
+    } else if (event.key === "Enter" && event.target === document.body && table.cursor >= 0) {
+      go({ latent: table.cursor });
+    } else if (event.key === "/") {
+      event.preventDefault();
+      at("search").focus();
+      at("search").select();
+    }
+  }
+
+  function start() {
+    at("explorer").hidden = false;
+    if (!runs.length) {
+      say("data/runs.js cannot be loaded: is the folder of the report whole?");
+      return;
+    }
+    const groups = new Map();
+    for (const run of runs) groups.set(run.group, [...(groups.get(run.group) ?? []), run]);
+    at("run").append(
+      ...[...groups].map(([name, ofGroup]) => {
+        const group = make("optgroup", { label: name }, ...ofGroup.map((run) => new Option(run.name, run.key)));
+        return group;
+      }),
+    );
+    watch();
+    watchImages();
+    route();
+  }
+
+  start();
+})();

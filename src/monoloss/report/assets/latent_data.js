@@ -1,0 +1,112 @@
+// The data of the explorer: files that fill MONOLOSS, loaded when they are first needed.
+window.Latents = window.Latents || {};
+(() => {
+  "use strict";
+  const DATA = (window.MONOLOSS = window.MONOLOSS || {});
+  const loading = new Map();
+  const columnsOf = new Map();
+  const MINUS = "\u2212";
+  const DASH = "\u2013";
+  const FEW_ROWS = 4.95; // effective rows, written as 5.0, below which a score says little
+
+  const four = (number) => String(number).padStart(4, "0");
+
+  function load(source) {
+    if (!loading.has(source)) {
+      const loaded = new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = source;
+        script.onload = resolve;
+        script.onerror = () => {
+          loading.delete(source);
+          reject(new Error(`${source} cannot be loaded: is the folder of the report whole?`));
+        };
+        document.head.append(script);
+      });
+      loading.set(source, loaded);
+    }
+    return loading.get(source);
+  }
+
+  // The measures of all latents of a run, as typed arrays with NaN for what is undefined; dominant_class -1.
+  async function columns(run) {
+    if (!columnsOf.has(run.key)) {
+      await load(`data/${run.key}/columns.js`);
+      const found = {};
+      for (const [name, values] of Object.entries(DATA.columns[run.key])) {
+        found[name] =
+          name === "dominant_class"
+            ? Int32Array.from(values, (value) => value ?? -1)
+            : Float64Array.from(values, (value) => value ?? NaN);
+      }
+      delete DATA.columns[run.key];
+      columnsOf.set(run.key, found);
+    }
+    return columnsOf.get(run.key);
+  }
+
+  async function latent(run, number) {
+    const block = Math.floor(number / run.block);
+    await load(`data/${run.key}/latents-${four(block)}.js`);
+    return DATA.blocks[`${run.key}/${block}`][number % run.block];
+  }
+
+  // id, labels and row of each of some items, by item.
+  async function items(storeKey, numbers) {
+    const perFile = DATA.stores[storeKey].per_sheet;
+    const parts = [...new Set(numbers.map((number) => Math.floor(number / perFile)))];
+    await Promise.all(parts.map((part) => load(`data/${storeKey}/items-${four(part)}.js`)));
+    return new Map(
+      numbers.map((number) => {
+        const [id, labels, row] = DATA.items[`${storeKey}/${Math.floor(number / perFile)}`][number % perFile];
+        return [number, { id, labels, row }];
+      }),
+    );
+  }
+
+  function sheet(storeKey, item) {
+    const store = DATA.stores[storeKey];
+    const cell = item % store.per_sheet;
+    return {
+      source: `images/${storeKey}/sheet-${four(Math.floor(item / store.per_sheet))}.${store.sheet_suffix ?? "webp"}`,
+      columns: store.sheet_columns,
+      column: cell % store.sheet_columns,
+      line: Math.floor(cell / store.sheet_columns),
+    };
+  }
+
+  function className(storeKey, number) {
+    return DATA.stores[storeKey].class_names?.[number] ?? `class ${number}`;
+  }
+
+  const grouped = new Intl.NumberFormat("en-US");
+
+  // A figure as it is written; a dash where it is undefined.
+  function figure(value, digits) {
+    if (value === null || value === undefined || Number.isNaN(value)) return DASH;
+    return value.toFixed(digits).replace("-", MINUS);
+  }
+
+  function percent(value) {
+    if (Number.isNaN(value)) return DASH;
+    const share = 100 * value;
+    return `${share >= 9.95 || share === 0 ? share.toFixed(0) : share.toPrecision(2)} %`;
+  }
+
+  Latents.data = {
+    runs: DATA.runs ?? [],
+    stores: DATA.stores ?? {},
+    edges: DATA.histogram_edges ?? [],
+    terms: DATA.terms ?? {},
+    DASH,
+    FEW_ROWS,
+    columns,
+    latent,
+    items,
+    sheet,
+    className,
+    figure,
+    percent,
+    count: (number) => grouped.format(number),
+  };
+})();

@@ -1,0 +1,315 @@
+"""The pages of a report as text: tables, facts and words of the overview, and the frame of the explorer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import NamedTuple, TypeAlias
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from monoloss.evaluation.result import Evaluation
+from monoloss.report.published import MEASURES as PUBLISHED_MEASURES
+from monoloss.report.published import PUBLISHED, SOURCE, VARIANTS, Pair, published_beside
+from monoloss.report.runs import ReportRun, baseline_of
+from monoloss.report.terms import TERMS
+
+ASSETS = (
+    "report.css",
+    "terms.js",
+    "charts.js",
+    "explorer.js",
+    "latent_data.js",
+    "latent_table.js",
+    "latent_view.js",
+)
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+Summaries: TypeAlias = Mapping[str, Mapping[str, float]]  # of the runs, by their keys
+
+
+class Measure(NamedTuple):
+    """A figure of a summary: its term, its format, and whether more (1) or less (-1) of it is better, or neither."""
+
+    key: str
+    term: str
+    form: str
+    better: int
+
+
+_SUMMARY = (
+    Measure("score_mean", "score", ".3f", 1),
+    Measure("score_mean_zero_filled", "score_all", ".3f", 1),
+    Measure("score_median", "score_median", ".3f", 1),
+    Measure("score_p90", "score_p90", ".3f", 1),
+    Measure("chance", "chance", ".3f", 0),
+    Measure("lift_mean", "lift", ".3f", 1),
+    Measure("n_eff_median", "n_eff", ".1f", 0),
+    Measure("purity_binary", "purity_binary", ".3f", 1),
+    Measure("purity_weighted", "purity_weighted", ".3f", 1),
+    Measure("purity_binary_by_mass", "purity_binary_by_mass", ".3f", 1),
+    Measure("purity_weighted_by_mass", "purity_weighted_by_mass", ".3f", 1),
+    Measure("explained_variance", "explained_variance", ".3f", 1),
+    Measure("r2", "r2", ".3f", 1),
+    Measure("nmse", "nmse", ".4f", -1),
+    Measure("mse", "mse", ".3g", -1),
+    Measure("l0", "l0", ".1f", 0),
+    Measure("n_latents", "n_latents", ".0f", 0),
+    Measure("n_alive", "alive", ".0f", 1),
+    Measure("n_undefined", "undefined", ".0f", 0),
+    Measure("n_dead", "dead", ".0f", -1),
+)
+_BY_KEY = {measure.key: measure for measure in _SUMMARY}
+_MAIN = (
+    "score_mean", "score_mean_zero_filled", "lift_mean", "purity_binary", "purity_weighted", "explained_variance",
+    "r2", "l0", "n_alive", "n_undefined", "n_dead",
+)  # fmt: skip
+_LEADING = ("score_mean", "purity_weighted", "lift_mean", "explained_variance", "n_alive")
+
+
+class Cell(NamedTuple):
+    """A figure in a table: what the file says, what is written, and the difference to the baseline with its sign."""
+
+    key: str
+    value: str
+    text: str
+    difference: str
+    sense: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A run in a table."""
+
+    key: str
+    name: str
+    loss: str
+    is_baseline: bool
+    cells: Sequence[Cell]
+    published: bool = False
+
+
+class Group(NamedTuple):
+    """Runs under one heading."""
+
+    name: str
+    rows: Sequence[TableRow]
+
+
+class Change(NamedTuple):
+    """What the best run of a group changed against its baseline."""
+
+    group: str
+    key: str
+    name: str
+    baseline: str
+    n_latents: str
+    cells: Sequence[tuple[Measure, str, Cell]]
+
+
+def page_files(
+    runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]], *, title: str | None = None
+) -> dict[str, str]:
+    """The pages of a report, their style and their scripts, by path below the folder of the report.
+
+    Args:
+        runs: what is shown, at least one.
+        figures: id, title and caption of each chart whose data ``data/figures.js`` holds.
+        title: of both pages; by default "MonoLoss report".
+
+    Example:
+        >>> import torch
+        >>> from monoloss.evaluation.examples import Examples
+        >>> from monoloss.report.runs import report_runs
+        >>> latents = {"score": torch.tensor([0.5]), "density": torch.tensor([0.1])}
+        >>> evaluation = Evaluation("<mine>", {"n_rows": 20}, {"score_mean": 0.5}, latents, Examples.none(1, 1))
+        >>> pages = page_files(report_runs([evaluation]), [])
+        >>> "&lt;mine&gt;" in pages["index.html"], "latents.html" in pages
+        (True, True)
+    """
+    environment = Environment(
+        loader=PackageLoader("monoloss.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["link"] = _link_part
+    context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs)}
+    pages = {
+        "index.html": environment.get_template("index.html.jinja").render(context | _overview(runs, figures)),
+        "latents.html": environment.get_template("latents.html.jinja").render(context),
+    }
+    assets = resources.files("monoloss.report") / "assets"
+    return pages | {f"assets/{name}": (assets / name).read_text(encoding="utf-8") for name in ASSETS}
+
+
+def figure_text(value: float, form: str) -> str:
+    """A figure as the pages write it: with a real minus sign and groups of thousands, a dash where it is undefined.
+
+    Example:
+        >>> figure_text(1234.5, ".1f"), figure_text(math.nan, ".3f")
+        ('1,234.5', '\N{EN DASH}')
+    """
+    if not math.isfinite(value):
+        return DASH
+    return format(value, form if form.endswith("g") else "," + form).replace("-", MINUS)
+
+
+def summary_of(evaluation: Evaluation) -> dict[str, float]:
+    """The summary of an evaluation, and how many latents have no score: active ones and dead ones."""
+    score, density = (evaluation.latents[name] for name in ("score", "density"))
+    dead = density == 0
+    return {
+        **evaluation.summary,
+        "n_undefined": float((score.isnan() & ~dead).sum()),
+        "n_dead": float(dead.sum()),
+    }
+
+
+def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]) -> dict[str, object]:
+    groups = _grouped(runs)
+    summaries = {run.key: summary_of(run.evaluation) for run in runs}
+    published = {run.key: published_beside(run.evaluation) for run in runs}
+    there = [measure for measure in _SUMMARY if any(measure.key in summary for summary in summaries.values())]
+    beside = {key for pairs in published.values() for key in pairs}
+    main = [m for m in there if m.key in _MAIN and (m.key != "r2" or "r2" in beside)]
+    everything = [_row(run, group, summaries, there) for group in groups for run in group]
+    shared, different = _facts(runs)
+    weights = [(run.is_baseline, run.settings.mono_weight) for group in groups if len(group) > 1 for run in group]
+    return {
+        "subtitle": _subtitle(runs),
+        "by_mono_loss": all(weight is not None and (weight == 0) == is_baseline for is_baseline, weight in weights),
+        "best_of_several": any(len(group) > 2 for group in groups),
+        "changes": [change for group in groups if (change := _change(group, summaries, there)) is not None],
+        "main": main,
+        "groups": [_group(group, summaries, published, main) for group in groups],
+        "measures": there,
+        "everything": everything,
+        "shared_facts": shared,
+        "fact_headings": different,
+        "fact_rows": [(run.name, [dict(run.facts).get(name, DASH) for name in different]) for run in runs],
+        "figures": figures,
+        "published": _published_table(),
+        "published_source": SOURCE,
+        "published_variants": list(VARIANTS.values()),
+        "matches_published": bool(beside),
+        "chances": sorted({figure_text(s["chance"], ".3f") for s in summaries.values() if "chance" in s}),
+        "few_rows": [run.name for run in runs if summaries[run.key].get("n_eff_median", math.inf) < _FEW],
+    }
+
+
+_FEW = 5.0  # effective rows below which a score says little
+
+
+def _subtitle(runs: Sequence[ReportRun]) -> list[str]:
+    facts = [run.evaluation.facts for run in runs]
+    stores = list(dict.fromkeys((f.get("store"), f.get("n_rows")) for f in facts))
+    parts = [f"{len(runs)} evaluation{'s' * (len(runs) > 1)}"]
+    parts += [f"{n_rows:,} rows of {name}" if isinstance(n_rows, int) else str(name) for name, n_rows in stores[:3]]
+    if len(stores) > 3:
+        parts.append(f"{len(stores) - 3} more stores")
+    classes = {len(names) for f in facts if isinstance(names := f.get("class_names"), list)}
+    if len(classes) == 1:
+        parts.append(f"{classes.pop():,} classes")
+    return [part for part in parts if part != "None"]
+
+
+def _grouped(runs: Sequence[ReportRun]) -> list[list[ReportRun]]:
+    groups: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return list(groups.values())
+
+
+def _row(run: ReportRun, group: Sequence[ReportRun], summaries: Summaries, measures: Sequence[Measure]) -> TableRow:
+    baseline = baseline_of(group, run)
+    base = None if baseline is None else summaries[baseline.key]
+    cells = [_cell(measure, summaries[run.key], base) for measure in measures]
+    return TableRow(run.key, run.name, run.settings.loss or "", run.is_baseline and len(group) > 1, cells)
+
+
+def _cell(measure: Measure, summary: Mapping[str, float], base: Mapping[str, float] | None) -> Cell:
+    value = summary.get(measure.key, math.nan)
+    text = figure_text(value, measure.form)
+    difference = value - base.get(measure.key, math.nan) if base is not None else math.nan
+    raw = repr(value) if math.isfinite(value) else ""
+    if not math.isfinite(difference) or measure.key in ("chance", "n_latents"):
+        return Cell(measure.key, raw, text, "", "")
+    written = figure_text(difference, measure.form)
+    is_zero = not any(digit in written for digit in "123456789")
+    sense = "same" if is_zero or not measure.better else "better" if difference * measure.better > 0 else "worse"
+    sign = "" if written.startswith(MINUS) else "+"
+    return Cell(measure.key, raw, text, "±0".replace("±", "\N{PLUS-MINUS SIGN}") if is_zero else sign + written, sense)
+
+
+def _change(group: Sequence[ReportRun], summaries: Summaries, there: Sequence[Measure]) -> Change | None:
+    """The run of a group whose score rose most above its baseline."""
+    others = [run for run in group if not run.is_baseline]
+    if not others:
+        return None
+
+    def score(run: ReportRun) -> float:
+        figure = summaries[run.key].get("score_mean_zero_filled", math.nan)
+        return figure if math.isfinite(figure) else -math.inf
+
+    best = max(others, key=score)
+    baseline = next(run for run in group if run.is_baseline)
+    base = summaries[baseline.key]
+    measures = [_BY_KEY[key] for key in _LEADING if _BY_KEY[key] in there]
+    return Change(
+        best.group,
+        best.key,
+        best.name,
+        baseline.name,
+        figure_text(summaries[best.key].get("n_latents", math.nan), ".0f"),
+        [(m, figure_text(base.get(m.key, math.nan), m.form), _cell(m, summaries[best.key], base)) for m in measures],
+    )
+
+
+def _group(
+    runs: Sequence[ReportRun],
+    summaries: Summaries,
+    published: Mapping[str, Mapping[str, Pair]],
+    measures: Sequence[Measure],
+) -> Group:
+    rows = [_row(run, runs, summaries, measures) for run in runs]
+    settings: list[Mapping[str, Pair]] = []
+    for run in runs:
+        if published[run.key] and published[run.key] not in settings:
+            settings.append(published[run.key])
+    for pairs in settings:
+        for place, name in enumerate(("paper, without MonoLoss", "paper, with MonoLoss")):
+            figures = {key: pair[place] for key, pair in pairs.items()}
+            cells = [_cell(measure, figures, None) for measure in measures]
+            rows.append(TableRow("", name, SOURCE, is_baseline=False, cells=cells, published=True))
+    return Group(runs[0].group, rows)
+
+
+def _facts(runs: Sequence[ReportRun]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The facts that all runs share, and the headings of those that differ."""
+    headings = list(dict.fromkeys(heading for run in runs for heading, _ in run.facts))
+    values = {heading: [dict(run.facts).get(heading, DASH) for run in runs] for heading in headings}
+    shared = [(heading, found[0]) for heading, found in values.items() if len(set(found)) == 1]
+    return shared, [heading for heading, found in values.items() if len(set(found)) > 1]
+
+
+def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
+    return [
+        (
+            s.data,
+            s.encoder,
+            PUBLISHED_MEASURES[s.measure],
+            [(f"{p.without:.3f}", f"{p.with_loss:.3f}") for p in pairs.values()],
+        )
+        for s, pairs in PUBLISHED.items()
+    ]
+
+
+def _link_part(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="", errors="replace")

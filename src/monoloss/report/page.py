@@ -1,0 +1,252 @@
+"""The report: a folder with pages that open from the disk, and all they show."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+from monoloss.checks import check_number
+from monoloss.data.pictures import Pictures, pictures_of
+from monoloss.data.store import FeatureStore
+from monoloss.errors import InputError
+from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures
+from monoloss.evaluation.result import Evaluation
+from monoloss.files import atomic_folder, check_new_folder
+from monoloss.functional.histogram import histogram_edges
+from monoloss.report.latent_data import BLOCK, columns_of, shown_rows, write_latents
+from monoloss.report.overview import page_files
+from monoloss.report.runs import ReportRun, report_runs
+from monoloss.report.script_files import script_text, short, short_all, write_script
+from monoloss.report.sprites import COLUMNS, PER_SHEET, sheet_suffix, write_sheets
+from monoloss.report.terms import TERMS
+
+PAGE = "index.html"
+_LARGEST_IMAGE = 256
+_BLOCK_LABELS = 2**24  # of a multi-label store, unpacked at a time
+Advance = Callable[[int], object]
+
+
+def write_report(  # noqa: PLR0913 - each is an option
+    evaluations: Sequence[Evaluation],
+    out: str | Path,
+    *,
+    stores: Sequence[FeatureStore] = (),
+    curves: Sequence[TrainingCurve] = (),
+    images: str | Path | None = None,
+    baseline: str | None = None,
+    title: str | None = None,
+    image_size: int = 64,
+    progress: bool = False,
+) -> Path:
+    """Write evaluations as pages that a browser opens from the disk, without a network: an overview and an explorer.
+
+    Nothing is computed anew but the comparison of decoders; rows are read for their images, ids and labels alone.
+
+    Args:
+        evaluations: what is shown, each under a name of its own.
+        out: the folder; it appears whole, and replaces an earlier report there.
+        stores: what the evaluations were made on, known by their contents. Without its store an evaluation is shown
+            without images, ids and labels of rows.
+        curves: what the training has logged.
+        images: the folder that the stores' paths are relative to; by default their thumbnails, or the image root that
+            they name.
+        baseline: name of the evaluation that the others of its group are compared with; by default the one that was
+            trained without MonoLoss.
+        title: of the pages.
+        image_size: side of the images in pixels, from 8 to 256.
+        progress: show a progress bar.
+
+    Returns:
+        The page to open, ``out/index.html``.
+
+    Raises:
+        InputError: no evaluation, two of one name, a baseline that is none of them; ``images`` that no store can use;
+            a folder that holds something else.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from monoloss import SparseAutoencoder, TopKConfig, evaluate
+        >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
+        ...     page = write_report([evaluate(store, {"mine": sae})["mine"]], folder + "/report", stores=[store])
+        ...     sorted(file.name for file in page.parent.iterdir())
+        ['assets', 'data', 'index.html', 'latents.html']
+    """
+    check_number("image_size", image_size, at_least=8, below=_LARGEST_IMAGE + 1, integer=True)
+    out = Path(out)
+    _check_out(out)
+    runs = report_runs(evaluations, stores, baseline)
+    groups: dict[str, list[Evaluation]] = {}
+    for run in sorted(runs, key=lambda run: not run.is_baseline):
+        groups.setdefault(run.group, []).append(run.evaluation)
+    groups = {group: groups[group] for group in dict.fromkeys(run.group for run in runs)}
+    figures = overview_figures(groups, curves)
+    shown = _shown_stores(runs, None if images is None else Path(images))
+    with atomic_folder(out, replace=True) as folder, _bar(progress) as bar:
+        _write_pages(folder, runs, figures, title)
+        facts = {}
+        for key, one in shown.items():
+            n_unreadable = 0
+            if one.pictures is not None:
+                advance = bar("images", len(one.rows))
+                n_unreadable = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
+            _write_items(folder / "data" / key, key, one)
+            facts[key] = _store_facts(one, image_size) | {"n_unreadable": n_unreadable}
+        advance = bar("latents", sum(len(run.evaluation.examples.rows) for run in runs))
+        for run in runs:
+            write_latents(folder / "data" / run.key, run, runs, shown[run.store_key].rows, advance)
+        script = folder / "data" / "runs.js"
+        write_script(script, "runs", [_run_facts(run, shown[run.store_key]) for run in runs])
+        with script.open("a", encoding="ascii", newline="\n") as file:
+            for place, value in (
+                ("stores", facts),
+                ("histogram_edges", short_all(histogram_edges().tolist())),
+                ("terms", {key: term._asdict() for key, term in TERMS.items()}),
+            ):
+                file.write(script_text(place, value))
+    return out / PAGE
+
+
+class _ShownStore(NamedTuple):
+    """A store as far as the report shows it.
+
+    Attributes:
+        facts: of an evaluation that was made on it.
+        store: it itself; None where it is gone.
+        rows: numbers of the rows that some latent shows, ascending; their places here are the items of the report.
+        pictures: where their images come from; None where there are none.
+    """
+
+    facts: dict[str, Any]
+    store: FeatureStore | None
+    rows: Int[Tensor, " items"]
+    pictures: Pictures | None
+
+
+def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _ShownStore]:
+    by_key: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        by_key.setdefault(run.store_key, []).append(run)
+    shown = {}
+    for key, of_store in by_key.items():
+        store = of_store[0].store
+        pictures = None if store is None else pictures_of(store, images)
+        rows = shown_rows([run.evaluation for run in of_store])
+        shown[key] = _ShownStore(dict(of_store[0].evaluation.facts), store, rows, pictures)
+    if images is not None and all(one.pictures is None or one.pictures.root != images for one in shown.values()):
+        needed = "stores that know the paths of their rows; without images their thumbnails are shown"
+        raise InputError("images", f"{images} for stores without paths", needed)
+    return shown
+
+
+def _write_pages(folder: Path, runs: Sequence[ReportRun], figures: Sequence[OverviewFigure], title: str | None) -> None:
+    """The pages and what they load but the data of latents."""
+    from plotly.offline import get_plotlyjs
+
+    files = page_files(runs, [(figure.id, figure.title, figure.caption) for figure in figures], title=title)
+    for name, text in (files | {"assets/plotly.min.js": get_plotlyjs()}).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # names of undecodable files
+    charts = [
+        {"id": chart.id, "title": chart.title, "caption": chart.caption, "figure": json.loads(chart.figure.to_json())}
+        for chart in figures
+    ]
+    write_script(folder / "data" / "figures.js", "figures", charts)
+
+
+def _write_items(folder: Path, key: str, one: _ShownStore) -> None:
+    """Id, labels and row number of each item, in files of 256."""
+    store, rows = one.store, one.rows
+    ids = None if store is None else store.ids
+    labels = _labels(store, rows)
+    for number, part in enumerate(rows.split(PER_SHEET) if len(rows) else ()):
+        items = [
+            [f"row {row}" if ids is None else ids[row], labels[number * PER_SHEET + place], row]
+            for place, row in enumerate(part.tolist())
+        ]
+        write_script(folder / f"items-{number:04d}.js", "items", items, key=f"{key}/{number}")
+
+
+def _labels(store: FeatureStore | None, rows: Tensor) -> list[list[int]]:
+    """The classes of each row."""
+    if store is None or not store.has_labels:
+        return [[] for _ in rows]
+    if not store.multi_label:
+        return [[label] for label in store.labels()[rows].tolist()]
+    found: list[list[int]] = []
+    n_rows = max(1, _BLOCK_LABELS // max(1, store.n_classes))
+    for start in range(0, store.n_rows, n_rows):
+        stop = min(start + n_rows, store.n_rows)
+        here = rows[(rows >= start) & (rows < stop)]
+        if len(here):
+            found += [row.nonzero()[:, 0].tolist() for row in store.labels(start, stop)[here - start]]
+    return found
+
+
+def _store_facts(one: _ShownStore, cell: int) -> dict[str, object]:
+    names = one.facts.get("class_names") if one.store is None else one.store.class_names
+    return {
+        "name": one.facts.get("store"),
+        "n_items": len(one.rows),
+        "n_rows": one.facts.get("n_rows"),
+        "per_sheet": PER_SHEET,
+        "sheet_columns": COLUMNS,
+        "sheet_suffix": sheet_suffix(),
+        "cell": None if one.pictures is None else cell,
+        "class_names": names,
+        "multi_label": one.store is not None and one.store.multi_label,
+    }
+
+
+def _run_facts(run: ReportRun, one: _ShownStore) -> dict[str, object]:
+    evaluation = run.evaluation
+    return {
+        "key": run.key,
+        "name": run.name,
+        "group": run.group,
+        "baseline": run.is_baseline,
+        "store": run.store_key,
+        "n_latents": len(evaluation.examples.rows),
+        "n_alive": int((~evaluation.latents["score"].isnan()).sum()),
+        "chance": short(evaluation.summary.get("chance", math.nan)),
+        "columns": columns_of(evaluation),
+        "block": BLOCK,
+        "has_decoder": evaluation.decoder_directions is not None,
+        "has_labels": "dominant_class" in evaluation.latents,
+        "multi_label": one.store is not None and one.store.multi_label,
+        "facts": run.facts,
+    }
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than a report."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "data" / "runs.js").is_file():
+        raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier report's")
+    check_new_folder(out, allow_full=True)
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[str, int], Advance]]:
+    """What begins a progress bar by name and length, and gives what advances it; does nothing unless shown."""
+    if not shown:
+        yield lambda _name, _length: lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+
+        def begin(name: str, length: int) -> Advance:
+            task = bar.add_task(name, total=length)
+            return lambda done: bar.advance(task, done)
+
+        yield begin

@@ -1,0 +1,133 @@
+"""Figures that the paper publishes, and which evaluations they may stand beside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from monoloss.evaluation.result import Evaluation
+
+SOURCE = "arXiv 2602.12403"
+VARIANTS = {"batch_topk": "BatchTopK", "topk": "TopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
+MEASURES = {
+    "score_mean_zero_filled": "score",
+    "r2": "R2",
+    "purity_binary": "purity",
+    "purity_weighted": "weighted purity",
+}
+
+
+class Pair(NamedTuple):
+    """A figure without and with MonoLoss."""
+
+    without: float
+    with_loss: float
+
+
+class Setting(NamedTuple):
+    """What a published figure was measured on."""
+
+    data: str
+    encoder: str
+    measure: str
+
+
+def _pairs(*numbers: float) -> dict[str, Pair]:
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    return {variant: Pair(*pair) for variant, pair in zip(VARIANTS, pairs, strict=True)}
+
+
+# In the order of VARIANTS, each without and with.
+PUBLISHED: Mapping[Setting, Mapping[str, Pair]] = {
+    Setting("ImageNet", "CLIP", "score_mean_zero_filled"): _pairs(
+        0.437, 0.602, 0.469, 0.550, 0.464, 0.568, 0.456, 0.550
+    ),
+    Setting("ImageNet", "CLIP", "r2"): _pairs(0.846, 0.840, 0.817, 0.819, 0.769, 0.752, 0.779, 0.741),
+    Setting("ImageNet", "CLIP", "purity_binary"): _pairs(0.144, 0.462, 0.159, 0.251, 0.208, 0.446, 0.002, 0.007),
+    Setting("ImageNet", "CLIP", "purity_weighted"): _pairs(0.217, 0.539, 0.240, 0.339, 0.278, 0.532, 0.009, 0.024),
+    Setting("ImageNet", "SigLIP2", "score_mean_zero_filled"): _pairs(
+        0.466, 0.583, 0.594, 0.612, 0.539, 0.579, 0.410, 0.406
+    ),
+    Setting("ImageNet", "SigLIP2", "r2"): _pairs(0.846, 0.848, 0.651, 0.647, 0.779, 0.779, 0.652, 0.627),
+    Setting("ImageNet", "SigLIP2", "purity_binary"): _pairs(0.233, 0.326, 0.340, 0.416, 0.249, 0.337, 0.037, 0.077),
+    Setting("ImageNet", "SigLIP2", "purity_weighted"): _pairs(0.305, 0.404, 0.400, 0.473, 0.321, 0.409, 0.069, 0.141),
+    Setting("ImageNet", "ViT", "score_mean_zero_filled"): _pairs(
+        0.245, 0.646, 0.238, 0.484, 0.333, 0.600, 0.371, 0.457
+    ),
+    Setting("ImageNet", "ViT", "r2"): _pairs(0.787, 0.763, 0.809, 0.811, 0.799, 0.757, 0.764, 0.714),
+    Setting("ImageNet", "ViT", "purity_binary"): _pairs(0.152, 0.723, 0.128, 0.431, 0.287, 0.609, 0.002, 0.004),
+    Setting("ImageNet", "ViT", "purity_weighted"): _pairs(0.331, 0.795, 0.319, 0.586, 0.445, 0.767, 0.011, 0.020),
+    Setting("OpenImages", "CLIP", "score_mean_zero_filled"): _pairs(
+        0.361, 0.514, 0.386, 0.498, 0.368, 0.472, 0.378, 0.434
+    ),
+    Setting("OpenImages", "CLIP", "r2"): _pairs(0.786, 0.781, 0.758, 0.744, 0.736, 0.728, 0.728, 0.698),
+    Setting("OpenImages", "SigLIP2", "score_mean_zero_filled"): _pairs(
+        0.445, 0.554, 0.548, 0.579, 0.482, 0.525, 0.441, 0.489
+    ),
+    Setting("OpenImages", "SigLIP2", "r2"): _pairs(0.759, 0.756, 0.567, 0.554, 0.728, 0.731, 0.530, 0.480),
+    Setting("OpenImages", "ViT", "score_mean_zero_filled"): _pairs(
+        0.137, 0.424, 0.128, 0.363, 0.123, 0.276, 0.230, 0.322
+    ),
+    Setting("OpenImages", "ViT", "r2"): _pairs(0.678, 0.645, 0.702, 0.661, 0.726, 0.698, 0.643, 0.597),
+}
+
+# Of the authors' encoders, or the nearest that timm has: its name and the tag of its weights.
+_ENCODERS = {
+    ("vit_large_patch14_clip_224", "datacompxl"): "CLIP",
+    ("vit_so400m_patch14_siglip_378", "v2_webli"): "SigLIP2",
+    ("vit_large_patch16_224", "augreg_in21k_ft_in1k"): "ViT",
+}
+_N_LATENTS, _K = 8192, 64
+_IMAGENET_ROWS, _IMAGENET_CLASSES = 50_000, 1000
+
+
+def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
+    """The published figures of the setting that was evaluated, by measure; none where any part of it differs.
+
+    A setting is the encoder, the data, and the SAE: its variant, its 8192 latents, its k of 64.
+
+    Example:
+        >>> import torch
+        >>> from monoloss.evaluation.examples import Examples
+        >>> facts = {"store": "imagenet-val", "n_rows": 50_000, "class_names": ["a"] * 1000, "centred": False}
+        >>> facts["encoder"] = {"name": "vit_large_patch14_clip_224", "weights": "datacompxl"}
+        >>> facts["model"] = "TopKConfig(variant='topk', n_latents=8192, k=64)"
+        >>> evaluation = Evaluation("mine", facts, {"n_latents": 8192.0}, {}, Examples.none(8192, 1))
+        >>> published_beside(evaluation)["r2"]
+        Pair(without=0.817, with_loss=0.819)
+    """
+    facts, model = evaluation.facts, str(evaluation.facts.get("model"))
+    variant = _found(r"variant='(\w+)'", model)
+    k = _found(r"\bk=(\d+)", model.partition("aux=")[0])
+    sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (variant in ("jump_relu", "vanilla") or k == str(_K))
+    if variant not in VARIANTS or not sizes or facts.get("centred"):
+        return {}
+    data, encoder = _data_of(facts), _encoder_of(facts.get("encoder"))
+    return {
+        setting.measure: pairs[variant]
+        for setting, pairs in PUBLISHED.items()
+        if (setting.data, setting.encoder) == (data, encoder)
+    }
+
+
+def _found(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
+
+
+def _data_of(facts: Mapping[str, object]) -> str | None:
+    name = re.sub(r"[^a-z]", "", str(facts.get("store")).lower())
+    if "openimages" in name:
+        return "OpenImages"
+    classes = facts.get("class_names")
+    n_classes = len(classes) if isinstance(classes, list) else _IMAGENET_CLASSES
+    whole = facts.get("n_rows") == _IMAGENET_ROWS and n_classes == _IMAGENET_CLASSES
+    return "ImageNet" if "imagenet" in name and whole else None
+
+
+def _encoder_of(encoder: object) -> str | None:
+    if not isinstance(encoder, Mapping) or not isinstance(encoder.get("weights"), str):
+        return None
+    name = str(encoder.get("name")).partition(".")[0]
+    return _ENCODERS.get((name, str(encoder["weights"]).rpartition(".")[2]))

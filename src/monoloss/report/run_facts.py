@@ -1,0 +1,142 @@
+"""What is known of how a model came about, from the facts of its evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from monoloss.evaluation.result import Evaluation
+
+_TITLES = {"topk": "TopK", "batch_topk": "BatchTopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
+_FIELD = re.compile(r"(\w+)=('[^']*'|[\w.+-]+)")  # of a configuration as facts have it, written as Python
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one model, as far as its evaluation says.
+
+    Attributes:
+        variant: of the SAE, "topk" and so on; None for other models.
+        model: the model in words.
+        n_latents: how many it has.
+        k: active latents of each row; None where the variant has no such number.
+        tied: the decoder is the encoder's transpose.
+        training: settings of its training by name; empty where they are not known.
+    """
+
+    variant: str | None
+    model: str
+    n_latents: int
+    k: int | None = None
+    tied: bool = False
+    training: Mapping[str, Any] | None = None
+
+    @property
+    def mono_weight(self) -> float | None:
+        """Factor of MonoLoss; None where it is not known."""
+        weight = (self.training or {}).get("mono_weight")
+        return None if weight is None else float(weight)
+
+    @property
+    def key(self) -> object:
+        """Equal for SAEs that are compared, and for all other models."""
+        return None if self.variant is None else (self.variant, self.n_latents, self.k, self.tied)
+
+    @property
+    def title(self) -> str:
+        """The variant in words."""
+        title = _TITLES.get(self.variant or "", "Other models")
+        return f"{title}, tied" if self.tied else title
+
+    @property
+    def long_title(self) -> str:
+        """With its sizes."""
+        if self.variant is None:
+            return self.title
+        return f"{self.title}, {self.n_latents} latents" + ("" if self.k is None else f", k = {self.k}")
+
+    @property
+    def loss(self) -> str | None:
+        """Whether and how it was trained with MonoLoss, in words; None where that is not known."""
+        if self.mono_weight is None or self.training is None:
+            return None
+        if self.mono_weight == 0:
+            return "without MonoLoss"
+        parts = [f"MonoLoss, weight {self.mono_weight:g}"]
+        if self.training.get("mono_memory"):
+            parts.append(f"memory {self.training['mono_memory']:g}")
+        if self.training.get("mono_center"):
+            parts.append("centred")
+        return ", ".join(parts)
+
+    def facts(self, evaluation: Evaluation) -> list[tuple[str, str]]:
+        """What was run, as labels and texts; what is not known is left out."""
+        facts, encoder = evaluation.facts, evaluation.facts.get("encoder")
+        model = self.long_title if self.variant is not None else f"{self.model}, {self.n_latents} latents"
+        rows = f"{facts['n_rows']} rows of width {facts.get('width')}" if "n_rows" in facts else None
+        lines = [
+            ("Encoder", encoder.get("name") if isinstance(encoder, Mapping) else encoder),
+            ("Encoder weights", encoder.get("weights") if isinstance(encoder, Mapping) else None),
+            ("Data", ", ".join(str(part) for part in (facts.get("store"), rows) if part)),
+            ("Scored on", "centred embeddings" if facts.get("centred") else "embeddings as they are"),
+            ("Model", model),
+            ("Loss", self.loss),
+            ("Training", self._training_text()),
+            ("Source", facts.get("source")),
+            ("Evaluated with", f"monoloss {facts['monoloss_version']}" if "monoloss_version" in facts else None),
+        ]
+        return [(label, _text(value)) for label, value in lines if value not in (None, "", {})]
+
+    def _training_text(self) -> str | None:
+        if not self.training:
+            return None
+        run = self.training.get("run")
+        shared = run if isinstance(run, Mapping) else {}
+        parts = [
+            (shared.get("epochs"), "{} epochs"),
+            (shared.get("batch_size"), "batches of {}"),
+            (self.training.get("lr"), "learning rate {}"),
+            (self.training.get("seed"), "seed {}"),
+        ]
+        return ", ".join(form.format(_text(value)) for value, form in parts if value is not None) or None
+
+
+def settings_of(evaluation: Evaluation) -> Settings:
+    """The settings of the model of an evaluation, also of one that an earlier version has written.
+
+    Example:
+        >>> from monoloss.evaluation.examples import Examples
+        >>> facts = {"model": "TopKConfig(variant='topk', n_latents=16, k=2, tied=False)"}
+        >>> settings_of(Evaluation("mine", facts, {}, {}, Examples.none(16, 1))).long_title
+        'TopK, 16 latents, k = 2'
+    """
+    facts, m = evaluation.facts, len(evaluation.examples.rows)
+    model, training = str(facts.get("model", "")), facts.get("training")
+    sae = facts.get("sae")
+    if not isinstance(sae, Mapping):  # written before evaluations kept the configuration itself
+        written = _FIELD.findall(model) if re.fullmatch(r"\w+Config\(.*\)", model) else []
+        found = dict(reversed(written))  # of equal names the first: the others belong to its parts
+        k = found.get("k", "")
+        sae = {
+            "variant": found.get("variant", "").strip("'") or None,
+            "k": int(k) if k.isdecimal() else None,
+            "tied": found.get("tied") == "True",
+        }
+    return Settings(
+        sae.get("variant"),
+        model,
+        m,
+        sae.get("k"),
+        bool(sae.get("tied")),
+        training if isinstance(training, Mapping) else None,
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    return str(value)

@@ -1,0 +1,89 @@
+"""Images of rows as sheets: one file for some hundreds, since a page from the disk loads thousands of files slowly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, features
+from torch import Tensor
+
+from monoloss.data.pictures import Picture, Pictures, fitted
+
+COLUMNS = 16
+PER_SHEET = COLUMNS * COLUMNS
+_QUALITY = 70
+_GREY = 128  # of a cell without an image
+
+
+def sheet_suffix() -> str:
+    """The format of sheets as the end of their names: WebP where Pillow writes it, else JPEG."""
+    return "webp" if features.check("webp") else "jpg"
+
+
+def write_sheets(
+    folder: Path,
+    pictures: Pictures,
+    rows: Int[Tensor, " items"],
+    cell: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> int:
+    """Write the images of rows as ``sheet-0000.webp``, ...: row ``rows[i]`` is cell ``i % 256`` of sheet ``i // 256``.
+
+    An image is the middle square of its picture, at the size of a cell; a cell stays grey where there is none. Cells
+    stand in lines of 16. Some sheets are in memory at a time, one for each processor.
+
+    Args:
+        folder: for the files; made.
+        pictures: where the images come from.
+        rows: row numbers of the store.
+        cell: side of a cell in pixels.
+        advance: called with a number of images whenever so many are written.
+
+    Returns:
+        How many images could not be read.
+    """
+    folder.mkdir(parents=True)
+    parts = rows.split(PER_SHEET) if len(rows) else ()
+    n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def write(number: int) -> tuple[int, int]:
+        found = pictures.read(parts[number], cell)
+        save_sheet(folder / f"sheet-{number:04d}.{sheet_suffix()}", sheet_of(found, cell))
+        return len(found), sum(picture is None for picture in found)
+
+    n_unreadable = 0
+    with ThreadPoolExecutor(n_workers) as pool:
+        try:
+            for n_images, n_missing in pool.map(write, range(len(parts))):
+                n_unreadable += n_missing
+                advance(n_images)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return n_unreadable
+
+
+def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Up to 256 images in lines of 16, as bytes; lines without an image are left out.
+
+    Example:
+        >>> sheet_of([np.zeros((8, 8, 1), dtype=np.uint8)] * 17, 4).shape
+        (8, 64, 3)
+    """
+    n_lines = -(-len(pictures) // COLUMNS)
+    sheet = np.full((n_lines, cell, COLUMNS, cell, 3), _GREY, dtype=np.uint8)
+    for place, picture in enumerate(pictures):
+        if picture is not None:
+            sheet[place // COLUMNS, :, place % COLUMNS] = fitted(picture, cell)
+    return sheet.reshape(n_lines * cell, COLUMNS * cell, 3)
+
+
+def save_sheet(path: Path, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write a sheet in the format of its name's end."""
+    options = {"method": 4} if path.suffix == ".webp" else {"optimize": True}
+    Image.fromarray(sheet).save(path, quality=_QUALITY, **options)
