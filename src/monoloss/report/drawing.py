@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from monoloss.errors import InputError
-from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.result import Evaluation
 from monoloss.files import atomic_file
 
 WIDTH = 7.5  # inches; at DPI twice the ~900 pixels of a README, so that it stays sharp there

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.result import Evaluation
 from monoloss.report.drawing import (
     COLORS,
     INK,

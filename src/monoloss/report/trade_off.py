@@ -12,8 +12,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.result import Evaluation
 from monoloss.report.drawing import (
     INK,
     MARGIN,
