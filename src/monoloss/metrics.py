@@ -21,7 +21,7 @@ from monoloss.functional.score import ScoreSummary, Undefined, score_of, summari
 from monoloss.functional.sparsity import check_activations
 from monoloss.functional.streaming import RecentProducts, add_batch
 from monoloss.sparse import Activations
-from monoloss.sums_metric import SumsMetric
+from monoloss.sums_metric import SumsMetric, can_change
 
 Average = Literal["none", "mean"]
 
@@ -95,7 +95,7 @@ class MonoScore(SumsMetric[MonoMoments]):
 
     @w.setter
     def w(self, w: Float[Tensor, "m d"]) -> None:
-        self._recent.n_batches = 0
+        self._recent.forget(w_is_empty=False)
         self._w = w
 
     def update(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> None:
@@ -120,10 +120,11 @@ class MonoScore(SumsMetric[MonoMoments]):
         result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
         return result
 
-    def reset(self) -> None:
-        """As before the first update."""
-        self._recent.n_batches = 0
-        super().reset()
+    def _empty(self, name: str, empty: Tensor) -> None:
+        if name == "w" and self._w.shape == empty.shape and can_change(self._w):
+            self._recent.forget(w_is_empty=True)
+        else:
+            super()._empty(name, empty)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take over the rows that another metric has seen.

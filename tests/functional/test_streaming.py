@@ -106,6 +106,25 @@ def test_how_long_products_wait():
     torch.testing.assert_close(whole.w, 40 * once, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_w_held_before_counts_for_nothing_where_it_is_said_to_be_empty(layout, offset):
+    embeddings = some_embeddings(150, dtype=torch.float32)
+    activations = LAYOUTS[layout](some_activations(150, dtype=torch.float32, offset=offset))
+    needed = merged(embeddings, activations.to(torch.float64), [150])
+    total, recent = MonoMoments.zeros(8, 13), RecentProducts()
+    total.w.fill_(1e6)
+    recent.forget(w_is_empty=True)
+    for rows in (slice(0, 60), slice(60, 60), slice(60, 150)):
+        total = add_batch(total, unit_rows(embeddings[rows]), rows_of(activations, rows), recent)
+    recent.move_into(total.w)
+    assert_same(total, needed, 2e-6)
+    total.w.fill_(1e6)
+    recent.forget(w_is_empty=True)
+    recent.move_into(total.w)
+    assert not total.w.any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dominating_rows_leave_the_others_their_digits(layout):
     """A row of 10^5 in the first batch and one in a later one: what the rows of 1 add must not be rounded away."""

@@ -26,6 +26,7 @@ class RecentProducts:
 
     Attributes:
         n_batches: how many are in the sum.
+        w_is_empty: whether ``w`` stands for zeros, whatever it holds: to fill so much memory takes as long as a batch.
 
     Example:
         >>> codes, recent = SparseActivations.from_dense(torch.tensor([[0.0], [2.0]])), RecentProducts()
@@ -39,7 +40,19 @@ class RecentProducts:
 
     def __init__(self) -> None:
         self.n_batches = 0
+        self.w_is_empty = False
         self._sum: Tensor | None = None
+
+    def forget(self, *, w_is_empty: bool) -> None:
+        """Drop the sum, with what ``w`` holds or without."""
+        self.n_batches, self.w_is_empty = 0, w_is_empty
+
+    def settle(self, w: Float[Tensor, "m d"]) -> Tensor:
+        """``w`` as it stands without the sum, to be added to."""
+        if self.w_is_empty:
+            w.zero_()
+            self.w_is_empty = False
+        return w
 
     def to_add_to(self, m: int, d: int) -> Tensor:
         """The sum ``(m, d)``; what is in it counts only where ``n_batches`` is not 0."""
@@ -52,8 +65,12 @@ class RecentProducts:
         """Add the sum to ``w``, and begin a new one."""
         if self.n_batches and self._sum is not None:
             for latents in _blocks(w):
-                w[latents] += self._sum[latents]
-        self.n_batches = 0
+                if self.w_is_empty:
+                    w[latents] = self._sum[latents]
+                else:
+                    w[latents] += self._sum[latents]
+            self.forget(w_is_empty=False)
+        self.settle(w)
 
 
 @torch.no_grad()
@@ -87,10 +104,16 @@ def add_batch(
             count_not_finite(z)  # refused before anything is added
         dtype = product_dtype(h.dtype, z.dtype)
         h = h.to(dtype)
-        return _add_sparse(total, h, z, recent) if isinstance(z, SparseActivations) else _add_dense(total, h, z)
+        if isinstance(z, SparseActivations):
+            return _add_sparse(total, h, z, RecentProducts() if recent is None else recent, waits=recent is not None)
+        if recent is not None:
+            recent.settle(total.w)
+        return _add_dense(total, h, z)
 
 
-def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, recent: RecentProducts | None) -> MonoMoments:
+def _add_sparse(
+    total: MonoMoments, h: Tensor, z: SparseActivations, recent: RecentProducts, *, waits: bool
+) -> MonoMoments:
     batch = weigh_sparse(h, z, h.dtype)
     w, b = total.w, torch.minimum(total.b, batch.b)
     none = w.new_zeros(z.n_latents, 0)
@@ -102,61 +125,62 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations, recent: Rec
     for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)):
         if bool(t.any()):
             for latents in _blocks(w):
-                w[latents].addr_(t[latents], h_sum)
+                recent.settle(w)[latents].addr_(t[latents], h_sum)
     codes = z.with_values(batch.rest.reshape(z.values.shape))
     if h.device.type == "cpu":
-        _add_product(w, codes, batch.h, recent if batch.h.dtype == torch.float32 else None)
+        _add_product(w, codes, batch.h, recent, waits=waits and batch.h.dtype == torch.float32)
     else:
-        w += codes_t_matmul(codes, batch.h).to(w.device)
+        recent.settle(w).add_(codes_t_matmul(codes, batch.h).to(w.device))
     entries = batch.large
     if len(entries):
         weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
-        w.index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
+        recent.settle(w).index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
 
 
-def _add_product(w: Tensor, codes: SparseActivations, h: Tensor, recent: RecentProducts | None) -> None:
+def _add_product(w: Tensor, codes: SparseActivations, h: Tensor, recent: RecentProducts, *, waits: bool) -> None:
     """Add ``codes^T h``, on the CPU: each latent a bag of rows of ``h``, which fit the cache."""
     grouped = codes.by_latent
     weights = codes.flat_values.index_select(0, grouped.order)
     if not len(weights):
         return
+    into = recent.to_add_to(*w.shape) if waits else recent.settle(w)
+    is_first = waits and recent.n_batches == 0
     is_long = grouped.offsets.diff() > _LONGEST_SUM
-    if bool(is_long.any()):
-        of_long = is_long.repeat_interleave(grouped.offsets.diff())
-        _add_in_parts(w, is_long, grouped.rows[of_long], h, grouped.offsets, weights[of_long])
-        weights = weights.masked_fill(of_long, 0.0)
-    into = w if recent is None else recent.to_add_to(*w.shape)
-    is_first = recent is not None and recent.n_batches == 0
+    of_long = is_long.repeat_interleave(grouped.offsets.diff()) if bool(is_long.any()) else None
+    short = weights if of_long is None else weights.masked_fill(of_long, 0.0)
     for latents in _blocks(w):
         starts = grouped.offsets[latents.start : latents.stop + 1]
         first, last = int(starts[0]), int(starts[-1])
         if is_first and first == last:
             into[latents] = 0.0
         elif first < last:
-            product = bag_sums(grouped.rows[first:last], h, starts[:-1] - first, weights[first:last])
+            product = bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last])
             if is_first:
                 into[latents] = product
             else:
                 into[latents] += product
-    if recent is not None:
+    if of_long is not None:
+        long = is_long.nonzero().squeeze(1)
+        sums = _sums_in_parts(grouped.rows[of_long], h, grouped.offsets.diff()[long], weights[of_long])
+        into.index_add_(0, long, sums.to(into))
+    if waits:
         recent.n_batches += 1
         if recent.n_batches == _MOST_BATCHES:
             recent.move_into(w)
 
 
-def _add_in_parts(w: Tensor, chosen: Tensor, rows: Tensor, h: Tensor, offsets: Tensor, weights: Tensor) -> None:
-    """Add the bags of chosen latents, of which the entries are given, as sums of at most `_LONGEST_SUM` of them.
+def _sums_in_parts(rows: Tensor, h: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
+    """Sums of bags of these sizes, one after the other, in float64 over parts of at most `_LONGEST_SUM` entries.
 
     Equal entries on equal rows round in the same direction each time: 2048 of them in float32 would miss 1e-5.
     """
-    latents = chosen.nonzero().squeeze(1)
-    counts = offsets.diff()[latents]
     n_parts = counts.add(_LONGEST_SUM - 1).div(_LONGEST_SUM, rounding_mode="floor")
-    owners = torch.arange(len(latents)).repeat_interleave(n_parts)
+    owners = torch.arange(len(counts)).repeat_interleave(n_parts)
     number = torch.arange(len(owners)) - (n_parts.cumsum(0) - n_parts)[owners]
     starts = (counts.cumsum(0) - counts)[owners] + _LONGEST_SUM * number
-    w.index_add_(0, latents[owners], bag_sums(rows, h, starts, weights).to(w))
+    sums = torch.zeros(len(counts), h.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, owners, bag_sums(rows, h, starts, weights).double())
 
 
 def _add_dense(total: MonoMoments, h: Tensor, z: Tensor) -> MonoMoments:
