@@ -41,6 +41,7 @@ FLOORS = {
     "data": 2,
     "regularizer": 3,
     "evaluation": 3,
+    "finetune": 3,
     "interop": 3,
     "training": 3,
     "report": 4,
