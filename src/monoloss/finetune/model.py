@@ -20,10 +20,10 @@ from monoloss.sae.selection import largest_of_rows
 
 
 class FineTuneOutput(NamedTuple):
-    """What a model makes of images: logits `(n, n_classes)`, and activations of the new layer `(n, width)`, >= 0."""
+    """What a model makes of images: logits `(n, n_classes)`, and activations of the new layer `(n, m)`, >= 0."""
 
     logits: Float[Tensor, "n c"]
-    activations: Float[Tensor, "n w"]
+    activations: Float[Tensor, "n m"]
 
 
 class FineTuneModel(nn.Module):
@@ -91,7 +91,7 @@ class FineTuneModel(nn.Module):
         """Logits of images that went through the preprocessing."""
         return self.forward_both(images).logits
 
-    def layer(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n w"]:
+    def layer(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n m"]:
         """Activations of the new layer, after ReLU and top-k: what MonoLoss sees, and what is evaluated."""
         activations: Tensor = self.new_layer(self.backbone(images)).relu()
         if self.top_k is None or self.top_k == self.width:
