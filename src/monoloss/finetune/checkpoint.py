@@ -150,7 +150,7 @@ def _read_facts(where: str, content: Mapping[str, Any]) -> Provenance:
     if content.get("kind") != KIND:
         raise InputError(where, "a file of something else", f"the config.json of a {KIND} of monoloss")
     _check_keys(where, content, {**_HEAD, "backbone": Mapping, "preprocessing": Mapping}, _DESCRIBED)
-    check_number(f"{where}: width", content["width"], at_least=1, integer=True)
+    check_number(f"{where}: width", content["width"], at_least=1, below=2**20, integer=True)
     _check_keys(f"{where}: backbone", content["backbone"], _BACKBONE)
     _check_keys(f"{where}: preprocessing", content["preprocessing"], _PREPROCESSING)
     _check_preprocessing(f"{where}: preprocessing", content["preprocessing"])
