@@ -1,4 +1,4 @@
-"""Images from anywhere: folders, Hugging Face datasets, CIFAR, OpenImages. One order, one id each, decoded when asked."""
+"""Images from anywhere: folders, Hugging Face datasets, CIFAR, OpenImages. One order, one id each, decoded late."""
 
 from __future__ import annotations
 

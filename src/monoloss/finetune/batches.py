@@ -23,6 +23,8 @@ from monoloss.finetune.mixing import BatchMixing
 from monoloss.finetune.sampling import BatchRows, StoredOrder, TrainingOrder
 from monoloss.finetune.transforms import TrainingTransform, Transform
 
+_GRACE_S = 30  # that a worker lives on after SIGTERM
+
 
 class ImageBatch(TypedDict):
     """What a model is trained or validated on.
@@ -232,7 +234,7 @@ def _prepared(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )
     with warnings.catch_warnings():
@@ -247,10 +249,10 @@ def _prepared(
                 raise
             needed = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
             raise InputError("data.workers", f"one of {workers} processes that was killed", needed) from error
+        if not left or isinstance(batch, InputError):
+            del prepared  # ends the workers now: nobody may ask for more, and an error keeps what its frames hold
         if isinstance(batch, InputError):
             raise batch
-        if not left:
-            del prepared  # ends the workers now: nobody may ask for more
         yield batch
 
 
@@ -258,7 +260,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals(_worker: int) -> None:
-    """Ctrl-C and SIGTERM often reach all processes: the main one saves and stops, and its workers with it."""
+def _outlive_signals(_worker: int) -> None:
+    """Ctrl-C and SIGTERM often reach all processes: the main one needs its batches to finish the step and save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S) and None)  # an alarm ends the process
