@@ -77,6 +77,23 @@ def evaluation_transform(config: AugmentationConfig, preprocessing: Mapping[str,
         >>> transform(Image.new("RGB", (30, 20), "white"))[:, 0, 0].tolist()
         [1.0, 1.0, 1.0]
     """
+    chosen = evaluation_preprocessing(config, preprocessing)
+    transform: Transform = create_transform(**chosen, is_training=False)
+    return transform
+
+
+def evaluation_preprocessing(config: AugmentationConfig, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing in evaluation in timm's words: the backbone's own, but for what the configuration says.
+
+    Raises:
+        InputError: `eval_resize` is less than the crop.
+
+    Example:
+        >>> from monoloss.finetune.config import AugmentationConfig
+        >>> facts = {"input_size": (3, 8, 8), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        >>> evaluation_preprocessing(AugmentationConfig(interpolation="bicubic"), facts)["interpolation"]
+        'bicubic'
+    """
     chosen = {key: preprocessing[key] for key in ("input_size", "interpolation", "mean", "std")}
     chosen |= {key: preprocessing[key] for key in ("crop_pct", "crop_mode") if key in preprocessing}
     if config.interpolation is not None:
@@ -87,5 +104,4 @@ def evaluation_transform(config: AugmentationConfig, preprocessing: Mapping[str,
             raise InputError("augmentation.eval_resize", config.eval_resize, f"at least the centre crop, {crop}")
         # timm rounds crop / crop_pct down
         chosen |= {"crop_pct": crop / (config.eval_resize + 0.5), "crop_mode": "center"}
-    transform: Transform = create_transform(**chosen, is_training=False)
-    return transform
+    return chosen

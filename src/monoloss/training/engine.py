@@ -79,6 +79,7 @@ def quiet_lightning() -> Iterator[None]:
                 ".*does not have many workers.*",
                 ".*isinstance.treespec, LeafSpec.*is deprecated.*",  # in Lightning
                 ".*The number of training batches.*is smaller than the logging",
+                ".*You defined a `validation_step` but have no `val_dataloader`",
             ):
                 warnings.filterwarnings("ignore", message=advice)
             yield
