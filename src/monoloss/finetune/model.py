@@ -106,7 +106,7 @@ class FineTuneModel(nn.Module):
 
 
 def build_model(config: ModelConfig, class_names: Sequence[str], *, seed: int = 0) -> FineTuneModel:
-    """The model of a configuration at the start of its training, on the CPU.
+    """The model of a configuration at the start of its training: on the CPU, in ``train()`` mode.
 
     With ``config.lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always
     trained.
@@ -128,7 +128,7 @@ def build_model(config: ModelConfig, class_names: Sequence[str], *, seed: int = 
     model = FineTuneModel(load_backbone(config, seed), class_names, top_k=config.top_k, seed=seed)
     if config.lora is not None:
         add_lora(model.backbone, config.lora, seed)
-    return model
+    return model.train()
 
 
 def merged(model: FineTuneModel) -> FineTuneModel:

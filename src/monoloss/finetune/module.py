@@ -150,7 +150,8 @@ class FineTuneRun(LightningModule):
         if self.score is not None:
             score = self.score.summary()
             figures |= {"val_score": score.mean, "val_score_zero_filled": score.mean_zero_filled}
-        self.log_dict({name: torch.as_tensor(float(value)) for name, value in figures.items()}, rank_zero_only=True)
+        tensors = {name: torch.as_tensor(float(value), device=self.device) for name, value in figures.items()}
+        self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
 
     def check_finite(self) -> None:
         """Refuse weights that are no finite numbers, before they are saved.
