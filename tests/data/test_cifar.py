@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from monoloss.data.encoders import load_encoder
+from monoloss.data.extract import Extraction
 from monoloss.data.images import decode_image, open_images
 from monoloss.errors import InputError
+from monoloss.finetune.image_data import LabelledImages
+from monoloss.finetune.joined import join_rows
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 LABELS = [2, 0, 1, 1, 2]
@@ -50,6 +54,17 @@ def test_images_are_those_of_the_files(cifar10: Path) -> None:
         np.testing.assert_array_equal(np.asarray(decode_image(image.content)), pixels.transpose(1, 2, 0))
     assert [image.position for image in source.images(1, 3)] == [1, 2]
     assert [image.id for image in open_images(f"cifar10:{cifar10}", split="test").images()] == ["test/0"]
+
+
+def test_embeddings_are_extracted_and_joined(cifar10: Path, tmp_path: Path) -> None:
+    source = open_images(f"cifar10:{cifar10}", split="train")
+    encoder = load_encoder("resnet10t", pretrained=False, image_size=32)
+    store = Extraction(source, encoder, str(tmp_path / "store"), workers=0, progress=False).run()
+    assert list(store.ids) == ["train/0", "train/1", "train/2", "train/3"]
+    assert store.labels().tolist() == LABELS[:4]
+    images = LabelledImages(source)
+    assert images.labels.tolist() == LABELS[:4]
+    assert join_rows(images, store).rows.tolist() == [0, 1, 2, 3]
 
 
 def test_cifar100_has_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
