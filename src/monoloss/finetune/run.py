@@ -92,7 +92,7 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     check_loggers(config)
     folder = FineTuneFolder(run)
     folder.check(resume)
-    with training_processes() as ranks:
+    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's chance is left alone
         ranks.wait()  # until all have looked at the folder as it was
         data = open_finetune_data(config.data)
         held_out = None if data.validation is None else data.validation.fingerprint
@@ -155,7 +155,7 @@ def _fit_and_finish(
     start = folder.newest_checkpoint(identity, note)
     parts.ranks.wait()  # nobody writes a checkpoint before all have looked
     figures: dict[str, float] = {}
-    with quiet_lightning(), torch.random.fork_rng(devices=[]), stop_signals() as stop:
+    with quiet_lightning(), stop_signals() as stop:
         if start is not None and start.n_steps == parts.n_steps:
             module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
         else:
