@@ -273,7 +273,8 @@ def test_norms_biases_and_positions_do_not_decay():
 
 
 def test_the_gradient_is_clipped_as_a_whole():
-    run = run_of(settings(optimisation=OptimisationConfig(lr=1.0, clip_norm=0.01, schedule="constant", weight_decay=0.0)))
+    optimisation = OptimisationConfig(lr=1.0, clip_norm=0.01, schedule="constant", weight_decay=0.0)
+    run = run_of(settings(optimisation=optimisation))
     start = {name: value.clone() for name, value in run.model.named_parameters()}
     fit(run, [batch()])
     change = torch.cat([(value - start[name]).flatten() for name, value in run.model.named_parameters()])

@@ -82,6 +82,40 @@ def join_rows(
     return joined
 
 
+def images_of_rows(
+    images: LabelledImages, store: FeatureStore, join_on: JoinOn = "id", argument: str = "images"
+) -> Int64[Tensor, " n"]:
+    """The position of the image of each row, in the order of the store; other images are no fault.
+
+    Args:
+        images: every row needs one of them.
+        store: the rows.
+        join_on: as for `join_rows`.
+        argument: what an error calls the images.
+
+    Raises:
+        InputError: the rows are patches; a name is not unique; a row has no image, or one with another label.
+    """
+    check_choice("join_on", join_on, ("id", "name"))
+    if store.patch_grid is not None:
+        raise InputError("store", f"{store.folder}, whose rows are patches", "a store with a row for each image")
+    there = _numbered(images.ids, join_on, images.description)
+    if join_on == "name":
+        _numbered(store.ids, join_on, f"the rows of {store.folder}")  # two rows would get one image
+    found = [there.get(_key(name, join_on), -1) for name in store.ids]
+    missing = [store.ids[row] for row, position in enumerate(found) if position < 0]
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        came = f"{images.description}, without an image for {len(missing)} of {len(found)} rows ({some})"
+        needed = f"the images of {store.folder}, of the same split"
+        if join_on == "id" and _have_one_name(store.ids, images.ids):
+            needed = "join_on 'name': the file names are the same"
+        raise InputError(argument, came, needed)
+    positions = torch.tensor(found, dtype=torch.int64)
+    _check_labels(images, store, JoinedRows(positions, torch.arange(len(found))), "store")
+    return positions
+
+
 def _key(name: str, join_on: JoinOn) -> str:
     return name if join_on == "id" else name.rpartition("/")[2]
 

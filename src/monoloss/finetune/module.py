@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.finetune.config import FineTuneConfig
-from monoloss.finetune.model import FineTuneModel, FineTuneOutput
+from monoloss.finetune.measures import top_counts
+from monoloss.finetune.model import FineTuneModel
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.losses import MonoLoss
 from monoloss.metrics import ClassPurity, MonoScore
 from monoloss.precision import sums_device
-
-_TOP = 5
 
 
 class FineTuneRun(LightningModule):
@@ -78,7 +77,7 @@ class FineTuneRun(LightningModule):
         if validation_embeddings and width is not None:
             self.score = MonoScore(width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
-        self._sums = torch.zeros(4, dtype=torch.float64)  # rows, loss, right, right among five; of this process
+        self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
 
     def configure_optimizers(self) -> Any:
         """SGD, and a schedule by steps."""
@@ -119,7 +118,7 @@ class FineTuneRun(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Nothing counted yet."""
-        self._sums = torch.zeros(4, dtype=torch.float64, device=sums_device(self.device))
+        self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
         if self.score is not None:
             self.score.reset()
@@ -127,7 +126,9 @@ class FineTuneRun(LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Count a batch in."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
-        self._sums += _counts(output, targets).to(self._sums)
+        logits = output.logits.float()
+        loss = F.cross_entropy(logits, targets, reduction="sum").double().cpu()
+        self._sums += torch.cat([loss[None], top_counts(logits, targets)])
         activations = output.activations.float()
         self.purity.update(activations, targets)
         if self.score is not None:
@@ -135,7 +136,8 @@ class FineTuneRun(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all rows, of all processes."""
-        n, loss, top1, top5 = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        sums = self._sums.to(sums_device(self.device))
+        loss, n, top1, top5 = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not n:
             raise InputError("validation", "no images", "at least one")
         purity = self.purity.summary()
@@ -174,14 +176,6 @@ def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) ->
         loss.memory_u, loss.memory_v = (torch.zeros(m, dtype=torch.float64) for _ in range(2))
         loss.memory_w = torch.zeros(m, d)
     return loss
-
-
-def _counts(output: FineTuneOutput, targets: Tensor) -> Float[Tensor, " 4"]:
-    """Rows, sum of the cross-entropy, rows whose class has the largest logit, and one of the five largest."""
-    logits = output.logits.float()
-    best = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices == targets[:, None]
-    loss = F.cross_entropy(logits, targets, reduction="sum")
-    return torch.stack([loss.new_tensor(len(targets)), loss, best[:, 0].sum().to(loss), best.sum().to(loss)])
 
 
 def _diverged(came: str) -> InputError:
