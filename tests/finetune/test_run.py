@@ -34,7 +34,7 @@ from monoloss.functional.loss import mono_loss
 from monoloss.training.checkpoints import checkpoints_in, step_of
 from picture_samples import labelled, store_of
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(scope="module")
