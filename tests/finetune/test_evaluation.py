@@ -229,5 +229,5 @@ def test_what_the_command_refuses(tmp_path, store, capsys, monkeypatch, options,
 
 @pytest.mark.door
 def test_a_model_that_does_not_say_where_it_comes_from():
-    with pytest.raises(InputError, match=r"images: got nothing; needed the images of the store: the model does not say"):
+    with pytest.raises(InputError, match=r"images: got nothing; needed the images of the store: the model does not"):
         images_of_run(a_model())

@@ -62,7 +62,7 @@ class ImageActivations(nn.Module):
         ...         (Path(folder) / "images" / name).parent.mkdir(parents=True)
         ...         Image.radial_gradient("L").save(Path(folder) / "images" / name)
         ...     images = LabelledImages(open_images(f"imagefolder:{folder}/images"))
-        ...     store = FeatureStore.create(folder + "/store", torch.eye(2), [1, 0], ["dog/b.png", "cat/a.png"])
+        ...     store = FeatureStore.create(folder + "/store", torch.eye(2), ids=["dog/b.png", "cat/a.png"])
         ...     model = build_model(ModelConfig("test_resnet", pretrained=False, image_size=32), ["cat", "dog"])
         ...     summary = evaluate(store, {"mine": ImageActivations(model, images, store)})["mine"].summary
         ...     summary["n_latents"], summary["top1"] in (0.0, 0.5, 1.0)
