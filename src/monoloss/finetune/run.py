@@ -128,10 +128,9 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     validation = None if data.validation is None else data.validation_batches(config, model.preprocessing, **place)
     model.preprocessing = plain(evaluation_preprocessing(config.augmentation, model.preprocessing))
     store = data.train.store
+    model.provenance = Provenance(training=plain(config))  # with the place of the images, to evaluate the model there
     if store is not None:
         model.provenance = Provenance(store.manifest.encoder, store.fingerprint, plain(config))
-    else:
-        model.provenance = Provenance(training=plain(config))
     steps_per_epoch = len(train) // config.accumulate_batches
     last = config.epochs * steps_per_epoch
     config = replace(config, log_every_steps=min(config.log_every_steps, last))  # a short run logs its last step
