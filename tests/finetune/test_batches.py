@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from itertools import islice
 from pathlib import Path
@@ -106,6 +107,10 @@ def test_workers_change_nothing(run: Run) -> None:
     alone = epochs(run.batches())
     torch.manual_seed(1)
     check_equal(alone, epochs(run.batches(workers=2)))
+
+
+def test_batches_travel_to_workers_that_are_spawned(run: Run) -> None:
+    check_equal(epochs(run.batches(), 1), epochs(pickle.loads(pickle.dumps(run.batches())), 1))
 
 
 def test_torchs_generator_is_left_alone(run: Run) -> None:
