@@ -215,6 +215,10 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
             ["--activations", "a.npy", "--images", "imagefolder:images"],
             "--images: got 'imagefolder:images'; needed fine-",
         ),
+        (
+            ["--saes", "run"],
+            "run: got a fine-tuned model; needed a SAE here; fine-tuned models are given by --finetuned",
+        ),
         (["--finetuned", "run", "--split", "val"], "--split: got 'val'; needed images to make use of it"),
         (["--finetuned", "run", "--images", "imagefolder:nowhere"], "nowhere"),
     ],

@@ -297,6 +297,15 @@ def test_a_step_schedule_counts_from_the_beginning():
     assert learning_rate_factor(OptimisationConfig(schedule="constant"), 10, 3)(29) == 1.0
 
 
+def test_figures_are_logged_every_so_many_steps_and_at_the_end_of_a_short_run():
+    parts = [batch(seed=seed) for seed in range(4)]
+    steps = fit(run_of(settings(log_every_steps=2), steps_per_epoch=4), parts)
+    assert ["loss" in step for step in steps] == [False, True, True, True]  # what was logged last stays
+    assert steps[1] == steps[2] != steps[3]
+    short = fit(run_of(settings(log_every_steps=50), steps_per_epoch=4), parts)
+    assert ["loss" in step for step in short] == [False, False, False, True]
+
+
 @pytest.mark.door
 def test_divergence_is_one_sentence():
     run = run_of(settings(optimisation=OptimisationConfig(lr=1e30, schedule="constant"), epochs=3))

@@ -153,6 +153,8 @@ def _saes_at(path: str) -> list[Source]:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(path, "a file" if folder.exists() else "no such folder", _NEEDED)
+    if is_finetuned(folder) or is_finetuned(folder / MODEL):
+        raise InputError(path, "a fine-tuned model", "a SAE here; fine-tuned models are given by --finetuned")
     if any((folder / name).is_file() for name in _SAE_FILES):
         return [_sae_at(folder)]
     below = folder / SAES

@@ -70,6 +70,7 @@ class FineTuneRun(LightningModule):
         if config.mono_center and center is None:
             raise InputError("center", "None", "the mean of the embeddings, for mono_center")
         self.config, self.model, self.steps_per_epoch = config, model, steps_per_epoch
+        self.log_every_steps = min(config.log_every_steps, config.epochs * steps_per_epoch)  # the last of a short run
         self.mono_loss: MonoLoss | None = None
         if config.mono_weight > 0 and width is not None:
             self.mono_loss = _mono_loss(config, center if config.mono_center else None, model.width, width)
@@ -166,7 +167,7 @@ class FineTuneRun(LightningModule):
 
     def _logs_now(self, batch_idx: int) -> bool:
         ends_a_step = (batch_idx + 1) % self.config.accumulate_batches == 0
-        return ends_a_step and (self.global_step + 1) % self.config.log_every_steps == 0
+        return ends_a_step and (self.global_step + 1) % self.log_every_steps == 0
 
 
 def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) -> MonoLoss:
