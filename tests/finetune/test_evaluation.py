@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import reference
-from finetune_models import small_config, stirred
+from finetune_models import LORA, small_config, stirred
+from finetune_runs import a_run as a_run_config
+from finetune_runs import data_in
 from monoloss.cli import main
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
@@ -25,6 +27,8 @@ from monoloss.finetune.evaluation import ImageActivations, images_of_run
 from monoloss.finetune.image_data import LabelledImages
 from monoloss.finetune.joined import images_of_rows
 from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.run import fine_tune
+from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.transforms import evaluation_transform
 from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import Provenance
@@ -196,6 +200,22 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
     assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
     again = Evaluation.load(tmp_path / "mine" / "run")
     assert again.summary == pytest.approx(dict(written.summary), rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, lora):
+    monkeypatch.chdir(tmp_path)
+    augmentation = AugmentationConfig(eval_resize=40, interpolation="bilinear")
+    options = {"model": {"lora": lora}, "augmentation": augmentation, "epochs": 1}
+    fine_tune(a_run_config(data_in(tmp_path), "test_vit", **options), "run", progress=False)
+    assert main(["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run", "--workers", "1"]) == 0
+    summary = Evaluation.load("run/evaluations/model").summary
+    validated = FineTuneFolder("run").figures()
+    names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
+    names |= {name: name for name in ("purity_binary", "purity_weighted")}
+    assert {name: summary[name] for name in names.values()} == pytest.approx(
+        {names[name]: value for name, value in validated.items() if name in names}, rel=1e-4
+    )
 
 
 @pytest.mark.door
