@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import reference
 from finetune_models import CLASSES, LORA, pictures, small_config, small_model, stirred
 from monoloss.errors import InputError
-from monoloss.finetune.config import DataConfig, FineTuneConfig, OptimisationConfig
+from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, OptimisationConfig
 from monoloss.finetune.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
@@ -323,6 +323,11 @@ def test_divergence_is_one_sentence():
         ({"mono_weight": 0.1}, {"width": None, "validation_embeddings": False}, "width: got None"),
         ({"mono_weight": 0.1, "mono_center": True}, {}, "center: got None"),
         ({}, {"steps_per_epoch": 0}, "steps_per_epoch: got 0"),
+        (
+            {"backbone": "test_vit2", "augmentation": AugmentationConfig(train_crop=40)},
+            {},
+            r"augmentation.train_crop: got 40 \(.*\); needed a size that the backbone takes",
+        ),
         ({}, {"model": torch.nn.Linear(1, 1)}, "model: got a Linear"),
     ],
 )

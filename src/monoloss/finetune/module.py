@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
+from monoloss.finetune.backbone import pooled_width
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.measures import top_counts
 from monoloss.finetune.model import FineTuneModel
@@ -48,7 +49,8 @@ class FineTuneRun(LightningModule):
         validation_embeddings: whether batches of validation have embeddings.
 
     Raises:
-        InputError: MonoLoss, its center or a score is asked for, but not what it takes.
+        InputError: MonoLoss, its center or a score is asked for, but not what it takes; the backbone does not take
+            images of ``augmentation.train_crop``.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class FineTuneRun(LightningModule):
             raise InputError("width", "None", "that of the embeddings")
         if config.mono_center and center is None:
             raise InputError("center", "None", "the mean of the embeddings, for mono_center")
+        if config.augmentation.train_crop is not None:
+            pooled_width(model.backbone, config.augmentation.train_crop, "augmentation.train_crop")
         self.config, self.model, self.steps_per_epoch = config, model, steps_per_epoch
         self.log_every_steps = min(config.log_every_steps, config.epochs * steps_per_epoch)  # the last of a short run
         self.mono_loss: MonoLoss | None = None
