@@ -59,8 +59,8 @@ def read(name: str) -> RunConfig:
 
 def test_every_file_is_known():
     there = {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")}
-    assert there == set(FILES)
-    table = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    assert {name for name in there if not name.startswith("finetune/")} == set(FILES)  # the others: test_recipes
+    table = (CONFIGS / "README.md").read_text(encoding="utf-8").partition("## Fine-tuning")[0]
     assert {*re.findall(r"\(([\w/.-]+\.yaml)\)", table)} == set(FILES)
 
 

@@ -17,7 +17,7 @@ SOURCE = Path(monoloss.__file__).parent
 
 # What `import monoloss` must not load, with every extra installed.
 HEAVY = [
-    "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "PIL", "plotly",
+    "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "peft", "PIL", "plotly",
     "pyarrow", "pytorch_lightning", "rich",
     "scipy", "sklearn", "timm", "torchmetrics", "torchvision", "transformers",
 ]  # fmt: skip
@@ -41,6 +41,7 @@ FLOORS = {
     "data": 2,
     "regularizer": 3,
     "evaluation": 3,
+    "finetune": 3,
     "interop": 3,
     "training": 3,
     "report": 4,

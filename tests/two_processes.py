@@ -33,6 +33,7 @@ from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
 from monoloss.losses import MonoLoss
 from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
+from monoloss.regularizer import ActivationRegularizer
 from monoloss.sparse import SparseActivations
 
 N_ROWS, N_FIRST = 64, 23  # the first process has rows 0 to 22, the second the rest
@@ -245,6 +246,31 @@ def trained_layer(rows: Rows) -> Result:
     return result
 
 
+def regularized_layer(rows: Rows) -> Result:
+    """A model under DistributedDataParallel with MonoLoss on a layer inside: gradients, and weights after four steps.
+
+    The weights of the task loss make up for the processes' unequal numbers of rows.
+    """
+    result = {}
+    for memory in (0.0, 0.8):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 6, 2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)).double()
+        model = DistributedDataParallel(net) if dist.is_initialized() else net
+        n_processes = dist.get_world_size() if dist.is_initialized() else 1
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        with ActivationRegularizer(model, "1", MonoLoss(memory=memory)) as regularizer:
+            for step in range(4):
+                images = some_embeddings(N_ROWS, seed=10 + step).reshape(N_ROWS, 1, 2, 4)[rows]
+                optimizer.zero_grad()
+                task = model(images).square().mean(1).sum() * n_processes / N_ROWS
+                (task + 5.0 * regularizer(some_embeddings(N_ROWS, seed=step)[rows])).backward()
+                if step == 0:
+                    result |= {f"{memory} {name} gradient": p.grad.clone() for name, p in net.named_parameters()}
+                optimizer.step()
+        result |= {f"{memory} {name}": parameter.detach() for name, parameter in net.named_parameters()}
+    return result
+
+
 SCENARIOS: dict[str, Callable[[Rows], Result]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -264,6 +290,7 @@ SCENARIOS: dict[str, Callable[[Rows], Result]] = {
         loss_in_a_group_of_one,
         loss_of_float32_that_one_process_sums_differently,
         trained_layer,
+        regularized_layer,
     )
 }
 

@@ -28,6 +28,7 @@ class _Terminated(BaseException):
 COMMANDS = {  # module and function; its arguments become options. At their top these modules import nothing heavy
     "demo": ("monoloss.commands.demo", "demo"),
     "train": ("monoloss.commands.train", "train"),
+    "finetune": ("monoloss.commands.finetune", "finetune"),
     "evaluate": ("monoloss.commands.evaluate", "evaluate_saes"),
     "extract": ("monoloss.commands.extract", "extract_features"),
     "import": ("monoloss.commands.import_files", "import_files"),

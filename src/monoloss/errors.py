@@ -47,6 +47,7 @@ _EXTRA_OF = {
     "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
+    "peft": "finetune",
     "datasets": "interop",
     "lmdb": "interop",
     "pyarrow": "interop",

@@ -15,7 +15,7 @@ from PIL import Image
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from monoloss.data.encoder_outputs import parse_output
 from monoloss.data.encoder_weights import build_empty, request_model
-from monoloss.data.encoders import PRESETS, _data_config, _try, load_encoder
+from monoloss.data.encoders import PRESETS, _try, data_config, load_encoder
 from monoloss.files import sha256
 
 # Outputs and widths that the encoders of the paper, and the others, are known to have; see also test_preset_models.
@@ -44,7 +44,7 @@ def empty_model(preset):
 def shape_of(preset, output, patches=False):
     empty = empty_model(preset)
     assert all(value.device.type == "meta" for value in empty.parameters())
-    size = _data_config(empty, PRESETS[preset].image_size, None)["input_size"]
+    size = data_config(empty, PRESETS[preset].image_size, None)["input_size"]
     return _try(empty, parse_output(output, patches), size)
 
 
@@ -85,7 +85,7 @@ def test_preset_of_openai_computes_what_it_was_trained_with():
 
 
 def test_preset_resnet_is_tested_at_224():
-    config = _data_config(empty_model("resnet-50"), None, None)
+    config = data_config(empty_model("resnet-50"), None, None)
     assert (config["input_size"], config["crop_pct"]) == ((3, 224, 224), 0.965)  # resized to 232; trained at 176
 
 

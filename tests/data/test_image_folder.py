@@ -203,7 +203,8 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("spec", ["", "x", "imagefolder:", "images:x", ":x", "/data/images"])
 def test_kinds_of_sources(spec: str) -> None:
     assert refused(spec) == (
-        f"images: got {spec!r}; needed imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME or openimages:PATH"
+        f"images: got {spec!r}; needed imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, "
+        "cifar10:PATH or cifar100:PATH"
     )
 
 

@@ -46,7 +46,7 @@ def extract_features(  # noqa: PLR0913 - each is an option
     Args:
         encoder: clip-vit-l14, siglip2-so400m, vit-l16, dinov2-l, resnet-50, clip-vit-b32, a name in timm,
             hf-hub:USER/NAME, or a local folder with config.json and model.safetensors
-        images: imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME or openimages:PATH
+        images: imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, cifar10:PATH or cifar100:PATH
         out: folder for the store; it does not exist yet, is empty, or was begun by the same command
         split: of a folder PATH/split/class, of a dataset, or of OpenImages
         output: embedding, pooled, class_token, layer:NAME or layer:NAME:class; by default what suits the model

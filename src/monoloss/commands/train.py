@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monoloss.commands.settings import part_settings
 from monoloss.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,28 +76,10 @@ def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         InputError: an option that is neither, or a setting without a value.
     """
-    from monoloss.plain_values import unknown_key
     from monoloss.training.config_files import SETTINGS
 
     options = [name for name in signature(train).parameters if name != "settings"]
-    rest: list[str] = []
-    settings: list[tuple[str, str]] = []
-    more: dict[str, Any] = {"settings": settings}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word == "--print_config":  # which the parser would take for its own
-            more["print_config"] = True
-        elif not word.startswith("--") or name in ("help", *options):
-            rest.append(word)
-        elif name.partition(".")[0] not in SETTINGS:
-            raise unknown_key("--", name, [*options, *SETTINGS])
-        elif not equals and (not words or words[0].startswith("--")):
-            raise InputError(word, "nothing", "a value")
-        else:
-            settings.append((name, value if equals else words.pop(0)))
-    return rest, more
+    return part_settings(argv, options, SETTINGS)
 
 
 def _go_on(run: Path, store: str | None, validation: str | None, progress: bool) -> None:

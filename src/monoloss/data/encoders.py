@@ -199,7 +199,7 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
             "'pooled' ('layer:NAME' of the head for what it gives)",
         )
     check_layer(empty, chosen)
-    config = _data_config(empty, image_size, crop)
+    config = data_config(empty, image_size, crop)
     trial: Extracted | None = None
     with suppress(RuntimeError):  # not every model runs without memory
         trial = _try(empty, chosen, config["input_size"])
@@ -226,7 +226,7 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _data_config(model: ImageModel, image_size: int | None, crop: str | None) -> dict[str, Any]:
+def data_config(model: ImageModel, image_size: int | None, crop: str | None) -> dict[str, Any]:
     """The model's preprocessing at test time, with what the user changed."""
     from timm.data.config import resolve_model_data_config
 

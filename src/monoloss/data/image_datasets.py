@@ -121,6 +121,17 @@ class DatasetImages:
         if start < end:
             yield from self._rows(self.dataset.select(range(start, end)), start)
 
+    def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
+        """The id and the label of each row, without the images; None for a label that is not known."""
+        chosen = (self.label_column.name if self.label_column else None, self.id_column)
+        names = list(dict.fromkeys(name for name in chosen if name is not None)) or [self.image_column]
+        row = 0
+        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME):
+            column = self.label_column
+            labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
+            yield from zip(self._ids(table, row), labels, strict=True)
+            row += table.num_rows
+
     def check_columns(self) -> None:
         """Read all labels and ids (of a stream: the first row) before any work; `InputError` says what is wrong."""
         if self.n_images is None:

@@ -60,6 +60,10 @@ class FileImages:
             path = os.path.join(self.image_root, name)  # noqa: PTH118 - a million of them
             yield SourceImage(position, name, name, self.label_of(position), path)
 
+    def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
+        """The id and the label of each image, without the images."""
+        return ((name, self.label_of(position)) for position, name in enumerate(self.files))
+
 
 class Listing(NamedTuple):
     """What is below a folder: image files, folders directly in it, the number of other files."""

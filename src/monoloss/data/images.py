@@ -1,4 +1,4 @@
-"""Images from anywhere: folders, Hugging Face datasets, OpenImages. One order, one id each, decoded on request."""
+"""Images from anywhere: folders, Hugging Face datasets, CIFAR, OpenImages. One order, one id each, decoded late."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from monoloss.errors import InputError, missing_extra
 
 __all__ = ["ImageSource", "SourceImage", "UnreadableImage", "decode_image", "open_images"]
 
-_KINDS = ("imagefolder", "dataset", "hf-hub", "openimages")
+_KINDS = ("imagefolder", "dataset", "hf-hub", "openimages", "cifar10", "cifar100")
+_WITH_COLUMNS = ("dataset", "hf-hub")
 _ONLY_FOR = {
     "image_column": ("dataset", "hf-hub"),
     "id_column": ("dataset", "hf-hub"),
@@ -43,10 +44,12 @@ def open_images(  # noqa: PLR0913 - each is an option
       or a folder of such files. The row numbers are the ids.
     - ``hf-hub:USER/NAME``: one on the Hugging Face Hub; it is downloaded whole, unless `streaming` is on.
     - ``openimages:PATH``: image files in any depth and the official CSV files; several labels an image.
+    - ``cifar10:PATH``, ``cifar100:PATH``: the official files for Python, unpacked in PATH.
 
     Args:
         spec: one of these.
-        split: of a folder PATH/split/class; of a dataset, where there are several; or of OpenImages.
+        split: of a folder PATH/split/class; of a dataset, where there are several; of OpenImages; or of CIFAR, "train"
+            or "test".
         image_column: of a dataset; by default its only column of images.
         label_column: of a dataset; by default its only ClassLabel, else `labels`, `label`, `targets` or `target`: a
             ClassLabel, lists of ClassLabel, integers, or strings (their sorted values are the classes). An empty name
@@ -74,13 +77,14 @@ def open_images(  # noqa: PLR0913 - each is an option
     """
     kind, colon, place = spec.partition(":")
     if kind not in _KINDS or not colon or not place:
-        raise InputError("images", repr(spec), "imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME or openimages:PATH")
+        needed = "imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, cifar10:PATH or cifar100:PATH"
+        raise InputError("images", repr(spec), needed)
     options = {"image_column": image_column, "id_column": id_column, "streaming": streaming or None, "subset": subset}
     options |= {"labels_path": labels_path, "classes_path": classes_path}
     for name, value in options.items():
         if value is not None and kind not in _ONLY_FOR[name]:
             raise InputError(name, repr(value), f"none: it is an option of {' and '.join(_ONLY_FOR[name])}")
-    if label_column is not None and (kind == "openimages" or (kind == "imagefolder" and label_column)):
+    if label_column is not None and (kind not in _WITH_COLUMNS and (label_column or kind != "imagefolder")):
         raise InputError("label_column", repr(label_column), f"none, or a dataset: {kind} has no columns")
     path = os.path.expanduser(place)  # noqa: PTH111 - a shell does not do it behind a colon
     if kind == "imagefolder":
@@ -88,6 +92,10 @@ def open_images(  # noqa: PLR0913 - each is an option
     if kind == "openimages":
         return open_openimages(spec, path, split=split, labels_path=labels_path, classes_path=classes_path)
     try:
+        if kind not in _WITH_COLUMNS:
+            from monoloss.data.cifar import open_cifar
+
+            return open_cifar(spec, kind, path, split)
         from monoloss.data.image_datasets import open_image_dataset
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error

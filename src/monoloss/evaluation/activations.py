@@ -72,6 +72,11 @@ class StoredActivations:
         self.shape: tuple[int, int] = (shape[0], shape[1])
         self.rows(0, 0)  # refuses what are no real numbers
 
+    @property
+    def description(self) -> str:
+        """What they are, in a few words."""
+        return f"activations in {self.path.name}"
+
     def rows(self, start: int, stop: int) -> Float[Tensor, "n m"]:
         """Activations of the rows ``start`` to ``stop`` (exclusive), floating point, on ``device``.
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_matrix
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
 
@@ -33,6 +32,38 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
+class ByPosition(Protocol):
+    """Activations of the rows of one store, asked for by position: read from a file, or made of what the rows show."""
+
+    @property
+    def description(self) -> str:
+        """What the activations are, in a few words."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the activations come."""
+        ...
+
+    def rows(self, start: int, stop: int) -> Activations:
+        """Activations of the rows ``start`` to ``stop`` (exclusive)."""
+        ...
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        ...
+
+
+@runtime_checkable
+class WithFigures(Protocol):
+    """A model that finds more than its activations say."""
+
+    def figures(self) -> dict[str, float]:
+        """Measures for the summary, once every row was asked for."""
+        ...
+
+
 class Judged(NamedTuple):
     """What one model makes of some rows.
 
@@ -48,10 +79,10 @@ class Judged(NamedTuple):
 
 
 def judge(
-    name: str, model: Encoder | StoredActivations, inputs: Float[Tensor, "n d_in"], start: int, *, rebuild: bool = True
+    name: str, model: Encoder | ByPosition, inputs: Float[Tensor, "n d_in"], start: int, *, rebuild: bool = True
 ) -> Judged:
     """Encode the rows from number ``start`` on, and rebuild them where the model can and ``rebuild`` asks for it."""
-    if isinstance(model, StoredActivations):
+    if isinstance(model, ByPosition):
         return Judged(model.rows(start, start + len(inputs)), None, inputs)
     if isinstance(model, SparseAutoencoder):
         if not rebuild:
@@ -92,24 +123,24 @@ def check_models(models: object, n_rows: int, width: int) -> None:
         came = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
         raise InputError("models", came, "a dict from names to models with encode(inputs)")
     for name, model in models.items():
-        if not isinstance(model, Encoder | StoredActivations):
+        if not isinstance(model, Encoder | ByPosition):
             raise InputError(f"models[{name!r}]", type(model).__name__, "a model with encode(inputs)")
-        if isinstance(model, StoredActivations) and len(model) != n_rows:
-            came = f"{len(model)} rows in {model.path}"
+        if isinstance(model, ByPosition) and len(model) != n_rows:
+            came = f"{len(model)} rows in {getattr(model, 'path', model.description)}"
             raise InputError(f"models[{name!r}]", came, f"as many as the store has, {n_rows}")
         if isinstance(model, SparseAutoencoder) and model.d_in != width:
             raise InputError("store", f"rows of width {width} for models[{name!r}]", f"its width, {model.d_in}")
 
 
-def modes(models: dict[str, Encoder | StoredActivations]) -> list[tuple[nn.Module, bool]]:
+def modes(models: dict[str, Encoder | ByPosition]) -> list[tuple[nn.Module, bool]]:
     """Every module below the models with its training flag, so that evaluation can put it back."""
     found = [model for model in models.values() if isinstance(model, nn.Module)]
     return [(part, part.training) for model in found for part in model.modules()]
 
 
-def device_of(model: Encoder | StoredActivations, otherwise: torch.device) -> torch.device:
-    """Where a model wants its rows: the device of its parameters, if it has any; where stored activations come back."""
-    if isinstance(model, StoredActivations):
+def device_of(model: Encoder | ByPosition, otherwise: torch.device) -> torch.device:
+    """Where a model wants its rows: the device of its parameters, if it has any; or where its activations come."""
+    if isinstance(model, ByPosition):
         return model.device
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     return next((parameter.device for parameter in parameters), otherwise)

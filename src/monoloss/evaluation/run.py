@@ -13,10 +13,18 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
-from monoloss.evaluation.protocol import Encoder, check_models, device_of, judge, latents_of, modes
+from monoloss.evaluation.protocol import (
+    ByPosition,
+    Encoder,
+    WithFigures,
+    check_models,
+    device_of,
+    judge,
+    latents_of,
+    modes,
+)
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.sums import LatentFigures, LatentSums, Wanted
 from monoloss.functional.moments import unit_rows
@@ -51,8 +59,9 @@ def evaluate(
     Args:
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
         models: what encodes rows, by name: a :class:`monoloss.SparseAutoencoder`, or any object with
-            ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged); or activations
-            of these rows in a file, :class:`monoloss.evaluation.activations.StoredActivations`.
+            ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged); activations of
+            these rows in a file, :class:`monoloss.evaluation.activations.StoredActivations`; or a fine-tuned model on
+            the images of these rows, :class:`monoloss.finetune.evaluation.ImageActivations`.
         purity: judge class purity; by default where the store has labels.
         center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
         n_examples: rows kept for each latent, of those it is active on: as many of the most active, of the least
@@ -119,7 +128,7 @@ def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[Sto
 
 
 @contextmanager
-def _in_eval_mode(models: dict[str, Encoder | StoredActivations]) -> Iterator[None]:
+def _in_eval_mode(models: dict[str, Encoder | ByPosition]) -> Iterator[None]:
     before = modes(models)
     try:
         for module, _ in before:
@@ -133,7 +142,7 @@ def _in_eval_mode(models: dict[str, Encoder | StoredActivations]) -> Iterator[No
 class _Figures:
     """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
 
-    def __init__(self, name: str, model: Encoder | StoredActivations, store: FeatureStore, wanted: Wanted) -> None:
+    def __init__(self, name: str, model: Encoder | ByPosition, store: FeatureStore, wanted: Wanted) -> None:
         self.name, self.model, self.store, self.wanted = name, model, store, wanted
         self.n_latents: int | None = None
         self.chance = torch.tensor(torch.nan)
@@ -212,6 +221,8 @@ class _Figures:
         if self.reconstruction is not None:
             quality = self.reconstruction.summary()
             summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
+        if isinstance(self.model, WithFigures):
+            summary |= self.model.figures()
         top_classes = [block.top_classes for block in self.blocks if block.top_classes is not None]
         return Evaluation(
             self.name,
@@ -242,14 +253,14 @@ class _Figures:
         }
 
 
-def _directions(model: Encoder | StoredActivations) -> Tensor | None:
+def _directions(model: Encoder | ByPosition) -> Tensor | None:
     """What each latent of a SAE adds to a reconstruction, at length 1, ``(m, d_in)`` float16."""
     if not isinstance(model, SparseAutoencoder):
         return None
     return nn.functional.normalize(model.decoder_rows.float(), dim=1).half()
 
 
-def _sae_facts(model: Encoder | StoredActivations) -> dict[str, Any]:
+def _sae_facts(model: Encoder | ByPosition) -> dict[str, Any]:
     """The configuration of a SAE, and how it was trained if that is known."""
     if not isinstance(model, SparseAutoencoder):
         return {}
@@ -257,7 +268,7 @@ def _sae_facts(model: Encoder | StoredActivations) -> dict[str, Any]:
     return {"sae": plain(model.config)} | ({} if training is None else {"training": dict(training)})
 
 
-def _model_text(model: Encoder | StoredActivations) -> str:
+def _model_text(model: Encoder | ByPosition) -> str:
     if isinstance(model, SparseAutoencoder):
         return repr(model.config)
-    return f"activations in {model.path.name}" if isinstance(model, StoredActivations) else type(model).__name__
+    return model.description if isinstance(model, ByPosition) else type(model).__name__

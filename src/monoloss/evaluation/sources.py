@@ -1,4 +1,4 @@
-"""What is to be evaluated, as a user names it: SAE folders, run folders, names on the Hub, files of activations."""
+"""What is to be evaluated, as a user names it: SAEs, runs, fine-tuned models, files of activations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,10 +15,11 @@ from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.files import read_json
+from monoloss.finetune.checkpoint import is_finetuned
 from monoloss.sae.checkpoint import HUB
 from monoloss.sae.model import SparseAutoencoder
 
-SAES, EVALUATIONS = "saes", "evaluations"  # folders of a run
+SAES, MODEL, EVALUATIONS = "saes", "model", "evaluations"  # folders of a run
 _SAE_FILES = ("config.json", "model.safetensors")
 _NAME = re.compile(r"[^\W.][\w.+-]*")  # what a file system takes, and a name in a training configuration
 _NEEDED = f"the folder of a SAE or of a run, or a name on the Hub written {HUB}USER/NAME"
@@ -31,13 +33,13 @@ class Source:
         name: what its figures carry.
         path: where it comes from: a folder, a file, or ``hf-hub:user/name``.
         run: the folder of the run that it belongs to, if it does.
-        stored: the path is a file of activations, not a SAE.
+        kind: what the path is: a SAE, a file of activations, or a fine-tuned model.
     """
 
     name: str
     path: str
     run: Path | None = None
-    stored: bool = False
+    kind: Literal["sae", "activations", "finetuned"] = "sae"
 
     @property
     def folder(self) -> Path:
@@ -47,17 +49,17 @@ class Source:
         return self.run / EVALUATIONS / Path(self.path).name
 
     def load(self, device: torch.device, key: str | None = None) -> SparseAutoencoder | StoredActivations:
-        """The model, on a device. ``key``: of the activations in their file.
+        """The SAE, or the activations, on a device. ``key``: of the activations in their file.
 
         Raises:
             InputError: the file or folder cannot be used; the error names it.
         """
-        if self.stored:
+        if self.kind == "activations":
             return StoredActivations(self.path, key=key, device=device)
         return SparseAutoencoder.from_pretrained(self.path, device=device)
 
 
-def find_sources(saes: Sequence[str], activations: Sequence[str] = ()) -> list[Source]:
+def find_sources(saes: Sequence[str], activations: Sequence[str] = (), finetuned: Sequence[str] = ()) -> list[Source]:
     """The models that some texts name, each under a name of its own.
 
     A text is a path, or ``NAME=PATH``. A path to a SAE is its folder, ``hf-hub:user/name``, or the folder of a run,
@@ -67,9 +69,10 @@ def find_sources(saes: Sequence[str], activations: Sequence[str] = ()) -> list[S
     Args:
         saes: of SAEs.
         activations: of files that hold activations.
+        finetuned: of folders of fine-tuned models, or of the runs that made them.
 
     Returns:
-        One source for each SAE and file, in the order given; the SAEs of a run by name.
+        One source for each SAE, file and model, in the order given; the SAEs of a run by name.
 
     Raises:
         InputError: a path where nothing is, or nothing that can be evaluated; a name that was given to two models;
@@ -91,7 +94,12 @@ def find_sources(saes: Sequence[str], activations: Sequence[str] = ()) -> list[S
     for text in activations:
         name, path = _name_and_path(text)
         given |= {len(found)} if name is not None else set()
-        found.append(Source(name or _allowed(Path(path).stem), path, stored=True))
+        found.append(Source(name or _allowed(Path(path).stem), path, kind="activations"))
+    for text in finetuned:
+        name, path = _name_and_path(text)
+        given |= {len(found)} if name is not None else set()
+        source = _finetuned_at(path)
+        found.append(replace(source, name=name or source.name))
     if not found:
         raise InputError("saes", "none, and no activations", "something to evaluate")
     return _with_unique_names(found, given)
@@ -145,6 +153,8 @@ def _saes_at(path: str) -> list[Source]:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(path, "a file" if folder.exists() else "no such folder", _NEEDED)
+    if is_finetuned(folder) or is_finetuned(folder / MODEL):
+        raise InputError(path, "a fine-tuned model", "a SAE here; fine-tuned models are given by --finetuned")
     if any((folder / name).is_file() for name in _SAE_FILES):
         return [_sae_at(folder)]
     below = folder / SAES
@@ -159,6 +169,19 @@ def _sae_at(folder: Path) -> Source:
     whole = folder.resolve()
     in_a_run = whole.parent.name == SAES and (whole.parents[1] / "config.yaml").is_file()
     return Source(_allowed(whole.name), str(folder), whole.parents[1] if in_a_run else None)
+
+
+def _finetuned_at(path: str) -> Source:
+    """A fine-tuned model, under the name of its run where it lies in one."""
+    folder = Path(path)
+    for model in (folder, folder / MODEL):
+        if is_finetuned(model):
+            run = model.resolve().parent
+            in_a_run = model.resolve().name == MODEL and (run / "config.yaml").is_file()
+            name = run.name if in_a_run else model.resolve().name
+            return Source(_allowed(name), str(model), run if in_a_run else None, "finetuned")
+    came = "a folder without one" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+    raise InputError(path, came, "the folder of a fine-tuned model, or of a run of monoloss finetune that is finished")
 
 
 def _allowed(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from monoloss.files import atomic_file
-from monoloss.training.batches import ShuffledBatches
-from monoloss.training.config import TrainingConfig
+from monoloss.training.run_settings import ResumableBatches, RunSettings
 from monoloss.training.signals import StopSignals
 
 _SUFFIX = ".ckpt"
@@ -48,6 +48,8 @@ class WholeFiles(TorchCheckpointIO):
 class Checkpoints(Callback):
     """Saves a run at the end of a step: every so many steps or minutes, at the last one, and when a signal came.
 
+    Of several processes all save, and stop, when one of them is to.
+
     Args:
         folder: where; missing folders are made.
         config: says how often, and how many are kept.
@@ -61,9 +63,9 @@ class Checkpoints(Callback):
     def __init__(
         self,
         folder: Path,
-        config: TrainingConfig,
+        config: RunSettings,
         n_steps: int,
-        batches: ShuffledBatches,
+        batches: ResumableBatches,
         identity: Mapping[str, Any],
         stop: StopSignals,
         before: Callable[[], object],
@@ -95,9 +97,16 @@ class Checkpoints(Callback):
         self._end_step(trainer)
 
     def _end_step(self, trainer: Trainer) -> None:
-        if self._stop.received is not None or self._is_due(trainer.global_step):
+        if trainer.world_size > 1 and self._agreed(trainer, self._stop.received is not None):
+            self._stop.received = self._stop.received or signal.SIGTERM
+        if self._stop.received is not None or self._agreed(trainer, self._is_due(trainer.global_step)):
             self.save(trainer)
         self._stop.check()
+
+    @staticmethod
+    def _agreed(trainer: Trainer, mine: bool) -> bool:
+        """Whether any process says so."""
+        return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """What Lightning leaves out: whose it is, where the batches stand, and where torch's global generators do."""
@@ -123,6 +132,8 @@ class Checkpoints(Callback):
         self._before()
         trainer.save_checkpoint(self.folder / f"step={step:08d}{_SUFFIX}")
         self._saved_at = monotonic()
+        if not trainer.is_global_zero:
+            return
         earlier = [path for path in checkpoints_in(self.folder) if step_of(path) <= step]
         for path in set(checkpoints_in(self.folder)) - set(earlier[: self.config.keep_checkpoints]):
             path.unlink()

@@ -56,6 +56,15 @@ def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> Ru
         InputError: no such file, or not YAML; an unknown key, an option of another SAE variant, a value of a wrong type
             or out of range. The error names the file or the key, from the top.
     """
+    return run_from_dict(read_settings(file, options))
+
+
+def read_settings(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """The nested plain values of a run's file, with options over them.
+
+    Raises:
+        InputError: no such file, or not YAML; an option that is not, or that has no place.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +78,7 @@ def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> Ru
         raise InputError(str(file), "an anchor inside of itself", "nested keys and values") from None
     for key, value in options:
         _set(content, key, from_yaml(value, f"--{key}"))
-    return run_from_dict(content)
+    return dict(content)
 
 
 def run_from_dict(content: Mapping[str, Any]) -> RunConfig:

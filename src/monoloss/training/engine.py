@@ -17,37 +17,41 @@ from rich.console import Console
 
 from monoloss.errors import InputError
 from monoloss.training.checkpoints import WholeFiles
-from monoloss.training.config import TrainingConfig
+from monoloss.training.run_settings import RunSettings
 
 LOGS = "logs"
 
 
-def make_trainer(config: TrainingConfig, run: Path, callbacks: Sequence[Callback]) -> Trainer:
-    """The trainer of a run; its figures go to ``run/logs/version_N``, a new version each time."""
-    return Trainer(
-        accelerator="auto",
-        devices=1,
-        precision=config.precision,
-        max_epochs=config.epochs,
-        accumulate_grad_batches=config.accumulate_batches,
-        logger=_loggers(config, run),
-        log_every_n_steps=config.log_every_steps,
-        callbacks=list(callbacks),
-        plugins=[WholeFiles()],
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
+def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], **options: Any) -> Trainer:
+    """The trainer of a run; its figures go to ``run/logs/version_N``, a new version each time.
+
+    ``options`` are Lightning's, over those of all runs.
+    """
+    shared: dict[str, Any] = {
+        "accelerator": "auto",
+        "devices": 1,
+        "precision": config.precision,
+        "max_epochs": config.epochs,
+        "accumulate_grad_batches": config.accumulate_batches,
+        "logger": _loggers(config, run),
+        "log_every_n_steps": config.log_every_steps,
+        "callbacks": list(callbacks),
+        "plugins": [WholeFiles()],
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**shared | options)
 
 
-def check_loggers(config: TrainingConfig) -> None:
+def check_loggers(config: RunSettings) -> None:
     """Refuse loggers that are not installed, before any work."""
     for name in config.loggers:
         if find_spec(name) is None:
             raise InputError("loggers", f"{name!r}, which is not installed", f"pip install {name}")
 
 
-def _loggers(config: TrainingConfig, run: Path) -> list[Logger]:
+def _loggers(config: RunSettings, run: Path) -> list[Logger]:
     csv = CSVLogger(run, name=LOGS, flush_logs_every_n_steps=config.log_every_steps)
     loggers: list[Logger] = [csv]
     if "tensorboard" in config.loggers:
@@ -75,6 +79,7 @@ def quiet_lightning() -> Iterator[None]:
                 ".*does not have many workers.*",
                 ".*isinstance.treespec, LeafSpec.*is deprecated.*",  # in Lightning
                 ".*The number of training batches.*is smaller than the logging",
+                ".*You defined a `validation_step` but have no `val_dataloader`",
             ):
                 warnings.filterwarnings("ignore", message=advice)
             yield

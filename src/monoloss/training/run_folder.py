@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_rea
 from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
 
+CONFIG_NAME = "config.yaml"
+
 
 class RunFolder:
     """``config.yaml``, ``logs/``, ``checkpoints/`` for going on, and at the end ``evaluations/`` and ``saes/``.
@@ -30,7 +32,7 @@ class RunFolder:
         if not os.fspath(path):
             raise InputError("run", "an empty text", "a folder")
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
+        self.config_file = self.path / CONFIG_NAME
         self.checkpoints, self.saes = self.path / "checkpoints", self.path / "saes"
         self.evaluations = self.path / "evaluations"
 
@@ -49,30 +51,12 @@ class RunFolder:
 
         A run of which nothing was saved holds nothing: its place may be taken.
         """
-        check_new_folder(self.path, allow_full=True)
-        if resume:
-            if self.holds_a_run and not self.config_file.is_file():
-                raise InputError(str(self.config_file), "no such file", "the config.yaml of the run that is to go on")
-        elif self.holds_a_run:
-            needed = "a new folder, or --resume (resume=True) to go on with it"
-            raise InputError(str(self.path), "a folder that holds a run", needed)
-        if (self.path / MANIFEST).exists():
-            raise InputError(str(self.path), "the folder of a feature store", "a folder of its own for the run")
-        if self.config_file.exists() and not _is_of_a_run(self.config_file):
-            raise InputError(str(self.config_file), "a file that no run has written", "a folder of its own for the run")
+        check_place(self.path, resume, holds_a_run=self.holds_a_run, wrote_config=_is_of_a_run)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Make the folder; nobody else may train in it meanwhile. A killed process leaves no claim behind."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            came = f"a place that cannot be written ({error.strerror})"
-            raise InputError(str(self.path), came, "another") from error
-        with only_one(self.path, "training"):
-            if self.config_file.exists():
-                for folder in (self.path, self.checkpoints, self.evaluations):
-                    remove_temporaries(folder)
+        with claimed(self.path, (self.checkpoints, self.evaluations)):
             yield
 
     def settle_config(self, config: RunConfig, resume: bool) -> None:
@@ -111,6 +95,41 @@ class RunFolder:
         return {name: SparseAutoencoder.from_pretrained(self.saes / name) for name in names}
 
 
+def check_place(path: Path, resume: bool, *, holds_a_run: bool, wrote_config: Callable[[Path], bool]) -> None:
+    """Refuse a place where no run can be; ``wrote_config`` says whether a run has written a file.
+
+    Raises:
+        InputError: no folder can be there; there is another run, a feature store, or somebody's ``config.yaml``.
+    """
+    config_file = path / CONFIG_NAME
+    check_new_folder(path, allow_full=True)
+    if resume:
+        if holds_a_run and not config_file.is_file():
+            raise InputError(str(config_file), "no such file", "the config.yaml of the run that is to go on")
+    elif holds_a_run:
+        needed = "a new folder, or --resume (resume=True) to go on with it"
+        raise InputError(str(path), "a folder that holds a run", needed)
+    if (path / MANIFEST).exists():
+        raise InputError(str(path), "the folder of a feature store", "a folder of its own for the run")
+    if config_file.exists() and not wrote_config(config_file):
+        raise InputError(str(config_file), "a file that no run has written", "a folder of its own for the run")
+
+
+@contextmanager
+def claimed(path: Path, folders: Iterable[Path]) -> Iterator[None]:
+    """Make the folder of a run, and clean it and its ``folders`` of what killed writers left; nobody else may train."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        came = f"a place that cannot be written ({error.strerror})"
+        raise InputError(str(path), came, "another") from error
+    with only_one(path, "training"):
+        if (path / CONFIG_NAME).exists():
+            for folder in (path, *folders):
+                remove_temporaries(folder)
+        yield
+
+
 def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> RunConfig:
     """All that a run on these stores is made of."""
     places: dict[str, FeatureStore] = {"store": store} | ({} if validation is None else {"validation": validation})
@@ -119,9 +138,11 @@ def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureS
     return RunConfig(config, **folders, **fingerprints)
 
 
-def check_same(where: str, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under another configuration or on other data; folders may have moved."""
-    differs = first_difference(written, config, but=("store", "validation"))
+def check_same(
+    where: str, written: Mapping[str, Any], config: Mapping[str, Any], but: Sequence[str] = ("store", "validation")
+) -> None:
+    """Refuse to go on with a run under another configuration or on other data; folders (``but``) may have moved."""
+    differs = first_difference(written, config, but=but)
     if differs is not None:
         key, before, now = differs
         raise InputError(key, f"{now!r}", f"{before!r} as in {where}, or another folder for a new run")

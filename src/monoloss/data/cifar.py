@@ -1,0 +1,94 @@
+"""CIFAR-10 and CIFAR-100 from their official files, which torchvision reads."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from monoloss.checks import check_number
+from monoloss.data.image_source import Label, LabelKind, SourceImage
+from monoloss.errors import InputError
+
+_KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class CifarImages:
+    """The images of one split, in the order of the files; the ids are "train/0", "train/1", ...
+
+    Args:
+        description: the source as the user wrote it.
+        split: "train" or "test".
+        pixels: of all images.
+        numbers: the label of each.
+        class_names: of the classes 0, 1, ...
+    """
+
+    description: str
+    split: str
+    pixels: UInt8[ndarray, "n 32 32 3"]
+    numbers: Sequence[int]
+    class_names: list[str]
+
+    @property
+    def image_root(self) -> str | None:
+        """None: the images are no files of a folder."""
+        return None
+
+    @property
+    def labels(self) -> LabelKind:
+        """An image has one label."""
+        return "single"
+
+    @property
+    def n_images(self) -> int:
+        """How many there are."""
+        return len(self.numbers)
+
+    def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
+        """The images at positions `start` to `stop` (exclusive; by default to the end), in order, as PNG files."""
+        check_number("start", start, at_least=0, integer=True)
+        for position in range(start, self.n_images if stop is None else min(stop, self.n_images)):
+            file = io.BytesIO()
+            Image.fromarray(self.pixels[position]).save(file, "png", compress_level=0)
+            yield SourceImage(position, self._id(position), None, self.numbers[position], file.getvalue())
+
+    def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
+        """The id and the label of each image, without the images."""
+        return ((self._id(position), number) for position, number in enumerate(self.numbers))
+
+    def _id(self, position: int) -> str:
+        return f"{self.split}/{position}"
+
+
+def open_cifar(description: str, kind: str, path: str | os.PathLike[str], split: str | None) -> CifarImages:
+    """The images of a split of CIFAR-10 or CIFAR-100 (its fine labels); see `open_images`.
+
+    The official files are pickles. Each is read only if its MD5 is the published one.
+
+    Args:
+        description: the source as the user wrote it.
+        kind: "cifar10" or "cifar100".
+        path: the folder that holds `cifar-10-batches-py` or `cifar-100-python`.
+        split: "train" or "test".
+
+    Raises:
+        InputError: no split is chosen, or a file is missing or is not the official one.
+    """
+    if split not in _SPLITS:
+        raise InputError("split", repr(split), f"one of the splits of {kind}: {', '.join(_SPLITS)}")
+    files = _KINDS[kind]
+    try:
+        data = files(path, train=split == "train")
+    except RuntimeError as error:
+        needed = f"the folder that holds {files.base_folder}, unpacked from {files.filename}"
+        raise InputError(description, "files that are missing or are not the official ones", needed) from error
+    return CifarImages(description, split, data.data, data.targets, list(data.classes))

@@ -1,0 +1,1 @@
+"""Vision models fine-tuned with MonoLoss on a layer of theirs."""

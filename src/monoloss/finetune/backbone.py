@@ -1,0 +1,162 @@
+"""The part of a model that comes from timm: an image model without its classifier, and how to build it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from monoloss.data.encoder_outputs import ImageModel
+from monoloss.data.encoders import PRESETS, data_config
+from monoloss.errors import InputError, missing_extra
+from monoloss.finetune.config import ModelConfig
+from monoloss.plain_values import plain
+
+_NOT_OF_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+_ARGUMENTS = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}
+
+
+class Backbone(NamedTuple):
+    """An image model of timm whose head is gone, and what it was made of.
+
+    Attributes:
+        model: gives pooled activations `(n, width)`: what its head was given.
+        width: of those.
+        recipe: what timm builds the same model from: `architecture`, `pretrained_cfg`, `args`, in plain values.
+        preprocessing: how an image becomes its input in evaluation, in timm's words: `input_size`, `interpolation`,
+            `mean`, `std`, `crop_pct`, `crop_mode`.
+    """
+
+    model: ImageModel
+    width: int
+    recipe: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+
+
+def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
+    """The backbone that was asked for, with its weights, without its classifier.
+
+    What "pooled" means is the model's own: the mean over positions for convolutional networks, the class token after
+    the last norm for most ViTs (CLIP's before its projection), the mean over tokens or attention pooling for others;
+    where a network has hidden layers between pooling and classifier, what comes out of them.
+
+    Args:
+        config: which model, weights and image size.
+        seed: of random weights.
+
+    Raises:
+        InputError: an unknown name, weights that are missing or do not fit, an image size that the model does not take.
+        MissingExtraError: timm is not installed.
+
+    Example:
+        >>> load_backbone(ModelConfig("resnet10t", pretrained=False, image_size=32)).width
+        512
+    """
+    try:
+        from timm.models import filter_pretrained_cfg, get_model_args
+
+        from monoloss.data import encoder_weights as weights
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    preset = PRESETS.get(config.backbone)
+    name, size = config.backbone, config.image_size
+    if preset is not None:
+        name, size = preset.model, size or preset.image_size
+    with _arguments_of_config():
+        request = weights.request_model(
+            name,
+            checkpoint=config.checkpoint,
+            pretrained=config.pretrained,
+            image_size=size,
+            seed=seed,
+            presets=PRESETS,
+        )
+        empty = weights.build_empty(request)
+        preprocessing = data_config(empty, size, None)
+        _reset(empty)
+        with suppress(RuntimeError):  # not every model runs without memory
+            pooled_width(empty, preprocessing["input_size"][1])
+        model, _ = weights.build_model(request, empty, head_used=False)
+    _reset(model)
+    width = pooled_width(model, preprocessing["input_size"][1])
+    recipe = {
+        "architecture": model.pretrained_cfg["architecture"],
+        "pretrained_cfg": filter_pretrained_cfg(  # type: ignore[no-untyped-call]
+            model.pretrained_cfg, remove_source=True, remove_null=True
+        ),
+        "args": {key: value for key, value in get_model_args(model).items() if value is not None},
+    }
+    return Backbone(model, width, plain(recipe), plain(preprocessing))
+
+
+def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
+    """The model of a recipe with arbitrary weights. It may lie on "meta", inside `torch.device("meta")`.
+
+    Raises:
+        InputError: a recipe that the installed timm cannot follow.
+        MissingExtraError: timm is not installed.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+    for key in _NOT_OF_A_RECIPE:  # they would make timm read other files
+        if key in recipe["args"]:
+            raise InputError(f"backbone.args.{key}", "a value", "no such key")
+    try:
+        return timm.create_model(
+            recipe["architecture"], pretrained=False, pretrained_cfg=dict(recipe["pretrained_cfg"]), **recipe["args"]
+        )
+    except Exception as error:  # wrong values in a file can raise anything in timm
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError("backbone", f"{recipe['architecture']!r} ({reason})", "a model of this timm") from error
+
+
+@torch.no_grad()
+def pooled_width(model: ImageModel, image_size: int, argument: str = "model.image_size") -> int:
+    """The width of what a backbone gives, found with one square image.
+
+    Raises:
+        InputError: the model does not take images of that size; the error names ``argument``.
+    """
+    was_training, parameter = model.training, next(model.parameters())
+    image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    try:
+        pooled = model.eval()(image)
+    except (AssertionError, ValueError) as error:
+        raise _wrong_size(argument, image_size, error) from error
+    except RuntimeError as error:
+        if parameter.is_meta:
+            raise
+        raise _wrong_size(argument, image_size, error) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(pooled, Tensor) or pooled.ndim != 2:
+        came = f"shape {tuple(pooled.shape)}" if isinstance(pooled, Tensor) else f"a {type(pooled).__name__}"
+        raise InputError("model.backbone", f"a model whose pooled output is {came}", "one vector an image")
+    return int(pooled.shape[1])
+
+
+def _reset(model: ImageModel) -> None:
+    """Take the classifier off; what is in front of it stays as it is."""
+    if not hasattr(model, "reset_classifier"):
+        raise InputError("model.backbone", f"a {type(model).__name__}", "an image classifier of timm")
+    model.reset_classifier(0)
+
+
+@contextmanager
+def _arguments_of_config() -> Iterator[None]:
+    """Errors name the keys of the configuration."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_ARGUMENTS.get(error.argument, error.argument), error.came, error.needed) from error
+
+
+def _wrong_size(argument: str, size: int, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(argument, f"{size} ({reason})", "a size that the backbone takes")

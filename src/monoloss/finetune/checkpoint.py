@@ -1,0 +1,198 @@
+"""Fine-tuned models as folders: written whole, read strictly.
+
+- `model.safetensors`: every weight and buffer under its name in the model, floating-point ones in float32; low-rank
+  updates are merged, so that the backbone's names are timm's.
+- `config.json`: `format_version`, `library`, `library_version`, `kind`, `class_names`, `width` (of the
+  layer), `top_k`, `backbone` (what timm builds it from), `preprocessing` (in evaluation), and of the `Provenance`
+  `encoder` and `store_fingerprint` (of the embeddings) and `training`, each null where unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from monoloss.checks import check_choice, check_number, check_type
+from monoloss.errors import InputError
+from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
+from monoloss.finetune.backbone import Backbone, rebuild_backbone
+from monoloss.finetune.model import FineTuneModel, merged
+from monoloss.plain_values import check_known, plain
+from monoloss.sae.checkpoint_files import LIBRARY, Provenance, check_savable, read_tensors, write_tensors
+
+FORMAT_VERSION = 1
+TENSORS, FACTS, KIND = "model.safetensors", "config.json", "fine-tuned model"
+_DESCRIBED = tuple(field.name for field in fields(Provenance))
+_HEAD = {"library": str, "library_version": str, "kind": str, "class_names": list, "width": int, "top_k": int | None}
+_BACKBONE = {"architecture": str, "pretrained_cfg": Mapping, "args": Mapping}
+_PREPROCESSING = {
+    "input_size": list,
+    "interpolation": str,
+    "mean": list,
+    "std": list,
+    "crop_pct": int | float,
+    "crop_mode": str,
+}
+_CROP_MODES = ("center", "squash", "border")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # those of PIL
+
+
+def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path:
+    """Save a model as a folder that appears whole; all that using it needs is in it. The model stays as it is.
+
+    Args:
+        model: what :func:`load_finetuned` is to give back, with its ``preprocessing`` and ``provenance``; low-rank
+            updates are merged into the weights.
+        folder: a new or empty folder, or one with a fine-tuned model and nothing else: it is replaced.
+
+    Raises:
+        InputError: the folder holds something else; a tensor in float64, or with NaN or infinity. Nothing is written.
+
+    Example:
+        >>> import tempfile
+        >>> from monoloss.finetune.config import ModelConfig
+        >>> from monoloss.finetune.model import build_model
+        >>> model = build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"])
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     load_finetuned(save_finetuned(model, parent + "/model")).class_names
+        ('cat', 'dog')
+    """
+    check_type("model", model, FineTuneModel, "a FineTuneModel")
+    folder = Path(folder)
+    plainly = merged(model)
+    check_savable(plainly)
+    _check_replaceable(folder)
+    content = {
+        "library": LIBRARY,
+        "library_version": version(LIBRARY),
+        "kind": KIND,
+        "class_names": list(model.class_names),
+        "width": model.width,
+        "top_k": model.top_k,
+        "backbone": plain(model.recipe),
+        "preprocessing": plain(model.preprocessing),
+        **asdict(model.provenance),
+    }
+    _read_facts(FACTS, content)  # what could not be read is not written
+    with atomic_folder(folder, replace=True) as temporary:
+        write_tensors(temporary / TENSORS, plainly)
+        write_json(temporary / FACTS, content, format_version=FORMAT_VERSION)
+    return folder
+
+
+def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> FineTuneModel:
+    """Load what :func:`save_finetuned` wrote, in ``eval()`` mode.
+
+    Raises:
+        InputError: no such folder; a file that is missing, torn, of another version or of something else; a key or
+            tensor that is missing, unknown or of another kind than it should be; NaN or infinity. The error names the
+            file.
+        MissingExtraError: timm is not installed.
+    """
+    check_type("folder", folder, str | os.PathLike, "a path")
+    folder = Path(folder)
+    if not folder.is_dir():
+        came = "a file" if folder.exists() else "no such folder"
+        raise InputError(str(folder), came, "the folder of a fine-tuned model")
+    path = folder / FACTS
+    content = read_json(path, format_version=FORMAT_VERSION)
+    provenance = _read_facts(str(path), content)
+    try:
+        with torch.device("meta"):
+            empty = _built(content)  # a wrong figure in config.json cannot fill the memory
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            tensors = read_tensors(file, folder / TENSORS, empty.state_dict())
+        model = _built(content)
+        model.load_state_dict(tensors)
+    except (OSError, SafetensorError) as error:
+        came = f"an unreadable file ({error})" if (folder / TENSORS).is_file() else "no such file"
+        raise InputError(str(folder / TENSORS), came, "the file as it was written") from error
+    except InputError as error:
+        if error.argument.startswith(str(folder)):
+            raise
+        raise InputError(f"{path}: {error.argument}", error.came, error.needed) from error
+    model.provenance = provenance
+    return model.to(device).eval()
+
+
+def is_finetuned(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like a fine-tuned model, of whatever version.
+
+    Example:
+        >>> is_finetuned("/")
+        False
+    """
+    try:
+        content = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == KIND
+
+
+def _built(content: Mapping[str, Any]) -> FineTuneModel:
+    """The model that a config.json describes, with arbitrary weights, where torch makes new tensors."""
+    backbone = Backbone(
+        rebuild_backbone(content["backbone"]), content["width"], content["backbone"], content["preprocessing"]
+    )
+    return FineTuneModel(backbone, content["class_names"], top_k=content["top_k"])
+
+
+def _read_facts(where: str, content: Mapping[str, Any]) -> Provenance:
+    """Refuse the content of a config.json that is not whole; what it says of the model's origin."""
+    if content.get("kind") != KIND:
+        raise InputError(where, "a file of something else", f"the config.json of a {KIND} of monoloss")
+    _check_keys(where, content, {**_HEAD, "backbone": Mapping, "preprocessing": Mapping}, _DESCRIBED)
+    check_number(f"{where}: width", content["width"], at_least=1, below=2**20, integer=True)
+    _check_keys(f"{where}: backbone", content["backbone"], _BACKBONE)
+    _check_keys(f"{where}: preprocessing", content["preprocessing"], _PREPROCESSING)
+    _check_preprocessing(f"{where}: preprocessing", content["preprocessing"])
+    try:
+        return Provenance(**{name: content[name] for name in _DESCRIBED})
+    except InputError as error:
+        raise InputError(f"{where}: {error.argument}", error.came, error.needed) from None
+
+
+def _check_keys(where: str, content: Mapping[str, Any], kinds: Mapping[str, Any], others: Sequence[str] = ()) -> None:
+    """Refuse keys that are unknown, missing, or hold a value of another kind."""
+    check_known(content, [*kinds, *others], f"{where}: ")
+    for key in (*kinds, *others):
+        if key not in content:
+            raise InputError(f"{where}: {key}", "nothing", "a value for this key")
+    for key, kind in kinds.items():
+        check_type(f"{where}: {key}", content[key], kind, _word(kind))
+
+
+def _check_preprocessing(where: str, content: Mapping[str, Any]) -> None:
+    """Refuse figures that no image can be prepared with."""
+    if len(content["input_size"]) != 3 or content["input_size"][0] != 3:
+        raise InputError(f"{where}: input_size", content["input_size"], "[3, height, width]")
+    for side in content["input_size"]:
+        check_number(f"{where}: input_size", side, at_least=1, integer=True)
+    for key in ("mean", "std"):
+        if len(content[key]) != 3:
+            raise InputError(f"{where}: {key}", content[key], "three numbers")
+        for value in content[key]:
+            check_number(f"{where}: {key}", value, above=0 if key == "std" else None)
+    check_number(f"{where}: crop_pct", content["crop_pct"], above=0)
+    check_choice(f"{where}: crop_mode", content["crop_mode"], _CROP_MODES)
+    check_choice(f"{where}: interpolation", content["interpolation"], _INTERPOLATIONS)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse a folder to save in unless it is new, empty, or holds a fine-tuned model and nothing else."""
+    check_new_folder(folder, allow_full=True)
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if names and not (names <= {TENSORS, FACTS} and is_finetuned(folder)):
+        raise InputError(str(folder), "a folder with other files", f"a new folder, or one with a {KIND} only")
+
+
+def _word(kind: Any) -> str:
+    return {Mapping: "keys and values", list: "a list", str: "text", int: "an integer"}.get(kind, "another value")

@@ -1,0 +1,123 @@
+"""Images with one label each: any of them by its position, as fine-tuning reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from torch import Tensor
+
+from monoloss.data.image_decode import UnreadableImage, decode_image
+from monoloss.data.image_source import ImageSource, Label
+from monoloss.data.images import open_images
+from monoloss.errors import InputError
+from monoloss.finetune.config import DataConfig
+
+_WITH_COLUMNS = ("dataset:", "hf-hub:")
+
+
+@runtime_checkable
+class ListedSource(ImageSource, Protocol):
+    """A source of images whose ids and labels can be read without the images."""
+
+    def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
+        """The id and the label of each image, in order."""
+
+
+class LabelledImages:
+    """The images of a source with one label each; ids and labels are read now, images when they are asked for.
+
+    Args:
+        source: what `open_images` gives.
+
+    Attributes:
+        source: the same.
+        ids: of the images, in the order of the source.
+        labels: `(n,)` int64, their class numbers.
+        class_names: of the classes 0, 1, ...; numbers, where the source has no names.
+
+    Raises:
+        InputError: the source has no labels, or several an image, or is a stream.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat/tom.png", "dog/rex.png"):
+        ...         (Path(folder) / name).parent.mkdir()
+        ...         Image.new("RGB", (4, 3)).save(Path(folder) / name)
+        ...     images = LabelledImages(open_images(f"imagefolder:{folder}"))
+        ...     images.ids, images.labels.tolist(), images.class_names, images.read(1).size
+        (['cat/tom.png', 'dog/rex.png'], [0, 1], ['cat', 'dog'], (4, 3))
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        if source.labels != "single":
+            came = "images without labels" if source.labels is None else "images with several labels each"
+            raise InputError(source.description, came, "images with one label each")
+        if not isinstance(source, ListedSource) or source.n_images is None:
+            raise InputError(source.description, "a stream", "images that can be read in any order")
+        listed = list(source.ids_and_labels())
+        self.source = source
+        self.ids: Sequence[str] = [name for name, _ in listed]
+        self.labels: Int64[Tensor, " n"] = torch.tensor([label for _, label in listed], dtype=torch.int64)
+        self.class_names = source.class_names or [str(number) for number in range(int(self.labels.max()) + 1)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def description(self) -> str:
+        """The source as the user wrote it."""
+        return self.source.description
+
+    def read(self, position: int) -> Image.Image:
+        """Decode one image: RGB, upright.
+
+        Raises:
+            InputError: there is no picture in it.
+        """
+        image = next(self.source.images(position, position + 1))
+        try:
+            return decode_image(image.content)
+        except UnreadableImage as error:
+            came = f"an image that cannot be read: {image.id} ({error.reason})"
+            raise InputError(self.description, came, "images that can be read; take this one away") from error
+
+    def use_classes_of(self, other: LabelledImages) -> None:
+        """Number the classes as other images do, by their names.
+
+        Raises:
+            InputError: there is a class that the other images do not have.
+        """
+        number = {name: i for i, name in enumerate(other.class_names)}
+        unknown = [name for name in self.class_names if name not in number]
+        if unknown:
+            came = f"{len(self.class_names)} classes, {len(unknown)} of them ({', '.join(unknown[:3])}) not of "
+            needed = f"the {len(number)} classes of the images to train on"
+            raise InputError(self.description, came + other.description, needed)
+        self.labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
+        self.class_names = other.class_names
+
+
+def open_labelled(config: DataConfig, *, held_out: bool = False) -> LabelledImages:
+    """The images to train on, or the held-out ones.
+
+    Raises:
+        InputError: as `open_images` and `LabelledImages`.
+    """
+    spec = (config.validation or config.images) if held_out else config.images
+    split = config.validation_split if held_out else config.split
+    if held_out and not spec.startswith(_WITH_COLUMNS):  # the options are those of the images to train on
+        return LabelledImages(open_images(spec, split=split))
+    source = open_images(
+        spec,
+        split=split,
+        subset=config.subset,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    return LabelledImages(source)

@@ -1,0 +1,159 @@
+"""Low-rank updates (LoRA) of the query and value projections of attention, through peft.
+
+timm fuses query, key and value into one linear layer, of which peft cannot take a part: it is replaced by three layers
+with its slices, which leaves the function as it is, and fused again when the updates are merged.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from monoloss.data.encoder_outputs import ImageModel
+from monoloss.errors import InputError, missing_extra
+from monoloss.finetune.config import LoraConfig
+
+_ADAPTER = "default"
+_SEPARATE = ("q_proj", "v_proj")  # where timm itself keeps them apart
+
+
+class SplitQkv(nn.Module):
+    """Query, key and value as three linear layers, which together give what one fused layer gave.
+
+    On the CPU to the bit, for widths from 16 on (tried up to 1024): each row of weights has its products by itself.
+
+    Args:
+        fused: a linear layer whose outputs are all queries, then all keys, then all values.
+
+    Example:
+        >>> fused, rows = nn.Linear(64, 192), torch.randn(4, 64)
+        >>> torch.equal(SplitQkv(fused)(rows), fused(rows))
+        True
+    """
+
+    def __init__(self, fused: nn.Linear) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (_slice(fused, part) for part in range(3))
+
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows out"]:
+        """Queries, keys and values side by side."""
+        return torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
+
+    def fused(self) -> nn.Linear:
+        """One linear layer again, with the low-rank updates in its weights."""
+        return _stacked([_merged(self.query), _merged(self.key), _merged(self.value)])
+
+
+def add_lora(backbone: ImageModel, config: LoraConfig, seed: int = 0) -> None:
+    """Put low-rank updates on the query and value projections of every attention; all else of the model is frozen.
+
+    The updates start at zero, so the function is unchanged. Changes the model in place.
+
+    Args:
+        backbone: a model of timm with attention of timm's plain kinds.
+        config: rank, alpha and dropout.
+        seed: of the updates' first factor.
+
+    Raises:
+        InputError: a model without attention, or with one that is written otherwise.
+        MissingExtraError: peft is not installed.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
+        >>> add_lora(model, LoraConfig(rank=2))
+        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad][:1]
+        ['blocks.0.attn.qkv.query.lora_A.default.weight']
+    """
+    try:
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+    targets = []
+    for name, module in _attentions(backbone):
+        if isinstance(module.qkv, nn.Linear):
+            module.qkv = SplitQkv(module.qkv)
+            targets += [f"{name}.qkv.query", f"{name}.qkv.value"]
+        else:
+            targets += [f"{name}.{part}" for part in _SEPARATE]
+    wanted = PeftConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type] # any number: it is divided by the rank
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        bias="none",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(wanted, backbone, _ADAPTER)
+
+
+def merge_lora(backbone: ImageModel) -> None:
+    """Add the updates to the weights and put timm's own layers back, in place; without LoRA nothing happens.
+
+    Outputs stay the same within rounding, and the names of the weights are those of a model that never had LoRA.
+    """
+    found: list[str] = []
+    for name, module in backbone.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in found)
+        if not inside and (isinstance(module, SplitQkv) or hasattr(module, "get_delta_weight")):
+            found.append(name)
+    for name in found:
+        layer = backbone.get_submodule(name)
+        parent, _, own = name.rpartition(".")
+        plain = layer.fused() if isinstance(layer, SplitQkv) else _merged(layer)
+        setattr(backbone.get_submodule(parent), own, plain)
+
+
+def _attentions(backbone: ImageModel) -> list[tuple[str, ImageModel]]:
+    """The attention modules by name, whose queries, keys and values lie in the order that is needed here."""
+    from timm.layers.attention import Attention, AttentionRope
+    from timm.models.eva import EvaAttention
+    from timm.models.swin_transformer import WindowAttention
+
+    known = (Attention, AttentionRope, EvaAttention, WindowAttention)
+    found: list[tuple[str, ImageModel]] = []
+    for name, module in backbone.named_modules():
+        adds_biases = getattr(module, "q_bias", None) is not None  # or multiplies with the weight of qkv by itself
+        if type(module) in known and not adds_biases:
+            found.append((name, module))
+        elif hasattr(module, "qkv") or hasattr(module, "q_proj"):
+            needed = "a backbone with timm's Attention (ViT, DeiT, CLIP, SigLIP, DINO, Swin), or lora: null"
+            raise InputError("model.lora", f"attention of the kind {type(module).__name__} at {name}", needed)
+    if not found:
+        needed = "null, which trains all weights, or a backbone with attention"
+        raise InputError("model.lora", f"low-rank updates for {type(backbone).__name__}, without attention", needed)
+    return found
+
+
+def _slice(fused: nn.Linear, part: int) -> nn.Linear:
+    bias: Tensor | None = fused.bias  # which torch's annotation does not say
+    return _linear(fused.weight.chunk(3)[part], None if bias is None else bias.chunk(3)[part])
+
+
+def _stacked(parts: list[nn.Linear]) -> nn.Linear:
+    weights: list[Tensor] = [part.weight for part in parts]
+    biases: list[Tensor | None] = [part.bias for part in parts]
+    there = [bias for bias in biases if bias is not None]
+    return _linear(torch.cat(weights), torch.cat(there) if there else None)
+
+
+def _merged(layer: nn.Module) -> nn.Linear:
+    """A linear layer, with the low-rank update that peft has put around it in its weights."""
+    if isinstance(layer, nn.Linear) and not hasattr(layer, "get_delta_weight"):
+        return layer
+    base: nn.Linear = layer.get_base_layer()  # type: ignore[operator]
+    update: Tensor = layer.get_delta_weight(_ADAPTER)  # type: ignore[operator]
+    return _linear(base.weight + update.to(base.weight), base.bias)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A layer of these values, without drawing others first; trainable."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer

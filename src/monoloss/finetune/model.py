@@ -1,0 +1,148 @@
+"""The model that is fine-tuned: backbone, a new linear layer of the same width, ReLU (and top-k), classifier."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from monoloss.checks import check_number, check_type
+from monoloss.errors import InputError
+from monoloss.finetune.backbone import Backbone, load_backbone
+from monoloss.finetune.config import ModelConfig
+from monoloss.finetune.lora import add_lora, merge_lora
+from monoloss.sae.checkpoint_files import Provenance
+from monoloss.sae.selection import largest_of_rows
+
+
+class FineTuneOutput(NamedTuple):
+    """What a model makes of images: logits `(n, n_classes)`, and activations of the new layer `(n, m)`, >= 0."""
+
+    logits: Float[Tensor, "n c"]
+    activations: Float[Tensor, "n m"]
+
+
+class FineTuneModel(nn.Module):
+    """Images -> backbone -> pooled activations -> new linear layer of the same width -> ReLU -> classifier.
+
+    The new layer's activations are the latents that MonoLoss makes monosemantic. (To regularise an old layer directly
+    overfitted a fixed subset of the images, says the paper.)
+
+    Args:
+        backbone: from :func:`monoloss.finetune.backbone.load_backbone`.
+        class_names: of the classes, in the order of their numbers.
+        top_k: latents that stay active in a row, the largest ones; None for all that the ReLU leaves.
+        seed: of the new layer and the classifier.
+
+    Attributes:
+        width: of the pooled activations and of the new layer.
+        class_names: in the order of the logits.
+        preprocessing: how an image becomes an input in evaluation, as in :class:`Backbone`; it is saved with the model.
+        recipe: what timm builds the backbone from.
+        provenance: what a checkpoint says besides; whoever trains sets it.
+
+    Raises:
+        InputError: ``top_k`` above the width; fewer than two classes, or a name twice.
+
+    Source:
+        arXiv 2602.12403, its fine-tuning; there the top-k is over the full width, so that it does nothing.
+
+    Example:
+        >>> model = FineTuneModel(load_backbone(ModelConfig("resnet10t", pretrained=False)), ["cat", "dog"])
+        >>> logits, activations = model.forward_both(torch.zeros(3, 3, 32, 32))
+        >>> logits.shape, activations.shape
+        (torch.Size([3, 2]), torch.Size([3, 512]))
+    """
+
+    def __init__(
+        self, backbone: Backbone, class_names: Sequence[str], *, top_k: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.width, self.class_names = backbone.width, _checked_names(class_names)
+        if top_k is not None:
+            check_number("model.top_k", top_k, at_least=1, integer=True)
+            if top_k > self.width:
+                raise InputError("model.top_k", top_k, f"at most the layer's width, {self.width}")
+        self.top_k = top_k
+        self.recipe: Mapping[str, Any] = backbone.recipe
+        self.preprocessing: Mapping[str, Any] = backbone.preprocessing
+        self.provenance = Provenance()
+        self.backbone = backbone.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.new_layer = nn.Linear(self.width, self.width)
+            self.classifier = nn.Linear(self.width, len(self.class_names))
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes the classifier tells apart."""
+        return len(self.class_names)
+
+    @property
+    def input_size(self) -> int:
+        """Height and width of an image after preprocessing."""
+        return int(self.preprocessing["input_size"][1])
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
+        """Logits of images that went through the preprocessing."""
+        return self.forward_both(images).logits
+
+    def layer(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n m"]:
+        """Activations of the new layer, after ReLU and top-k: what MonoLoss sees, and what is evaluated."""
+        activations: Tensor = self.new_layer(self.backbone(images)).relu()
+        if self.top_k is None or self.top_k == self.width:
+            return activations
+        kept = largest_of_rows(activations.detach(), self.top_k)
+        return torch.zeros_like(activations).scatter(1, kept, activations.gather(1, kept))
+
+    def forward_both(self, images: Float[Tensor, "n 3 h w"]) -> FineTuneOutput:
+        """Logits and activations of one pass."""
+        activations = self.layer(images)
+        return FineTuneOutput(self.classifier(activations), activations)
+
+
+def build_model(config: ModelConfig, class_names: Sequence[str], *, seed: int = 0) -> FineTuneModel:
+    """The model of a configuration at the start of its training: on the CPU, in ``train()`` mode.
+
+    With ``config.lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always
+    trained.
+
+    Args:
+        config: backbone, weights, top-k, LoRA.
+        class_names: of the data.
+        seed: of everything random in the weights.
+
+    Raises:
+        InputError: a backbone or weights that cannot be used; LoRA for a model without attention of timm's plain kinds.
+        MissingExtraError: timm, or for LoRA peft, is not installed.
+
+    Example:
+        >>> build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"]).width
+        512
+    """
+    check_type("config", config, ModelConfig, "ModelConfig(backbone, ...)")
+    model = FineTuneModel(load_backbone(config, seed), class_names, top_k=config.top_k, seed=seed)
+    if config.lora is not None:
+        add_lora(model.backbone, config.lora, seed)
+    return model.train()
+
+
+def merged(model: FineTuneModel) -> FineTuneModel:
+    """A copy of a model with its low-rank updates in its weights, all of them trainable; a plain copy without LoRA."""
+    result = copy.deepcopy(model)
+    merge_lora(result.backbone)
+    return result.requires_grad_(True)
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    check_type("class_names", names, list | tuple, "a list of texts")
+    for name in names:
+        check_type("class_names", name, str, "a list of texts")
+    if len(names) < 2 or len(set(names)) < len(names):
+        came = f"{len(names)} names" if len(names) < 2 else "a name twice"
+        raise InputError("class_names", came, "at least two classes, each with a name of its own")
+    return tuple(names)

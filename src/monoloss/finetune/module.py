@@ -1,0 +1,187 @@
+"""A model with its losses and measures, as Lightning trains and validates it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from monoloss.checks import check_number, check_type
+from monoloss.errors import InputError
+from monoloss.finetune.backbone import pooled_width
+from monoloss.finetune.config import FineTuneConfig
+from monoloss.finetune.measures import top_counts
+from monoloss.finetune.model import FineTuneModel
+from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
+from monoloss.losses import MonoLoss
+from monoloss.metrics import ClassPurity, MonoScore
+from monoloss.precision import sums_device
+
+
+class FineTuneRun(LightningModule):
+    """Cross-entropy plus ``mono_weight`` times MonoLoss of the new layer's activations, by SGD.
+
+    A batch is a mapping with ``images`` ``(n, 3, h, w)``; ``targets`` ``(n,)``, or where it is mixed ``(n, n_classes)``
+    with rows that sum to 1; and ``embeddings`` ``(n, d)``, mixed likewise, where MonoLoss or the validation needs them.
+
+    - MonoLoss is that of the batch of all processes; with accumulation that of each batch, and their mean counts.
+    - The loss, and the activations that MonoLoss sees, are float32, whatever the precision of the model's products.
+    - MonoLoss is the mean over the latents that are defined in the batch. (The authors take it over all channels, with
+      0 for undefined ones.)
+    - In validation every row counts once, so each row has to come once, over all processes together.
+
+    Logged in training, of the last batch of a step: ``loss``, ``task_loss``, ``mono_loss``, ``top1`` (where not mixed),
+    ``lr``. In validation, of all rows: ``val_loss`` (the plain cross-entropy), ``val_top1``, ``val_top5``, purity and
+    number of active latents ``val_purity_binary``, ``val_purity_weighted``, ``val_alive``; with embeddings
+    ``val_score``, over defined latents, and ``val_score_zero_filled``.
+
+    Args:
+        config: weights of the losses, optimisation.
+        model: from :func:`monoloss.finetune.model.build_model`.
+        steps_per_epoch: optimiser steps.
+        width: of the embeddings; None where there are none.
+        center: mean vector of the embeddings, for ``config.mono_center``.
+        validation_embeddings: whether batches of validation have embeddings.
+
+    Raises:
+        InputError: MonoLoss, its center or a score is asked for, but not what it takes; the backbone does not take
+            images of ``augmentation.train_crop``.
+    """
+
+    def __init__(
+        self,
+        config: FineTuneConfig,
+        model: FineTuneModel,
+        *,
+        steps_per_epoch: int,
+        width: int | None = None,
+        center: Float[Tensor, " d"] | None = None,
+        validation_embeddings: bool = False,
+    ) -> None:
+        super().__init__()
+        check_type("config", config, FineTuneConfig, "a FineTuneConfig")
+        check_type("model", model, FineTuneModel, "a FineTuneModel; build_model makes one")
+        check_number("steps_per_epoch", steps_per_epoch, at_least=1, integer=True)
+        if width is None and (config.mono_weight > 0 or validation_embeddings):
+            raise InputError("width", "None", "that of the embeddings")
+        if config.mono_center and center is None:
+            raise InputError("center", "None", "the mean of the embeddings, for mono_center")
+        if config.augmentation.train_crop is not None:
+            pooled_width(model.backbone, config.augmentation.train_crop, "augmentation.train_crop")
+        self.config, self.model, self.steps_per_epoch = config, model, steps_per_epoch
+        self.log_every_steps = min(config.log_every_steps, config.epochs * steps_per_epoch)  # the last of a short run
+        self.mono_loss: MonoLoss | None = None
+        if config.mono_weight > 0 and width is not None:
+            self.mono_loss = _mono_loss(config, center if config.mono_center else None, model.width, width)
+        self.score: MonoScore | None = None
+        if validation_embeddings and width is not None:
+            self.score = MonoScore(width, model.width)
+        self.purity = ClassPurity(model.width, model.n_classes)
+        self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
+
+    def configure_optimizers(self) -> Any:
+        """SGD, and a schedule by steps."""
+        sgd = make_sgd(self.model, self.config.optimisation)
+        factor = learning_rate_factor(self.config.optimisation, self.steps_per_epoch, self.config.epochs)
+        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, factor)
+        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        output, targets = self.model.forward_both(batch["images"]), batch["targets"]
+        smoothing = self.config.optimisation.label_smoothing
+        task = F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
+        figures = {"task_loss": task.detach()}
+        loss = task
+        if self.mono_loss is not None:
+            mono = self.mono_loss(batch["embeddings"], output.activations.float())
+            loss = task + self.config.mono_weight * mono
+            figures["mono_loss"] = mono.detach()
+        if self._logs_now(batch_idx):
+            if not torch.isfinite(loss.detach()):
+                raise _diverged(f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
+            figures |= {"loss": loss.detach(), "lr": torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])}
+            if targets.ndim == 1:
+                figures["top1"] = (output.logits.detach().argmax(1) == targets).float().mean()
+            self.log_dict(figures)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Before the step: the norm of the whole gradient, where it is to be clipped."""
+        if self.config.optimisation.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimisation.clip_norm)
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing counted yet."""
+        self._sums = torch.zeros(4, dtype=torch.float64)
+        self.purity.reset()
+        if self.score is not None:
+            self.score.reset()
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Count a batch in."""
+        output, targets = self.model.forward_both(batch["images"]), batch["targets"]
+        logits = output.logits.float()
+        loss = F.cross_entropy(logits, targets, reduction="sum").double().cpu()
+        self._sums += torch.cat([loss[None], top_counts(logits, targets)])
+        activations = output.activations.float()
+        self.purity.update(activations, targets)
+        if self.score is not None:
+            self.score.update(batch["embeddings"], activations)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of all rows, of all processes."""
+        sums = self._sums.to(sums_device(self.device))
+        loss, n, top1, top5 = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if not n:
+            raise InputError("validation", "no images", "at least one")
+        purity = self.purity.summary()
+        figures = {
+            "val_loss": loss / n,
+            "val_top1": top1 / n,
+            "val_top5": top5 / n,
+            "val_purity_binary": purity.mean_binary,
+            "val_purity_weighted": purity.mean_weighted,
+            "val_alive": float(purity.n_defined),
+        }
+        if self.score is not None:
+            score = self.score.summary()
+            figures |= {"val_score": score.mean, "val_score_zero_filled": score.mean_zero_filled}
+        tensors = {name: torch.as_tensor(float(value), device=self.device) for name, value in figures.items()}
+        self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
+
+    def check_finite(self) -> None:
+        """Refuse weights that are no finite numbers, before they are saved.
+
+        Raises:
+            InputError: the training has diverged.
+        """
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            raise _diverged(f"weights that are no finite numbers after step {self.global_step}")
+
+    def _logs_now(self, batch_idx: int) -> bool:
+        ends_a_step = (batch_idx + 1) % self.config.accumulate_batches == 0
+        return ends_a_step and (self.global_step + 1) % self.log_every_steps == 0
+
+
+def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) -> MonoLoss:
+    """The loss of a run; its memory has its size from the start, as averages of weights expect of buffers."""
+    loss = MonoLoss(center=None if center is None else center.float(), memory=config.mono_memory)
+    if config.mono_memory > 0:
+        loss.memory_u, loss.memory_v = (torch.zeros(m, dtype=torch.float64) for _ in range(2))
+        loss.memory_w = torch.zeros(m, d)
+    return loss
+
+
+def _diverged(came: str) -> InputError:
+    return InputError("optimisation.lr", came, "a smaller lr or mono_weight: the training has diverged")

@@ -1,0 +1,211 @@
+"""A fine-tuning run: a model trained on images and joined embeddings, in a folder that a stopped run can go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from monoloss.checks import check_type
+from monoloss.data.extract_ranks import Ranks
+from monoloss.finetune.averaging import AveragedWeights
+from monoloss.finetune.batches import TrainingBatches, ValidationBatches
+from monoloss.finetune.config import FineTuneConfig
+from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
+from monoloss.finetune.data import FineTuneData, open_finetune_data
+from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.module import FineTuneRun
+from monoloss.finetune.processes import SeededSteps, processes_per_machine, training_processes
+from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.transforms import evaluation_preprocessing
+from monoloss.plain_values import plain
+from monoloss.sae.checkpoint_files import Provenance
+from monoloss.training.checkpoints import Checkpoints
+from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning
+from monoloss.training.signals import StopRequested, stop_signals
+
+_VALIDATED = "val_"
+
+
+class _Parts(NamedTuple):
+    """What a run is made of."""
+
+    config: FineTuneConfig
+    data: FineTuneData
+    module: FineTuneRun
+    train: TrainingBatches
+    validation: ValidationBatches | None
+    ranks: Ranks
+
+    @property
+    def n_steps(self) -> int:
+        return self.config.epochs * self.module.steps_per_epoch
+
+
+def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, progress: bool = True) -> FineTuneModel:
+    """Fine-tune a vision model with MonoLoss on a new layer, in a folder that a stopped run can go on from.
+
+    The folder: ``config.yaml``; ``logs/version_N/metrics.csv``, a version each time the run goes on; ``checkpoints/``;
+    at the end ``validation.json`` and ``model/``, for ``load_finetuned``. On the CPU a run that was stopped, or killed,
+    and went on ends with the bits of one that was not. Ctrl-C and SIGTERM are obeyed at the end of the step, when it is
+    saved; a second one at once. Under torchrun the processes share each batch.
+
+    Args:
+        config: model, data, augmentation, optimisation.
+        run: folder of the run; made if missing.
+        resume: go on with the run in the folder; where nothing was saved yet, from the beginning.
+        progress: show a progress bar.
+
+    Returns:
+        The trained model (the average of its weights, where ``optimisation.ema_decay`` asks for it), on the CPU, in
+        ``eval()``.
+
+    Raises:
+        InputError: before any training, a model or data that cannot be used, images without an embedding or with one of
+            other images; a folder that holds a run while ``resume`` is off, or another run, or one that another process
+            is at.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> from monoloss.finetune.config import DataConfig, ModelConfig
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
+        ...         (Path(folder) / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        ...         Image.radial_gradient("L").resize((32, 32)).save(Path(folder) / "images" / name)
+        ...     config = FineTuneConfig(
+        ...         ModelConfig("test_resnet", pretrained=False, image_size=32),
+        ...         DataConfig(f"imagefolder:{folder}/images"),
+        ...         epochs=1,
+        ...         batch_size=4,
+        ...     )
+        ...     model = fine_tune(config, f"{folder}/run", progress=False)
+        >>> model.layer(torch.zeros(1, 3, 32, 32)).shape == (1, model.width)
+        True
+    """
+    check_type("config", config, FineTuneConfig, "a FineTuneConfig")
+    check_loggers(config)
+    folder = FineTuneFolder(run)
+    folder.check(resume)
+    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's chance is left alone
+        ranks.wait()  # until all have looked at the folder as it was
+        data = open_finetune_data(config.data)
+        held_out = None if data.validation is None else data.validation.fingerprint
+        record = FineTuneRecord(config, data.train.fingerprint, held_out)
+        ranks.check_same(_of_data(record))
+        if ranks.rank:
+            return _train(folder, record, data, ranks, resume=resume, progress=False)
+        with folder.claimed():
+            return _train(folder, record, data, ranks, resume=resume, progress=progress)
+
+
+def _train(
+    folder: FineTuneFolder, record: FineTuneRecord, data: FineTuneData, ranks: Ranks, *, resume: bool, progress: bool
+) -> FineTuneModel:
+    """The run in a folder that is this one's."""
+    if not folder.is_finished:
+        parts = _parts(record.config, data, ranks)
+        if not ranks.rank:
+            folder.settle_config(record, resume)
+        ranks.wait()
+        return _fit_and_finish(parts, folder, record_to_dict(record), progress)
+    if not ranks.rank:
+        folder.settle_config(record, resume)
+        note(f"{folder.path} is finished: this is its model")
+    return folder.load_model()
+
+
+def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
+    """Model, batches and losses; what does not fit is refused here."""
+    model = build_model(config.model, data.class_names, seed=config.seed)
+    place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
+    train = data.train_batches(config, model.preprocessing, **place)
+    validation = None if data.validation is None else data.validation_batches(config, model.preprocessing, **place)
+    model.preprocessing = plain(evaluation_preprocessing(config.augmentation, model.preprocessing))
+    store = data.train.store
+    model.provenance = Provenance(training=plain(config))  # with the place of the images, to evaluate the model there
+    if store is not None:
+        model.provenance = Provenance(store.manifest.encoder, store.fingerprint, plain(config))
+    steps_per_epoch = len(train) // config.accumulate_batches
+    last = config.epochs * steps_per_epoch
+    config = replace(config, log_every_steps=min(config.log_every_steps, last))  # a short run logs its last step
+    module = FineTuneRun(
+        config,
+        model,
+        steps_per_epoch=steps_per_epoch,
+        width=data.width,
+        center=store.mean.float() if store is not None and config.mono_center else None,
+        validation_embeddings=data.validation is not None and data.validation.store is not None,
+    )
+    module.train()  # timm gives backbones as for inference, and Lightning leaves them so
+    return _Parts(config, data, module, train, validation, ranks)
+
+
+def _fit_and_finish(
+    parts: _Parts, folder: FineTuneFolder, identity: Mapping[str, Any], progress: bool
+) -> FineTuneModel:
+    """Train to the last step, from the newest checkpoint if there is one; validate and save what came of it."""
+    module = parts.module
+    start = folder.newest_checkpoint(identity, note)
+    parts.ranks.wait()  # nobody writes a checkpoint before all have looked
+    figures: dict[str, float] = {}
+    with quiet_lightning(), stop_signals() as stop:
+        if start is not None and start.n_steps == parts.n_steps:
+            module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
+        else:
+            callbacks: list[Callback] = [SeededSteps(parts.config.seed, parts.ranks.rank)]
+            if parts.config.optimisation.ema_decay is not None:  # before the checkpoints, which hold the average
+                callbacks.append(AveragedWeights(parts.config, module.steps_per_epoch))
+            callbacks.append(
+                Checkpoints(
+                    folder.checkpoints, parts.config, parts.n_steps, parts.train, identity, stop, module.check_finite
+                )
+            )
+            trainer = _trainer(parts, folder.path, callbacks, progress)
+            path = None if start is None else start.path
+            try:
+                trainer.fit(module, parts.train, parts.validation, ckpt_path=path, weights_only=True)
+                stop.check()  # for what came after the last step
+            except StopRequested:
+                note(f"stopped after step {trainer.global_step}, and saved; --resume {folder.path} goes on from there")
+                raise
+            if parts.config.epochs % parts.config.validate_every_epochs == 0:
+                figures = _figures(trainer)
+        if parts.validation is not None and not figures:
+            trainer = _trainer(parts, folder.path, [], progress)
+            trainer.validate(module, parts.validation, verbose=False)
+            figures = _figures(trainer)
+    model = module.model.cpu().eval()
+    if not parts.ranks.rank:
+        folder.finish(model, figures)
+    parts.ranks.wait()
+    return folder.load_model()
+
+
+def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool) -> Trainer:
+    config, n_ranks = parts.config, parts.ranks.n_ranks
+    options: dict[str, Any] = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
+    options["check_val_every_n_epoch"] = config.validate_every_epochs
+    if n_ranks > 1:
+        devices = processes_per_machine(n_ranks)
+        options |= {"strategy": "ddp", "devices": devices, "num_nodes": n_ranks // devices}
+    if progress:
+        options["enable_progress_bar"] = True
+        callbacks = [*callbacks, RichProgressBar()]
+    return make_trainer(config, run, callbacks, **options)
+
+
+def _figures(trainer: Trainer) -> dict[str, float]:
+    """What the last validation has logged."""
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name.removeprefix(_VALIDATED): value for name, value in found.items() if name.startswith(_VALIDATED)}
+
+
+def _of_data(record: FineTuneRecord) -> dict[str, Any]:
+    """What all processes must agree in: settings and data, not where these lie."""
+    return {key: value for key, value in record_to_dict(record).items() if key != "data"}

@@ -1,0 +1,121 @@
+"""The configuration of a fine-tuning run: what it refuses, and how a file holds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monoloss.errors import InputError
+from monoloss.finetune.config import (
+    AugmentationConfig,
+    DataConfig,
+    FineTuneConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimisationConfig,
+)
+from monoloss.finetune.config_files import FineTuneRecord, finetune_text, is_of_a_finetuning, read_finetune
+
+MODEL = ModelConfig("resnet50", top_k=3, lora=LoraConfig(rank=2, dropout=0.5))
+DATA = DataConfig("cifar10:data", "train", validation_split="test", embeddings="store", join_on="name", workers=3)
+CONFIG = FineTuneConfig(
+    MODEL,
+    DATA,
+    AugmentationConfig(train_crop=176, mixup=0.2, repeats=2, interpolation="bicubic"),
+    OptimisationConfig(schedule="step", ema_decay=0.9, clip_norm=2.0),
+    mono_weight=0.1,
+    mono_center=True,
+    loggers=["tensorboard"],
+)
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    return folder / "run.yaml"
+
+
+@pytest.mark.parametrize("record", [FineTuneRecord(CONFIG), FineTuneRecord(CONFIG, "a1", "b2")])
+def test_a_file_holds_all_of_it(record, tmp_path):
+    file = written(tmp_path, finetune_text(record))
+    assert read_finetune(file) == record
+    assert is_of_a_finetuning(file) == (record.train_fingerprint is not None)
+
+
+def test_a_short_file_with_options(tmp_path):
+    file = written(tmp_path, "model: {backbone: a, lora: {rank: 4}}\ndata: {images: b}\naugmentation: {flip: 0}\n")
+    options = [("model.lora.alpha", "8"), ("optimisation.lr", "1e-3"), ("epochs", "3"), ("data.workers", "2")]
+    config = read_finetune(file, options).config
+    assert config.model == ModelConfig("a", lora=LoraConfig(4, 8.0))
+    assert config.data == DataConfig("b", workers=2)
+    assert config.augmentation == AugmentationConfig(flip=0.0)
+    assert config.optimisation == OptimisationConfig(lr=1e-3)
+    assert config.epochs == 3
+    assert read_finetune(file, [("model.lora", "null")]).config.model.lora is None
+
+
+def test_somebody_s_file_is_not_of_a_run(tmp_path):
+    assert not is_of_a_finetuning(written(tmp_path, "train_fingerprint: a\n"))
+    assert not is_of_a_finetuning(tmp_path / "none.yaml")
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"epochs": "0"}, "epochs: got 0; needed an integer at least 1"),
+        ({"epochs": "null"}, "epochs: got None; needed an integer"),
+        ({"batch_size": "1.5"}, "batch_size: got 1.5; needed an integer"),
+        ({"epoch": "1"}, "epoch: got an unknown key; needed epochs, if that was meant"),
+        ({"model.top_k": "0"}, "model.top_k: got 0; needed an integer at least 1"),
+        ({"model.backbone": "3"}, "model.backbone: got 3; needed text"),
+        ({"model.lora.rank": "0"}, "model.lora.rank: got 0; needed an integer at least 1"),
+        ({"model.lora.dropout": "1"}, "model.lora.dropout: got 1.0; needed a number at least 0.0 and below 1.0"),
+        ({"data.join_on": "path"}, "data.join_on: got 'path'; needed one of 'id', 'name'"),
+        ({"data.workers": "-1"}, "data.workers: got -1; needed an integer at least 0"),
+        ({"data.embeddings": "null"}, "data.embeddings: got nothing; needed a feature store, because mono_weight is"),
+        ({"augmentation.flip": "1.5"}, "augmentation.flip: got 1.5; needed at most 1"),
+        ({"augmentation.min_area": "0"}, "augmentation.min_area: got 0.0; needed a number above 0"),
+        ({"augmentation.mixup": "-1"}, "augmentation.mixup: got -1.0; needed a number at least 0"),
+        ({"augmentation.repeats": "3"}, "augmentation.repeats: got 3; needed a divisor of batch_size, 1024"),
+        ({"augmentation.interpolation": "nearest"}, "augmentation.interpolation: got 'nearest'; needed one of 'biline"),
+        ({"optimisation.lr": "0"}, "optimisation.lr: got 0.0; needed a number above 0"),
+        ({"optimisation.momentum": "1"}, "optimisation.momentum: got 1.0; needed a number at least 0.0 and below 1.0"),
+        ({"optimisation.schedule": "linear"}, "optimisation.schedule: got 'linear'; needed one of 'constant', 'cosine"),
+        ({"optimisation.ema_decay": "1"}, "optimisation.ema_decay: got 1.0; needed a number at least 0.0 and below 1"),
+        ({"optimisation.clip_norm": "0"}, "optimisation.clip_norm: got 0.0; needed a number above 0"),
+        ({"optimisation.warmup_epochs": "90"}, "optimisation.warmup_epochs: got 90; needed fewer than the run's 90 ep"),
+        ({"precision": "16-mixed"}, "precision: got '16-mixed'; needed one of '32-true', 'bf16-mixed'"),
+        ({"loggers": "[tb]"}, "loggers: got 'tb'; needed one of 'tensorboard', 'wandb'"),
+        ({"mono_weight": "0"}, "mono_center: got True; needed mono_weight above 0 to make use of it"),
+        ({"mono_memory": "1"}, "mono_memory: got 1.0; needed a number at least 0.0 and below 1.0"),
+        ({"seed": "-1"}, "seed: got -1; needed an integer at least 0"),
+        ({"checkpoint_every_minutes": "0"}, "checkpoint_every_minutes: got 0.0; needed a number above 0"),
+    ],
+)
+def test_what_makes_no_run_is_refused(options, text, tmp_path):
+    file = written(tmp_path, finetune_text(FineTuneRecord(CONFIG)))
+    with pytest.raises(InputError) as refusal:
+        read_finetune(file, list(options.items()))
+    assert str(refusal.value).startswith(text)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: FineTuneConfig("resnet50", DATA), "model: got a str; needed ModelConfig(backbone, ...)"),
+        (lambda: replace(CONFIG, data="cifar10:data"), "data: got a str; needed DataConfig(images, ...)"),
+        (lambda: replace(CONFIG, augmentation=None), "augmentation: got a NoneType; needed AugmentationConfig(...)"),
+        (lambda: replace(CONFIG, optimisation=0.1), "optimisation: got a float; needed OptimisationConfig(...)"),
+        (lambda: replace(MODEL, lora=16), "model.lora: got a int; needed LoraConfig(rank, alpha), or None"),
+        (lambda: replace(DATA, validation_split=None, validation_embeddings="store"),
+         "data.validation_embeddings: got store; needed data.validation or data.validation_split to make use of it"),
+    ],
+)  # fmt: skip
+def test_what_is_no_configuration_is_refused(make: Any, text):
+    with pytest.raises(InputError) as refusal:
+        make()
+    assert str(refusal.value) == text

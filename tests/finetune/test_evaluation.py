@@ -1,0 +1,257 @@
+"""Fine-tuned models evaluated on the images of a store: joined, streamed, the same as activations in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import reference
+from finetune_models import LORA, small_config, stirred
+from finetune_runs import a_run as a_run_config
+from finetune_runs import data_in
+from monoloss.cli import main
+from monoloss.data.store import FeatureStore
+from monoloss.errors import InputError
+from monoloss.evaluation.activations import StoredActivations
+from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.sources import evaluation_folders, find_sources
+from monoloss.finetune.checkpoint import save_finetuned
+from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
+from monoloss.finetune.evaluation import ImageActivations, images_of_run
+from monoloss.finetune.image_data import LabelledImages
+from monoloss.finetune.joined import images_of_rows
+from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.run import fine_tune
+from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.transforms import evaluation_transform
+from monoloss.plain_values import plain
+from monoloss.sae.checkpoint_files import Provenance
+from picture_samples import CLASSES, labelled, picture_folder, store_of
+
+N = 12
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> LabelledImages:
+    return labelled(picture_folder(tmp_path / "images"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, images: LabelledImages) -> FeatureStore:
+    """The rows are in the reverse order of the images."""
+    return store_of(tmp_path / "store", images)
+
+
+def a_model(**options: Any) -> FineTuneModel:
+    return stirred(build_model(small_config(**options), CLASSES)).eval()
+
+
+def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tensor]:
+    """Logits and activations, in the order of the images."""
+    transform = evaluation_transform(AugmentationConfig(), model.preprocessing)
+    pictures = torch.stack([transform(images.read(i)) for i in range(len(images))])
+    with torch.no_grad():
+        return model.forward_both(pictures)
+
+
+@pytest.mark.parametrize(("batch_size", "image_batch_size"), [(2048, 64), (5, 3), (1, 5), (4, 4)])
+def test_activations_follow_the_rows_of_the_store(images, store, batch_size, image_batch_size):
+    model = a_model()
+    logits, activations = by_hand(model, images)
+    rows = ImageActivations(model, images, store, batch_size=image_batch_size)
+    parts = [rows.rows(i, min(i + batch_size, N)) for i in range(0, N, batch_size)]
+    torch.testing.assert_close(torch.cat(parts), activations.flip(0))
+    right = logits.argmax(1) == images.labels
+    assert rows.figures() == {"top1": pytest.approx(float(right.float().mean())), "top5": 1.0}
+    assert len(rows) == N
+
+
+def test_rows_in_any_order(images, store):
+    model = a_model()
+    expected = by_hand(model, images).activations.flip(0)
+    rows = ImageActivations(model, images, store, batch_size=5)
+    for start, stop in ((7, 9), (9, 12), (3, 3), (0, 12), (0, 1), (1, 2)):
+        torch.testing.assert_close(rows.rows(start, stop), expected[start:stop])
+
+
+def test_worker_processes_change_nothing(images, store):
+    model = a_model()
+    one, other = (ImageActivations(model, images, store, batch_size=4, workers=workers) for workers in (0, 2))
+    assert torch.equal(one.rows(0, N), other.rows(0, N))
+
+
+@pytest.mark.parametrize("latents_per_pass", [None, 50])
+def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_path, latents_per_pass):
+    model = a_model(top_k=20).train()
+    model_activations = by_hand(model.eval(), images).activations.flip(0)
+    np.save(tmp_path / "a.npy", model_activations.numpy())
+    model.train()
+    models = {
+        "mine": ImageActivations(model, images, store, batch_size=5),
+        "file": StoredActivations(tmp_path / "a.npy"),
+    }
+    found = evaluate(store, models, batch_size=7, latents_per_pass=latents_per_pass)
+    mine, file = found["mine"], found["file"]
+    assert model.training  # as it was
+    assert {name: value for name, value in mine.summary.items() if name in file.summary} == pytest.approx(
+        dict(file.summary), rel=1e-5, nan_ok=True
+    )
+    assert mine.summary.keys() - file.summary.keys() == {"top1", "top5"}
+    scores = reference.mono_score_pairwise(store.rows(torch.arange(N)), model_activations)
+    np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=1e-4, atol=1e-6)
+    assert torch.equal(mine.examples.rows, file.examples.rows)
+    assert mine.facts["model"].startswith("the layer of a fine-tuned test_resnet on imagefolder:")
+
+
+def test_images_of_other_classes_have_no_accuracy(images, store):
+    model = stirred(build_model(small_config(), ["ant", "bee", "dog"])).eval()
+    rows = ImageActivations(model, images, store)
+    rows.rows(0, N)
+    assert rows.figures() == {}
+
+
+def test_classes_are_matched_by_name(images, store):
+    model = a_model()
+    model.class_names = ("cat", "ant", "bee")
+    rows = ImageActivations(model, images, store)
+    rows.rows(0, N)
+    expected = torch.tensor([1, 2, 0])[images.labels]
+    assert rows.figures()["top1"] == pytest.approx(
+        float((by_hand(model, images).logits.argmax(1) == expected).float().mean())
+    )
+
+
+def test_rows_of_a_part_of_the_images(images, tmp_path):
+    ids = [images.ids[i] for i in (7, 2)]
+    part = FeatureStore.create(tmp_path / "part", torch.eye(2), ids=[f"elsewhere/{name[4:]}" for name in ids])
+    assert images_of_rows(images, part, "name").tolist() == [7, 2]
+    model = a_model()
+    rows = ImageActivations(model, images, part, join_on="name")
+    torch.testing.assert_close(rows.rows(0, 2), by_hand(model, images).activations[[7, 2]])
+
+
+@pytest.mark.door
+def test_what_does_not_belong_together(images, store, tmp_path):
+    model = a_model()
+    other = FeatureStore.create(tmp_path / "other", torch.eye(2), ids=["ant/ant0.png", "ant/ant9.png"])
+    with pytest.raises(
+        InputError, match=r"images: got imagefolder:.*, without an image for 1 of 2 rows \(ant/ant9.png\)"
+    ):
+        ImageActivations(model, images, other)
+    moved = FeatureStore.create(tmp_path / "moved", torch.eye(2), ids=["x/ant0.png", "x/ant1.png"])
+    with pytest.raises(InputError, match=r"without an image for 2 of 2 rows .*; needed join_on 'name'"):
+        ImageActivations(model, images, moved)
+    wrong = store_of(tmp_path / "wrong", images, labels=images.labels)
+    with pytest.raises(InputError, match=r"store: got .*where 8 of 12 images have another label"):
+        ImageActivations(model, images, wrong)
+    with pytest.raises(InputError, match=r"models\['a'\]: got 12 rows in the layer of .*; needed as many as the store"):
+        evaluate(other, {"a": ImageActivations(model, images, store)})
+    for options, text in (({"batch_size": 0}, "batch_size: got 0"), ({"workers": -1}, "workers: got -1")):
+        with pytest.raises(InputError, match=text):
+            ImageActivations(model, images, store, **options)
+    with pytest.raises(InputError, match="model: got a Linear"):
+        ImageActivations(torch.nn.Linear(1, 1), images, store)
+
+
+def a_run(folder: Path, data: DataConfig | None) -> FineTuneModel:
+    """What `monoloss finetune` leaves of a run, with a model that trained on some data."""
+    model = a_model()
+    if data is not None:
+        model.provenance = Provenance(training=plain(FineTuneConfig(small_config(), data)))
+    save_finetuned(model, folder / "model")
+    (folder / "config.yaml").touch()
+    return model
+
+
+def test_sources_of_runs_and_folders(tmp_path):
+    a_run(tmp_path / "run", None)
+    save_finetuned(a_model(), tmp_path / "alone")
+    texts = [str(tmp_path / "run"), f"best={tmp_path / 'run' / 'model'}", str(tmp_path / "alone")]
+    run, named, alone = find_sources([], finetuned=texts)
+    assert [source.name for source in (run, named, alone)] == ["run", "best", "alone"]
+    assert {source.kind for source in (run, named, alone)} == {"finetuned"}
+    assert evaluation_folders([run, alone]) == {
+        "run": tmp_path / "run" / "evaluations" / "model",
+        "alone": Path("evaluations") / "alone",
+    }
+
+
+def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, store, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = f"imagefolder:{tmp_path / 'images'}"
+    model = a_run(tmp_path / "run", DataConfig("imagefolder:elsewhere", validation=place))
+    np.save(tmp_path / "codes.npy", torch.rand(N, 3).numpy())
+    command = ["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run"]
+    assert main([*command, "--activations", "codes.npy", "--image_batch_size", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "fine-tuned" in out
+    assert "run is right in " in out
+    written = Evaluation.load(tmp_path / "run" / "evaluations" / "model")
+    expected = evaluate(store, {"run": ImageActivations(model, images, store)})["run"]
+    assert written.summary == pytest.approx(dict(expected.summary), rel=1e-5, nan_ok=True)
+    assert written.facts["source"] == str(Path("run") / "model")
+    assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
+    again = Evaluation.load(tmp_path / "mine" / "run")
+    assert again.summary == pytest.approx(dict(written.summary), rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, lora):
+    monkeypatch.chdir(tmp_path)
+    augmentation = AugmentationConfig(eval_resize=40, interpolation="bilinear")
+    options = {"model": {"lora": lora}, "augmentation": augmentation, "epochs": 1}
+    fine_tune(a_run_config(data_in(tmp_path), "test_vit", **options), "run", progress=False)
+    assert main(["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run", "--workers", "1"]) == 0
+    summary = Evaluation.load("run/evaluations/model").summary
+    validated = FineTuneFolder("run").figures()
+    names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
+    names |= {name: name for name in ("purity_binary", "purity_weighted")}
+    assert {name: summary[name] for name in names.values()} == pytest.approx(
+        {names[name]: value for name, value in validated.items() if name in names}, rel=1e-4
+    )
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            ["--finetuned", "nowhere"],
+            "nowhere: got no such folder; needed the folder of a fine-tuned model, or of a run",
+        ),
+        (["--finetuned", "store"], "store: got a folder without one; needed the folder of a fine-tuned model"),
+        (
+            ["--finetuned", "run"],
+            "images: got nothing; needed the images of the store: the model's run had no held-out",
+        ),
+        (
+            ["--activations", "a.npy", "--images", "imagefolder:images"],
+            "--images: got 'imagefolder:images'; needed fine-",
+        ),
+        (
+            ["--saes", "run"],
+            "run: got a fine-tuned model; needed a SAE here; fine-tuned models are given by --finetuned",
+        ),
+        (["--finetuned", "run", "--split", "val"], "--split: got 'val'; needed images to make use of it"),
+        (["--finetuned", "run", "--images", "imagefolder:nowhere"], "nowhere"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path, store, capsys, monkeypatch, options, text):
+    monkeypatch.chdir(tmp_path)
+    a_run(tmp_path / "run", DataConfig("imagefolder:images"))
+    assert main(["evaluate", "--progress", "false", "--store", "store", *options]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "run" / "evaluations").exists()
+
+
+@pytest.mark.door
+def test_a_model_that_does_not_say_where_it_comes_from():
+    with pytest.raises(InputError, match=r"images: got nothing; needed the images of the store: the model does not"):
+        images_of_run(a_model())
