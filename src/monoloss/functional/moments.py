@@ -17,7 +17,7 @@ from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
-_ROWS_LIFTED = 2048  # rows of embeddings that are lifted to float64 at a time
+_ROWS_LIFTED = 256  # rows of embeddings, likewise
 _MANY_ENTRIES = 64  # of a latent in a batch, from which on the order of a float32 sum matters
 _ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
 
