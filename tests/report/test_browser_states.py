@@ -77,6 +77,23 @@ def test_hostile_names_are_text(visit, tmp_path):
     assert page.locator("script:not([src])").count() == 0
 
 
+@pytest.mark.parametrize("names", [["run-1", "run-0"], ["base", "undecodable \udcff"]])
+def test_runs_named_like_keys_or_beyond_unicode(visit, tmp_path, names):
+    store = some_store(tmp_path / "store")
+    evaluations = [replace(one, name=name) for one, name in zip(some_evaluations(store), names, strict=True)]
+    found = write_report(evaluations, tmp_path / "report", stores=[store]).parent
+    page = visit.open(found, "index.html")
+    for place, key in enumerate(("run-0", "run-1")):
+        page.locator(".runs th a").nth(place).click()
+        page.locator("#rows [data-latent='9']").click()
+        wait_for(page, 9)
+        assert page.locator("#run").input_value() == key
+        assert page.locator("#partner").input_value() == ("run-1" if key == "run-0" else "run-0")
+        page.goto((found / "index.html").as_uri())
+    page = visit.open(found, fragment="#run=gone&latent=3")
+    assert page.locator("#trouble").inner_text() == f"This report has no run gone: this is {names[1]}."
+
+
 def test_without_images_and_labels(visit, tmp_path):
     store = some_store(tmp_path / "store", labels=None)
     evaluations = some_evaluations(store)

@@ -309,7 +309,11 @@ def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
     ]
 
 
-def _link_part(text: str) -> str:
+def _link_part(run: TableRow | Change) -> str:
+    """A run in an address: by its name, or by its key where that cannot be encoded."""
     from urllib.parse import quote
 
-    return quote(text, safe="", errors="replace")
+    try:
+        return quote(run.name, safe="")
+    except UnicodeEncodeError:
+        return quote(run.key, safe="")
