@@ -214,6 +214,14 @@ def test_sorting_both_ways_with_undefined_ones_last(visit, report):
         assert sorted(directions) == ["ascending", "descending"]
 
 
+def test_an_explanation_leaves_with_the_pointer(visit, report):
+    page = visit.open(report[0])
+    page.locator("#head [data-sort=lift]").click()
+    assert page.locator("#tip").is_visible()
+    page.locator("#rows [role=row]").nth(10).hover()
+    assert not page.locator("#tip").is_visible()
+
+
 @pytest.mark.slow
 def test_sorting_by_class_name(visit, report):
     page = visit.open(report[0], fragment="#run=mono")

@@ -17,6 +17,7 @@ from report_samples import (
     as_written_before,
     class_members,
     grey_thumbnails,
+    image_files,
     some_evaluations,
     some_models,
     some_store,
@@ -92,6 +93,23 @@ def test_runs_named_like_keys_or_beyond_unicode(visit, tmp_path, names):
         page.goto((found / "index.html").as_uri())
     page = visit.open(found, fragment="#run=gone&latent=3")
     assert page.locator("#trouble").inner_text() == f"This report has no run gone: this is {names[1]}."
+
+
+def test_an_image_that_cannot_be_read_is_its_id(visit, tmp_path):
+    root = tmp_path / "root"
+    store = some_store(tmp_path / "store", paths=image_files(root, range(N)))
+    evaluations = some_evaluations(store)
+    row = int(evaluations[1].examples.rows[8, 1])
+    (root / store.paths[row]).unlink()
+    found = write_report(evaluations, tmp_path / "report", stores=[store], images=root, image_size=16).parent
+    page = visit.open(found, fragment="#latent=8")
+    wait_for(page, 8)
+    shots = page.locator("[data-part=top] [data-side=opened] .shot")
+    assert shots.nth(0).locator("img").count() == 1
+    assert shots.nth(1).locator("img").count() == 0
+    assert shots.nth(1).inner_text() == f"image-{row}"
+    shots.nth(1).hover()
+    assert page.locator("#bubble").inner_text().startswith(f"image-{row}")
 
 
 def test_without_images_and_labels(visit, tmp_path):

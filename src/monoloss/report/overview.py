@@ -111,7 +111,11 @@ class Change(NamedTuple):
 
 
 def page_files(
-    runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]], *, title: str | None = None
+    runs: Sequence[ReportRun],
+    figures: Sequence[tuple[str, str, str]],
+    *,
+    title: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, str]:
     """The pages of a report, their style and their scripts, by path below the folder of the report.
 
@@ -119,6 +123,7 @@ def page_files(
         runs: what is shown, at least one.
         figures: id, title and caption of each chart whose data ``data/figures.js`` holds.
         title: of both pages; by default "MonoLoss report".
+        notes: sentences that the overview begins with.
 
     Example:
         >>> import torch
@@ -138,7 +143,7 @@ def page_files(
         lstrip_blocks=True,
     )
     environment.filters["link"] = _link_part
-    context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs)}
+    context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs), "notes": notes}
     pages = {
         "index.html": environment.get_template("index.html.jinja").render(context | _overview(runs, figures)),
         "latents.html": environment.get_template("latents.html.jinja").render(context),

@@ -75,6 +75,13 @@ window.Latents = window.Latents || {};
     };
   }
 
+  const missing = new Map(); // by store, the items without an image
+
+  function isMissing(storeKey, item) {
+    if (!missing.has(storeKey)) missing.set(storeKey, new Set(DATA.stores[storeKey].missing));
+    return missing.get(storeKey).has(item);
+  }
+
   function className(storeKey, number) {
     return DATA.stores[storeKey].class_names?.[number] ?? `class ${number}`;
   }
@@ -104,6 +111,7 @@ window.Latents = window.Latents || {};
     latent,
     items,
     sheet,
+    isMissing,
     className,
     figure,
     percent,
