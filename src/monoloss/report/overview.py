@@ -156,12 +156,13 @@ def figure_text(value: float, form: str) -> str:
     """A figure as the pages write it: with a real minus sign and groups of thousands, a dash where it is undefined.
 
     Example:
-        >>> figure_text(1234.5, ".1f"), figure_text(math.nan, ".3f")
-        ('1,234.5', '\N{EN DASH}')
+        >>> figure_text(1234.5, ".1f"), figure_text(-0.0001, ".3f"), figure_text(math.nan, ".3f")
+        ('1,234.5', '0.000', '\N{EN DASH}')
     """
     if not math.isfinite(value):
         return DASH
-    return format(value, form if form.endswith("g") else "," + form).replace("-", MINUS)
+    text = format(value, form if form.endswith("g") else "z," + form)  # z: no minus before a rounded zero
+    return text.replace("-", MINUS)
 
 
 def summary_of(evaluation: Evaluation) -> dict[str, float]:

@@ -105,6 +105,7 @@
     at("search").value = "";
     at("run").value = run.key;
     table.setRun(run, found);
+    countStates();
     fillClasses();
     const there = MEASURES.filter((key) => key in found);
     at("measure").replaceChildren(...there.map((key) => new Option(terms[key]?.label ?? key, key)));
@@ -116,6 +117,15 @@
     );
     showRange();
     filter();
+  }
+
+  function countStates() {
+    const counts = { alive: 0, undefined: 0, dead: 0 };
+    for (let latent = 0; latent < state.run.n_latents; latent += 1) counts[table.state(latent)] += 1;
+    for (const option of at("alive").options) {
+      const label = (option.dataset.label ??= option.text);
+      if (option.value) option.text = `${label} (${count(counts[option.value])})`;
+    }
   }
 
   function fillClasses() {

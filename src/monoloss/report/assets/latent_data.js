@@ -91,7 +91,8 @@ window.Latents = window.Latents || {};
   // A figure as it is written; a dash where it is undefined.
   function figure(value, digits) {
     if (value === null || value === undefined || Number.isNaN(value)) return DASH;
-    return value.toFixed(digits).replace("-", MINUS);
+    const text = value.toFixed(digits);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", MINUS);
   }
 
   function percent(value) {
