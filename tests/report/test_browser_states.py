@@ -78,7 +78,9 @@ def test_hostile_names_are_text(visit, tmp_path):
     assert page.locator("script:not([src])").count() == 0
 
 
-@pytest.mark.parametrize("names", [["run-1", "run-0"], ["base", "undecodable \udcff"]])
+@pytest.mark.parametrize(
+    "names", [["run-1", "run-0"], pytest.param(["base", "undecodable \udcff"], marks=pytest.mark.slow)]
+)
 def test_runs_named_like_keys_or_beyond_unicode(visit, tmp_path, names):
     store = some_store(tmp_path / "store")
     evaluations = [replace(one, name=name) for one, name in zip(some_evaluations(store), names, strict=True)]
@@ -209,6 +211,7 @@ def test_a_hundred_thousand_latents_keep_few_rows_in_the_page(visit, tmp_path):
     assert rows.count() < 80
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named(browser, tmp_path):
     store = some_store(tmp_path / "store")
     found = write_report(some_evaluations(store), tmp_path / "report", stores=[store]).parent
