@@ -97,7 +97,7 @@ class TrainingBatches:
 
     Then the next one begins. Augmentation follows from the seed, the epoch and the image (and its copy), mixing from
     the seed and the number of the batch: the number of workers, the processes that share a batch, and where a run was
-    resumed change no bit of a batch. Mixing pairs neighbours in the batch of all processes: for its first row, a process
+    resumed change no bit of a batch. Mixing pairs neighbours in the batch of all processes: for its first row, one
     prepares the last image of the process before, too.
 
     Args:
