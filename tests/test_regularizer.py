@@ -171,6 +171,7 @@ def test_autocast(scaled):
     assert_same((mono.detach(), gradients(net)), needed, atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["hook first", "compiled first"])
 def test_compiled(before):
     """One graph; the aot_eager backend traces as the others do, and needs no compiler."""

@@ -133,9 +133,11 @@ def test_resumed_with_other_workers(run: Run, n_given: int) -> None:
     check_equal(whole, given + rest)
 
 
-def test_processes_share_a_batch(run: Run) -> None:
+@pytest.mark.parametrize("mixed", [{"repeats": 2}, {"mixup": 0.2}, {"mixup": 0.2, "cutmix": 1.0, "repeats": 2}])
+def test_processes_share_a_batch(run: Run, mixed: dict[str, Any]) -> None:
+    """Pairs of mixing, too: the first row of a process is mixed with the last one of the process before."""
     options: dict[str, Any] = {"batch_size": 4}
-    config = AugmentationConfig(trivial_augment=True, repeats=2)
+    config = AugmentationConfig(trivial_augment=True, **mixed)
     alone = epochs(run.batches(config, **options))
     shares = [epochs(run.batches(config, **options, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, one, other in zip(alone, *shares, strict=True):

@@ -96,6 +96,14 @@ def test_images_without_one_label_each(tmp_path: Path) -> None:
         LabelledImages(dataclasses.replace(open_images(place), n_images=None))
 
 
+@pytest.mark.door
+def test_a_number_that_is_no_class(tmp_path: Path) -> None:
+    """An identifier taken for a label would make as many classes."""
+    place = dataset(tmp_path / "d", [0, 2**20])
+    with pytest.raises(InputError, match="got the label 1048576; needed class numbers from 0, below 1048576"):
+        LabelledImages(open_images(place))
+
+
 def test_held_out_images_of_a_config(tmp_path: Path) -> None:
     picture_folder(tmp_path / "train")
     picture_folder(tmp_path / "val", 1)

@@ -97,7 +97,8 @@ class TrainingBatches:
 
     Then the next one begins. Augmentation follows from the seed, the epoch and the image (and its copy), mixing from
     the seed and the number of the batch: the number of workers, the processes that share a batch, and where a run was
-    resumed change no bit of an image. What mixing pairs are the rows of one process.
+    resumed change no bit of a batch. Mixing pairs neighbours in the batch of all processes: for its first row, one
+    prepares the last image of the process before, too.
 
     Args:
         data: images, with or without embeddings.
@@ -171,18 +172,27 @@ class TrainingBatches:
 
     def _batch(self, planned: BatchRows) -> ImageBatch:
         """The batch of some rows: what a worker does."""
-        seed, positions = self.order.seed, self.data.positions[planned.rows].tolist()
+        rows, copies = planned.rows, planned.copies
+        borrowed = planned.before if self._mixing is not None else None
+        if borrowed is not None:
+            rows, copies = [borrowed[0], *rows], [borrowed[1], *copies]
+        seed, positions = self.order.seed, self.data.positions[rows].tolist()
 
         def prepare(i: int, picture: Image.Image) -> Tensor:
-            return self._transform(picture, seed, planned.epoch, positions[i], planned.copies[i])
+            return self._transform(picture, seed, planned.epoch, positions[i], copies[i])
 
-        batch = self.data.batch(planned.rows, prepare)
+        batch = self.data.batch(rows, prepare)
         if self._mixing is not None:
-            rows = batch.get("embeddings")
-            mixed = self._mixing(batch["images"], batch["targets"], rows, seed, planned.number)
+            embeddings = batch.get("embeddings")
+            mixed = self._mixing(batch["images"], batch["targets"], embeddings, seed, planned.number)
             batch["images"], batch["targets"] = mixed.images, mixed.targets
             if mixed.embeddings is not None:
                 batch["embeddings"] = mixed.embeddings
+        if borrowed is not None:  # its own pair is not in this process
+            batch["images"], batch["targets"] = batch["images"][1:], batch["targets"][1:]
+            batch["positions"] = batch["positions"][1:]
+            if "embeddings" in batch:
+                batch["embeddings"] = batch["embeddings"][1:]
         return batch
 
 

@@ -16,6 +16,7 @@ from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
 
+_MOST_CLASSES = 2**20
 _WITH_COLUMNS = ("dataset:", "hf-hub:")
 
 
@@ -40,7 +41,7 @@ class LabelledImages:
         class_names: of the classes 0, 1, ...; numbers, where the source has no names.
 
     Raises:
-        InputError: the source has no labels, or several an image, or is a stream.
+        InputError: the source has no labels, or several an image, or is a stream; a number too large for a class.
 
     Example:
         >>> import tempfile
@@ -64,6 +65,9 @@ class LabelledImages:
         self.source = source
         self.ids: Sequence[str] = [name for name, _ in listed]
         self.labels: Int64[Tensor, " n"] = torch.tensor([label for _, label in listed], dtype=torch.int64)
+        largest = int(self.labels.max()) if listed else 0
+        if source.class_names is None and largest >= _MOST_CLASSES:
+            raise InputError(source.description, f"the label {largest}", f"class numbers from 0, below {_MOST_CLASSES}")
         self.class_names = source.class_names or [str(number) for number in range(int(self.labels.max()) + 1)]
 
     def __len__(self) -> int:

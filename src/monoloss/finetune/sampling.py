@@ -21,12 +21,14 @@ class BatchRows(NamedTuple):
         epoch: from 0.
         rows: by number.
         copies: for repeated augmentation, which copy of its image each row is, from 0.
+        before: the row in front of these in the batch of all processes, and its copy; None where one process has all.
     """
 
     number: int
     epoch: int
     rows: list[int]
     copies: list[int]
+    before: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,11 @@ class TrainingOrder:
         order = shuffled(self.n_rows, self.seed, epoch)
         each = self.batch_size // self.world_size
         mine = slice(self.rank * each, (self.rank + 1) * each)
-        copies = torch.arange(self.repeats).repeat_interleave(n_images)[mine].tolist()
+        copies = torch.arange(self.repeats).repeat_interleave(n_images)
         for i in range(first, len(self)):
-            rows = order[i * n_images : (i + 1) * n_images].repeat(self.repeats)[mine].tolist()
-            yield BatchRows(epoch * len(self) + i, epoch, rows, copies)
+            rows = order[i * n_images : (i + 1) * n_images].repeat(self.repeats)
+            before = (int(rows[mine.start - 1]), int(copies[mine.start - 1])) if self.world_size > 1 else None
+            yield BatchRows(epoch * len(self) + i, epoch, rows[mine].tolist(), copies[mine].tolist(), before)
 
 
 @dataclass(frozen=True)
