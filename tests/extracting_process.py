@@ -77,7 +77,9 @@ if __name__ == "__main__":
             rank, meeting = int(os.environ["RANK"]), f"file://{folder / scenarios[-1]}.meeting"
             dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
         SCENARIOS[name](folder)
-    if "one_fails" not in scenarios:
+    if "one_fails" in scenarios:
+        os._exit(0)  # torch sometimes aborts when it takes down a group that has lost a process
+    else:
         total = torch.ones(1)
         dist.all_reduce(total)
         assert total == 2  # the group is still there
