@@ -6,10 +6,11 @@ DATA holds `images.tar` (Tiny-ImageNet, an image folder `tiny_imagenet/{train,va
 and `mobilenetv2_train.npz`, `mobilenetv2_val.npz`, whose features of the same images are joined by file name. Half of
 the classes are used. A small ResNet is trained from random weights at 32 x 32 pixels without MonoLoss; from there, for
 each seed, it is fine-tuned twice under one budget: with cross-entropy alone, and with MonoLoss on the new layer. The
-seed decides new layer, classifier, order and augmentation, the same for both. About 15 minutes on one core.
+seed decides new layer, classifier, order and augmentation, the same for both. About 6 minutes of one core.
 
 Prints every run, asserts that score and purity rise by more than two standard errors of the difference and that
-accuracy falls by no more than a point on the mean.
+accuracy falls by no more than a point on the mean. MonoLoss leaves some latents without any active row: these count as
+undefined, or as 0 in the column "undefined = 0", whose difference is printed and not asserted.
 """
 
 from __future__ import annotations

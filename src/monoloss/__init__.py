@@ -26,17 +26,24 @@ if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
+    from monoloss.finetune.checkpoint import load_finetuned
+    from monoloss.finetune.config import FineTuneConfig
+    from monoloss.finetune.run import fine_tune
     from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
+    from monoloss.regularizer import ActivationRegularizer
+    from monoloss.report.page import write_report
     from monoloss.sae.model import SparseAutoencoder
     from monoloss.training.config import SaeTraining, TrainingConfig
     from monoloss.training.sae import train_saes
 
 __all__ = [
+    "ActivationRegularizer",
     "AuxLoss",
     "BatchTopKConfig",
     "ClassPurity",
     "Evaluation",
     "FeatureStore",
+    "FineTuneConfig",
     "InputError",
     "InputScaling",
     "JumpReluConfig",
@@ -54,24 +61,29 @@ __all__ = [
     "class_purity",
     "evaluate",
     "extract",
+    "fine_tune",
     "import_dataset",
     "import_lmdb",
     "import_npy",
     "import_npz",
     "import_pt",
     "load_encoder",
+    "load_finetuned",
     "mono_loss",
     "mono_score",
     "open_images",
     "reconstruction_quality",
     "train_saes",
+    "write_report",
 ]
 
 # names whose modules import more than torch and safetensors: found on first use
 _ON_FIRST_USE = {
+    "ActivationRegularizer": "monoloss.regularizer",
     "ClassPurity": "monoloss.metrics",
     "Evaluation": "monoloss.evaluation.result",
     "FeatureStore": "monoloss.data.store",
+    "FineTuneConfig": "monoloss.finetune.config",
     "MonoScore": "monoloss.metrics",
     "Reconstruction": "monoloss.metrics",
     "SaeTraining": "monoloss.training.config",
@@ -79,14 +91,17 @@ _ON_FIRST_USE = {
     "TrainingConfig": "monoloss.training.config",
     "evaluate": "monoloss.evaluation.run",
     "extract": "monoloss.data.extract",
+    "fine_tune": "monoloss.finetune.run",
     "import_dataset": "monoloss.data.import_datasets",
     "import_lmdb": "monoloss.data.import_lmdb",
     "import_npy": "monoloss.data.importers",
     "import_npz": "monoloss.data.importers",
     "import_pt": "monoloss.data.import_torch",
     "load_encoder": "monoloss.data.encoders",
+    "load_finetuned": "monoloss.finetune.checkpoint",
     "open_images": "monoloss.data.images",
     "train_saes": "monoloss.training.sae",
+    "write_report": "monoloss.report.page",
 }
 
 

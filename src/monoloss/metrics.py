@@ -112,7 +112,9 @@ class MonoScore(SumsMetric[MonoMoments]):
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Scores ``(m,)``, or their mean; float64, NaN where undefined."""
-        scores = score_of(_checked(self.sums), undefined=self.undefined)
+        w = self._recent.total(self._w)
+        sums = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, w)
+        scores = score_of(_checked(sums), undefined=self.undefined)
         return scores.nanmean() if self.average == "mean" else scores
 
     def summary(self) -> ScoreSummary:

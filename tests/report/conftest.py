@@ -61,7 +61,7 @@ class Visit:
 def visit(browser) -> Iterator[Visit]:
     """Fails if a page says anything on its console, or asks for anything but files."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)  # of a busy machine; nothing is timed
     visited = Visit(context.new_page())
     yield visited
     context.close()

@@ -51,7 +51,7 @@ def states(evaluation):
 
 
 def written(value, digits):
-    return DASH if math.isnan(value) else f"{value:.{digits}f}".replace("-", MINUS)
+    return DASH if math.isnan(value) else f"{value:z.{digits}f}".replace("-", MINUS)
 
 
 def shown(page):
@@ -214,6 +214,21 @@ def test_sorting_both_ways_with_undefined_ones_last(visit, report):
         assert sorted(directions) == ["ascending", "descending"]
 
 
+def test_an_explanation_leaves_with_the_pointer(visit, report):
+    page = visit.open(report[0])
+    page.locator("#head [data-sort=lift]").click()
+    assert page.locator("#tip").is_visible()
+    page.locator("#rows [role=row]").nth(10).hover()
+    assert not page.locator("#tip").is_visible()
+
+
+def test_a_rounded_zero_has_no_sign(visit, report):
+    page = visit.open(report[0])
+    assert page.evaluate("[-0.0004, -0.0006, 0].map((value) => Latents.data.figure(value, 3))") == [
+        "0.000", f"{MINUS}0.001", "0.000",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_sorting_by_class_name(visit, report):
     page = visit.open(report[0], fragment="#run=mono")
@@ -243,6 +258,10 @@ def test_filters(visit, report):
     folder, evaluations = report
     page = visit.open(folder, fragment="#run=mono")
     latents = evaluations["mono"].latents
+    n_dead, n_undefined = map(len, states(evaluations["mono"]))
+    assert page.locator("#alive option").all_inner_texts() == [
+        "all", f"alive ({M - n_dead - n_undefined})", f"active, no score ({n_undefined})", f"dead ({n_dead})",
+    ]  # fmt: skip
     page.locator("#alive").select_option("dead")
     assert set(shown(page)) == states(evaluations["mono"])[0]
     page.locator("#alive").select_option("undefined")

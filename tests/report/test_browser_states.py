@@ -17,6 +17,7 @@ from report_samples import (
     as_written_before,
     class_members,
     grey_thumbnails,
+    image_files,
     some_evaluations,
     some_models,
     some_store,
@@ -75,6 +76,42 @@ def test_hostile_names_are_text(visit, tmp_path):
     page.locator("#class").select_option(str(known))
     assert page.evaluate("window.hacked") is None
     assert page.locator("script:not([src])").count() == 0
+
+
+@pytest.mark.parametrize(
+    "names", [["run-1", "run-0"], pytest.param(["base", "undecodable \udcff"], marks=pytest.mark.slow)]
+)
+def test_runs_named_like_keys_or_beyond_unicode(visit, tmp_path, names):
+    store = some_store(tmp_path / "store")
+    evaluations = [replace(one, name=name) for one, name in zip(some_evaluations(store), names, strict=True)]
+    found = write_report(evaluations, tmp_path / "report", stores=[store]).parent
+    page = visit.open(found, "index.html")
+    for place, key in enumerate(("run-0", "run-1")):
+        page.locator(".runs th a").nth(place).click()
+        page.locator("#rows [data-latent='9']").click()
+        wait_for(page, 9)
+        assert page.locator("#run").input_value() == key
+        assert page.locator("#partner").input_value() == ("run-1" if key == "run-0" else "run-0")
+        page.goto((found / "index.html").as_uri())
+    page = visit.open(found, fragment="#run=gone&latent=3")
+    assert page.locator("#trouble").inner_text() == f"This report has no run gone: this is {names[1]}."
+
+
+def test_an_image_that_cannot_be_read_is_its_id(visit, tmp_path):
+    root = tmp_path / "root"
+    store = some_store(tmp_path / "store", paths=image_files(root, range(N)))
+    evaluations = some_evaluations(store)
+    row = int(evaluations[1].examples.rows[8, 1])
+    (root / store.paths[row]).unlink()
+    found = write_report(evaluations, tmp_path / "report", stores=[store], images=root, image_size=16).parent
+    page = visit.open(found, fragment="#latent=8")
+    wait_for(page, 8)
+    shots = page.locator("[data-part=top] [data-side=opened] .shot")
+    assert shots.nth(0).locator("img").count() == 1
+    assert shots.nth(1).locator("img").count() == 0
+    assert shots.nth(1).inner_text() == f"image-{row}"
+    shots.nth(1).hover()
+    assert page.locator("#bubble").inner_text().startswith(f"image-{row}")
 
 
 def test_without_images_and_labels(visit, tmp_path):
@@ -174,6 +211,7 @@ def test_a_hundred_thousand_latents_keep_few_rows_in_the_page(visit, tmp_path):
     assert rows.count() < 80
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named(browser, tmp_path):
     store = some_store(tmp_path / "store")
     found = write_report(some_evaluations(store), tmp_path / "report", stores=[store]).parent

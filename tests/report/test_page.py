@@ -112,7 +112,7 @@ def test_runs_and_stores(folder, evaluations, store):
         "cell": 64,
         "class_names": store.class_names,
         "multi_label": False,
-        "n_unreadable": 0,
+        "missing": [],
     }
     assert data["histogram_edges"] == pytest.approx(histogram_edges().tolist(), rel=1e-5)
     assert data["terms"]["score"].keys() == {"label", "explanation"}
@@ -199,10 +199,32 @@ def test_images_from_a_folder(tmp_path):
     write_report(some_evaluations(store), tmp_path / "out", stores=[store], images=tmp_path / "root", image_size=32)
     data = page_data(tmp_path / "out")
     items = data["items"]["store-0/0"]
-    assert data["stores"]["store-0"]["n_unreadable"] == int(3 in [row for _, _, row in items])
+    missing = [item for item, (_, _, row) in enumerate(items) if row == 3]
+    assert len(missing) == 1
+    assert data["stores"]["store-0"]["missing"] == missing
+    overview = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert f"1 of {len(items)} images of val cannot be read" in overview
     for item, (_, _, row) in enumerate(items):
         expected = 128 if row == 3 else 2 * row + 10
         assert np.abs(cell_of(tmp_path / "out", data["stores"]["store-0"], "store-0", item).mean() - expected) <= 6
+
+
+def test_an_image_root_without_images(tmp_path):
+    paths = image_files(tmp_path / "root", range(N))
+    store = some_store(tmp_path / "val", paths=paths, image_root=str(tmp_path / "root"))
+    for path in paths:
+        (tmp_path / "root" / path).unlink()
+    write_report(some_evaluations(store), tmp_path / "out", stores=[store])
+    assert page_data(tmp_path / "out")["stores"]["store-0"]["cell"] is None
+
+
+@pytest.mark.door
+def test_images_that_are_not_there_are_refused(tmp_path):
+    store = some_store(tmp_path / "val", paths=image_files(tmp_path / "root", range(N)))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="without an image of this report"):
+        write_report(some_evaluations(store), tmp_path / "out", stores=[store], images=tmp_path / "other")
+    assert not (tmp_path / "out").exists()
 
 
 def test_hostile_names_are_data(tmp_path):
@@ -247,7 +269,7 @@ def test_a_model_that_is_dead_throughout(tmp_path, store, evaluations):
 
 def test_same_evaluations_same_bytes_and_an_earlier_report_is_replaced(tmp_path, store, evaluations):
     write_report(evaluations, tmp_path / "one", stores=[store])
-    (tmp_path / "one" / "stray.txt").touch()
+    (tmp_path / "one" / "images" / "stray.txt").touch()
     write_report(evaluations, tmp_path / "one", stores=[store])
     write_report(evaluations, tmp_path / "two", stores=[store])
     assert everything_in(tmp_path / "one") == everything_in(tmp_path / "two")
@@ -283,6 +305,24 @@ def test_refused_before_anything_is_written(tmp_path, store, evaluations, option
     with pytest.raises(InputError, match=re.escape(words)):
         write_report(evaluations, tmp_path / "out", stores=[store], **options)
     assert everything_in(tmp_path) == []
+
+
+@pytest.mark.door
+def test_a_report_with_files_of_the_user_is_left_alone(tmp_path, evaluations):
+    write_report(evaluations, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").touch()
+    before = everything_in(tmp_path)
+    with pytest.raises(InputError, match="holds something else"):
+        write_report(evaluations, tmp_path / "out")
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.door
+def test_not_within_an_evaluation(tmp_path, evaluations):
+    evaluations[0].save(tmp_path / "base")
+    with pytest.raises(InputError, match="within an evaluation"):
+        write_report(evaluations, tmp_path / "base" / "report")
+    assert everything_in(tmp_path / "base") == ["evaluation.json", "latents.safetensors"]
 
 
 @pytest.mark.door

@@ -20,7 +20,7 @@ def test_every_row_is_in_its_cell(tmp_path):
     rows = torch.arange(600)[torch.randperm(600, generator=torch.Generator().manual_seed(0))][:530].sort().values
     done = []
     pictures = Pictures(lambda rows, _: list(images[rows.numpy()]))
-    assert write_sheets(tmp_path / "s" / "store-0", pictures, rows, 16, done.append) == 0
+    assert write_sheets(tmp_path / "s" / "store-0", pictures, rows, 16, done.append) == []
     folder = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "s").rename(folder / "images")
@@ -64,9 +64,9 @@ def test_an_error_in_a_thread_is_not_lost(tmp_path):
         write_sheets(tmp_path / "images", Pictures(fail), torch.arange(600), 8)
 
 
-def test_files_that_cannot_be_read_are_counted(tmp_path):
+def test_files_that_cannot_be_read_are_told(tmp_path):
     paths = image_files(tmp_path / "root", range(N))
     for row in (1, 4):
         (tmp_path / "root" / paths[row]).write_bytes(b"no image")
     pictures = pictures_of(some_store(tmp_path / "store", paths=paths), tmp_path / "root")
-    assert write_sheets(tmp_path / "images", pictures, torch.arange(7), 8) == 2
+    assert write_sheets(tmp_path / "images", pictures, torch.arange(7), 8) == [1, 4]

@@ -51,7 +51,7 @@ def report(
     console = Console()
     there = {one.fingerprint for one in stores}
     gone = {
-        str(one.evaluation.facts.get("store")): None
+        str(one.evaluation.facts.get("store") or f"of {one.evaluation.name}"): None
         for one in found
         if one.evaluation.facts.get("store_fingerprint") not in there
     }

@@ -96,6 +96,11 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
             tensor that is missing, unknown or of another kind than it should be; NaN or infinity. The error names the
             file.
         MissingExtraError: timm is not installed.
+
+    Example:
+        >>> load_finetuned("nowhere")
+        Traceback (most recent call last):
+        monoloss.errors.InputError: nowhere: got no such folder; needed the folder of a fine-tuned model
     """
     check_type("folder", folder, str | os.PathLike, "a path")
     folder = Path(folder)

@@ -111,7 +111,11 @@ class Change(NamedTuple):
 
 
 def page_files(
-    runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]], *, title: str | None = None
+    runs: Sequence[ReportRun],
+    figures: Sequence[tuple[str, str, str]],
+    *,
+    title: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, str]:
     """The pages of a report, their style and their scripts, by path below the folder of the report.
 
@@ -119,6 +123,7 @@ def page_files(
         runs: what is shown, at least one.
         figures: id, title and caption of each chart whose data ``data/figures.js`` holds.
         title: of both pages; by default "MonoLoss report".
+        notes: sentences that the overview begins with.
 
     Example:
         >>> import torch
@@ -138,7 +143,7 @@ def page_files(
         lstrip_blocks=True,
     )
     environment.filters["link"] = _link_part
-    context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs)}
+    context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs), "notes": notes}
     pages = {
         "index.html": environment.get_template("index.html.jinja").render(context | _overview(runs, figures)),
         "latents.html": environment.get_template("latents.html.jinja").render(context),
@@ -151,12 +156,13 @@ def figure_text(value: float, form: str) -> str:
     """A figure as the pages write it: with a real minus sign and groups of thousands, a dash where it is undefined.
 
     Example:
-        >>> figure_text(1234.5, ".1f"), figure_text(math.nan, ".3f")
-        ('1,234.5', '\N{EN DASH}')
+        >>> figure_text(1234.5, ".1f"), figure_text(-0.0001, ".3f"), figure_text(math.nan, ".3f")
+        ('1,234.5', '0.000', '\N{EN DASH}')
     """
     if not math.isfinite(value):
         return DASH
-    return format(value, form if form.endswith("g") else "," + form).replace("-", MINUS)
+    text = format(value, form if form.endswith("g") else "z," + form)  # z: no minus before a rounded zero
+    return text.replace("-", MINUS)
 
 
 def summary_of(evaluation: Evaluation) -> dict[str, float]:
@@ -309,7 +315,11 @@ def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
     ]
 
 
-def _link_part(text: str) -> str:
+def _link_part(run: TableRow | Change) -> str:
+    """A run in an address: by its name, or by its key where that cannot be encoded."""
     from urllib.parse import quote
 
-    return quote(text, safe="", errors="replace")
+    try:
+        return quote(run.name, safe="")
+    except UnicodeEncodeError:
+        return quote(run.key, safe="")

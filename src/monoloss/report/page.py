@@ -17,7 +17,7 @@ from monoloss.data.pictures import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures
-from monoloss.evaluation.result import Evaluation
+from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
 from monoloss.files import atomic_folder, check_new_folder
 from monoloss.functional.histogram import histogram_edges
 from monoloss.report.latent_data import BLOCK, columns_of, shown_rows, write_latents
@@ -28,6 +28,7 @@ from monoloss.report.sprites import COLUMNS, PER_SHEET, sheet_suffix, write_shee
 from monoloss.report.terms import TERMS
 
 PAGE = "index.html"
+_OF_A_REPORT = {PAGE, "latents.html", "assets", "data", "images"}
 _LARGEST_IMAGE = 256
 _BLOCK_LABELS = 2**24  # of a multi-label store, unpacked at a time
 Advance = Callable[[int], object]
@@ -67,8 +68,8 @@ def write_report(  # noqa: PLR0913 - each is an option
         The page to open, ``out/index.html``.
 
     Raises:
-        InputError: no evaluation, two of one name, a baseline that is none of them; ``images`` that no store can use;
-            a folder that holds something else.
+        InputError: no evaluation, two of one name, a baseline that is none of them; ``images`` that no store can use,
+            or without a single image; a folder that holds something else, or lies in that of an evaluation.
 
     Example:
         >>> import tempfile, torch
@@ -91,15 +92,18 @@ def write_report(  # noqa: PLR0913 - each is an option
     figures = overview_figures(groups, curves)
     shown = _shown_stores(runs, None if images is None else Path(images))
     with atomic_folder(out, replace=True) as folder, _bar(progress) as bar:
-        _write_pages(folder, runs, figures, title)
-        facts = {}
+        facts, notes = {}, []
         for key, one in shown.items():
-            n_unreadable = 0
+            missing: list[int] = []
             if one.pictures is not None:
                 advance = bar("images", len(one.rows))
-                n_unreadable = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
+                missing = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
             _write_items(folder / "data" / key, key, one)
-            facts[key] = _store_facts(one, image_size) | {"n_unreadable": n_unreadable}
+            facts[key] = _store_facts(one, image_size) | {"missing": missing}
+            if missing:
+                images_of = f"{len(missing):,} of {len(one.rows):,} images of {one.facts.get('store', key)}"
+                notes.append(f"{images_of} cannot be read: their ids are shown.")
+        _write_pages(folder, runs, figures, title, notes)
         advance = bar("latents", sum(len(run.evaluation.examples.rows) for run in runs))
         for run in runs:
             write_latents(folder / "data" / run.key, run, runs, shown[run.store_key].rows, advance)
@@ -140,6 +144,8 @@ def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _
         store = of_store[0].store
         pictures = None if store is None else pictures_of(store, images)
         rows = shown_rows([run.evaluation for run in of_store])
+        if store is not None and pictures is not None and pictures.root is not None and len(rows):
+            pictures = _if_there(store, rows, pictures, asked=pictures.root == images)
         shown[key] = _ShownStore(dict(of_store[0].evaluation.facts), store, rows, pictures)
     if images is not None and all(one.pictures is None or one.pictures.root != images for one in shown.values()):
         needed = "stores that know the paths of their rows; without images their thumbnails are shown"
@@ -147,11 +153,29 @@ def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _
     return shown
 
 
-def _write_pages(folder: Path, runs: Sequence[ReportRun], figures: Sequence[OverviewFigure], title: str | None) -> None:
+def _if_there(store: FeatureStore, rows: Tensor, pictures: Pictures, *, asked: bool) -> Pictures | None:
+    """None where not one of the images that are to be shown is a file; refused where the user asked for them."""
+    paths, root = store.paths, Path(str(pictures.root))
+    if any((path := paths[row]) is not None and (root / path).is_file() for row in rows.tolist()):
+        return pictures
+    if asked:
+        raise InputError("images", f"{root}, without an image of this report", "the folder the store's paths are below")
+    return None
+
+
+def _write_pages(
+    folder: Path,
+    runs: Sequence[ReportRun],
+    figures: Sequence[OverviewFigure],
+    title: str | None,
+    notes: Sequence[str],
+) -> None:
     """The pages and what they load but the data of latents."""
     from plotly.offline import get_plotlyjs
 
-    files = page_files(runs, [(figure.id, figure.title, figure.caption) for figure in figures], title=title)
+    files = page_files(
+        runs, [(figure.id, figure.title, figure.caption) for figure in figures], title=title, notes=notes
+    )
     for name, text in (files | {"assets/plotly.min.js": get_plotlyjs()}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,9 +252,12 @@ def _run_facts(run: ReportRun, one: _ShownStore) -> dict[str, object]:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than a report."""
-    if out.is_dir() and any(out.iterdir()) and not (out / "data" / "runs.js").is_file():
+    """Refuse a folder that holds something else than a report, or that would make an evaluation's hold one."""
+    found = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if found and not (found <= _OF_A_REPORT and (out / "data" / "runs.js").is_file()):
         raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier report's")
+    if any((folder / FACTS).is_file() and (folder / LATENTS).is_file() for folder in out.resolve().parents):
+        raise InputError("out", f"{out}, within an evaluation", "a folder elsewhere")
     check_new_folder(out, allow_full=True)
 
 

@@ -31,7 +31,7 @@ def write_sheets(
     rows: Int[Tensor, " items"],
     cell: int,
     advance: Callable[[int], object] = lambda _: None,
-) -> int:
+) -> list[int]:
     """Write the images of rows as ``sheet-0000.webp``, ...: row ``rows[i]`` is cell ``i % 256`` of sheet ``i // 256``.
 
     An image is the middle square of its picture, at the size of a cell; a cell stays grey where there is none. Cells
@@ -45,27 +45,28 @@ def write_sheets(
         advance: called with a number of images whenever so many are written.
 
     Returns:
-        How many images could not be read.
+        The items whose image could not be read, as places in ``rows``, ascending.
     """
     folder.mkdir(parents=True)
     parts = rows.split(PER_SHEET) if len(rows) else ()
     n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def write(number: int) -> tuple[int, int]:
+    def write(number: int) -> tuple[int, list[int]]:
         found = pictures.read(parts[number], cell)
         save_sheet(folder / f"sheet-{number:04d}.{sheet_suffix()}", sheet_of(found, cell))
-        return len(found), sum(picture is None for picture in found)
+        first = number * PER_SHEET
+        return len(found), [first + place for place, picture in enumerate(found) if picture is None]
 
-    n_unreadable = 0
+    missing: list[int] = []
     with ThreadPoolExecutor(n_workers) as pool:
         try:
-            for n_images, n_missing in pool.map(write, range(len(parts))):
-                n_unreadable += n_missing
+            for n_images, unreadable in pool.map(write, range(len(parts))):
+                missing += unreadable
                 advance(n_images)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return n_unreadable
+    return missing
 
 
 def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray, "h w 3"]:

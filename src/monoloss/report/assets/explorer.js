@@ -25,25 +25,32 @@
 
   // ---- the address: #run=NAME&latent=NUMBER&with=NAME ----
 
-  const nameOf = (run) => (runs.filter((other) => other.name === run.name).length > 1 ? run.key : run.name);
-  const runOf = (text) => runs.find((run) => run.key === text) ?? runs.find((run) => run.name === text) ?? null;
+  // A run goes by its name, also where that is the key of another; by its key where an address cannot hold the name.
+  const nameOf = (run) => (/\p{Surrogate}/u.test(run.name) ? run.key : run.name);
+  const withKey = (key) => runs.find((run) => run.key === key) ?? null;
+  const runOf = (text) => runs.find((run) => run.name === text) ?? withKey(text);
 
   function address({ run = state.run, latent = -1, partner = state.partner } = {}) {
     const parts = [];
     if (run) parts.push(`run=${encodeURIComponent(nameOf(run))}`);
     if (latent >= 0) parts.push(`latent=${latent}`);
-    if (partner !== null) parts.push(`with=${partner === "" ? "" : encodeURIComponent(nameOf(runOf(partner)))}`);
+    if (partner !== null) parts.push(`with=${partner === "" ? "" : encodeURIComponent(nameOf(withKey(partner)))}`);
     return `#${parts.join("&")}`;
   }
 
   function parsed() {
     const parameters = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
-    const run = runOf(parameters.get("run") ?? "") ?? usualRun();
+    const name = parameters.get("run");
+    const named = name === null ? null : runOf(name);
+    const run = named ?? usualRun();
     const text = parameters.get("latent") ?? "";
     const latent = /^\d+$/.test(text) && Number(text) < run.n_latents ? Number(text) : -1;
     const beside = parameters.get("with");
     const partner = beside === null ? null : beside === "" ? "" : (runOf(beside)?.key ?? null);
-    return { run, latent, partner, unknown: text !== "" && latent < 0 ? text : null };
+    let trouble = "";
+    if (name !== null && !named) trouble = `This report has no run ${name}: this is ${run.name}.`;
+    else if (text !== "" && latent < 0) trouble = `${run.name} has no latent ${text}: its latents are 0 to ${run.n_latents - 1}.`;
+    return { run, latent, partner, trouble };
   }
 
   // The first with MonoLoss, else the first.
@@ -61,7 +68,7 @@
   async function route() {
     const ticket = (state.ticket += 1);
     try {
-      const { run, latent, partner, unknown } = parsed();
+      const { run, latent, partner, trouble } = parsed();
       if (run !== state.run) {
         at("grid").setAttribute("aria-busy", "true");
         const found = await columns(run);
@@ -70,7 +77,7 @@
         setRun(run, found);
       }
       state.partner = partner;
-      say(unknown === null ? "" : `${run.name} has no latent ${unknown}: its latents are 0 to ${run.n_latents - 1}.`);
+      say(trouble);
       await show(latent >= 0 ? latent : firstToShow(), latent >= 0, ticket);
     } catch (error) {
       if (ticket === state.ticket) say(error.message);
@@ -98,6 +105,7 @@
     at("search").value = "";
     at("run").value = run.key;
     table.setRun(run, found);
+    countStates();
     fillClasses();
     const there = MEASURES.filter((key) => key in found);
     at("measure").replaceChildren(...there.map((key) => new Option(terms[key]?.label ?? key, key)));
@@ -109,6 +117,15 @@
     );
     showRange();
     filter();
+  }
+
+  function countStates() {
+    const counts = { alive: 0, undefined: 0, dead: 0 };
+    for (let latent = 0; latent < state.run.n_latents; latent += 1) counts[table.state(latent)] += 1;
+    for (const option of at("alive").options) {
+      const label = (option.dataset.label ??= option.text);
+      if (option.value) option.text = `${label} (${count(counts[option.value])})`;
+    }
   }
 
   function fillClasses() {
@@ -348,7 +365,7 @@
   function watch() {
     at("run").addEventListener("change", (event) => {
       state.dismissed = false;
-      location.hash = address({ run: runOf(event.target.value), partner: null });
+      location.hash = address({ run: withKey(event.target.value), partner: null });
     });
     at("partner").addEventListener("change", (event) => {
       go({ latent: state.latent, partner: event.target.value }, { replace: true });

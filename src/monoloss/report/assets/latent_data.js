@@ -75,6 +75,13 @@ window.Latents = window.Latents || {};
     };
   }
 
+  const missing = new Map(); // by store, the items without an image
+
+  function isMissing(storeKey, item) {
+    if (!missing.has(storeKey)) missing.set(storeKey, new Set(DATA.stores[storeKey].missing));
+    return missing.get(storeKey).has(item);
+  }
+
   function className(storeKey, number) {
     return DATA.stores[storeKey].class_names?.[number] ?? `class ${number}`;
   }
@@ -84,7 +91,8 @@ window.Latents = window.Latents || {};
   // A figure as it is written; a dash where it is undefined.
   function figure(value, digits) {
     if (value === null || value === undefined || Number.isNaN(value)) return DASH;
-    return value.toFixed(digits).replace("-", MINUS);
+    const text = value.toFixed(digits);
+    return Number(text) === 0 ? text.replace("-", "") : text.replace("-", MINUS);
   }
 
   function percent(value) {
@@ -104,6 +112,7 @@ window.Latents = window.Latents || {};
     latent,
     items,
     sheet,
+    isMissing,
     className,
     figure,
     percent,

@@ -2,7 +2,7 @@
 window.Latents = window.Latents || {};
 (() => {
   "use strict";
-  const { figure, percent, className, count, edges, stores, terms, sheet, DASH, FEW_ROWS } = Latents.data;
+  const { figure, percent, className, count, edges, stores, terms, sheet, isMissing, DASH, FEW_ROWS } = Latents.data;
 
   function make(tag, attributes = {}, ...content) {
     const element = document.createElement(tag);
@@ -82,9 +82,7 @@ window.Latents = window.Latents || {};
   }
 
   function frame(side, item) {
-    const box = make("span", { class: "frame" }, image(side, item));
-    if (stores[side.run.store].pixelated) box.classList.add("pixelated");
-    return box;
+    return make("span", { class: "frame" }, image(side, item));
   }
 
   function shot(side, [item, value], place) {
@@ -96,11 +94,17 @@ window.Latents = window.Latents || {};
       tabindex: place === 0 ? "0" : "-1",
       "aria-label": [facts.id, labels, `activation ${value}`].filter(Boolean).join(", "),
     });
-    const box = frame(side, item);
-    box.firstChild.addEventListener("error", () => {
+    const withoutImage = () => {
       button.classList.add("missing");
       button.replaceChildren(isolated(facts.id));
-    });
+      button.describe = () => [caption(facts, labels, value)];
+    };
+    if (isMissing(side.run.store, item)) {
+      withoutImage();
+      return button;
+    }
+    const box = frame(side, item);
+    box.firstChild.addEventListener("error", withoutImage);
     button.append(box);
     button.describe = () => [frame(side, item), caption(facts, labels, value)];
     return button;

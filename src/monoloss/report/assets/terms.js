@@ -28,7 +28,7 @@
   document.addEventListener("pointerover", (event) => {
     const term = termOf(event);
     if (term) show(term);
-    else if (owner && owner !== document.activeElement) hide();
+    else if (owner) hide(); // also one that was clicked and has the focus still: it would lie over the table
   });
   document.addEventListener("focusin", (event) => {
     const term = termOf(event);
