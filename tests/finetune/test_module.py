@@ -317,6 +317,40 @@ def test_divergence_is_one_sentence():
 
 
 @pytest.mark.door
+def test_divergence_that_mono_loss_meets_first_is_the_same_sentence():
+    optimisation = OptimisationConfig(lr=1e30, schedule="constant")
+    run = run_of(settings(optimisation=optimisation, mono_weight=0.1, epochs=3, log_every_steps=3))
+    text = r"optimisation.lr: got activations that are no finite numbers in step [23]; needed .* training has diverged"
+    with pytest.raises(InputError, match=text):
+        fit(run, [batch()])
+    data = batch()
+    data["embeddings"][0] = 0.0
+    with pytest.raises(InputError, match="embeddings: got a row of zeros"):  # a fault of the data stays one
+        fit(run_of(settings(mono_weight=0.1)), [data])
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("part", "came"),
+    [("new_layer", "activations that are no finite numbers"), ("classifier", "a loss of nan")],
+)
+def test_divergence_that_the_validation_meets_first_is_the_same_sentence(part, came):
+    run = run_of(settings(mono_weight=0.1))
+    getattr(run.model, part).bias.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=f"optimisation.lr: got {came} in the validation; needed a smaller lr"):
+        validate(run, [batch()])
+
+
+@pytest.mark.door
+def test_statistics_of_a_norm_that_have_diverged_are_not_saved():
+    run = run_of(settings())
+    norm = next(layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(torch.inf)
+    with pytest.raises(InputError, match="optimisation.lr: got weights that are no finite numbers after step"):
+        run.check_finite()
+
+
+@pytest.mark.door
 @pytest.mark.parametrize(
     ("options", "given", "text"),
     [

@@ -291,6 +291,19 @@ def test_weights_that_are_no_numbers_are_not_saved(data, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.door
+def test_a_learning_rate_that_is_too_large_is_named(data, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(finetune_text(FineTuneRecord(a_run(data))), encoding="utf-8")
+    begin = ["finetune", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"), "--progress", "false"]
+    assert main([*begin, "--epochs", "2", "--optimisation.lr", "1e9"]) == 2
+    assert main([*begin[:4], str(tmp_path / "one"), *begin[5:], "--epochs=1", "--optimisation.lr=1e30"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("monoloss: optimisation.lr: got ")
+        assert line.endswith("needed a smaller lr or mono_weight: the training has diverged")
+
+
 def test_the_average_s_decay():
     optimisation = OptimisationConfig(ema_decay=0.9, ema_every_steps=2)
     config = a_run(DataConfig("cifar10:data"), mono_weight=0.0, optimisation=optimisation, accumulate_batches=3)
