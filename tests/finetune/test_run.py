@@ -267,7 +267,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(data, tmp_pat
     assert text.startswith("data.embeddings: got ")
     assert "batch_size: got 64" in refused(a_run(data, batch_size=64), tmp_path / "run")
     assert refused(a_run(data, "test_resnets"), tmp_path / "run").startswith("model.backbone: got ")
-    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.suffix]
+    with_lora = a_run(data, model={"lora": LoraConfig(rank=4)})
+    assert refused(with_lora, tmp_path / "run").startswith("model.lora: got low-rank updates for ")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.door

@@ -98,18 +98,18 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
         held_out = None if data.validation is None else data.validation.fingerprint
         record = FineTuneRecord(config, data.train.fingerprint, held_out)
         ranks.check_same(_of_data(record))
+        parts = None if folder.is_finished else _parts(config, data, ranks)  # before there is a folder
         if ranks.rank:
-            return _train(folder, record, data, ranks, resume=resume, progress=False)
+            return _train(folder, record, parts, ranks, resume=resume, progress=False)
         with folder.claimed():
-            return _train(folder, record, data, ranks, resume=resume, progress=progress)
+            return _train(folder, record, parts, ranks, resume=resume, progress=progress)
 
 
 def _train(
-    folder: FineTuneFolder, record: FineTuneRecord, data: FineTuneData, ranks: Ranks, *, resume: bool, progress: bool
+    folder: FineTuneFolder, record: FineTuneRecord, parts: _Parts | None, ranks: Ranks, *, resume: bool, progress: bool
 ) -> FineTuneModel:
-    """The run in a folder that is this one's."""
-    if not folder.is_finished:
-        parts = _parts(record.config, data, ranks)
+    """The run in a folder that is this one's; without parts where it is finished."""
+    if parts is not None and not folder.is_finished:
         if not ranks.rank:
             folder.settle_config(record, resume)
         ranks.wait()
