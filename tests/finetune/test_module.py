@@ -21,6 +21,7 @@ from monoloss.finetune.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.functional.loss import mono_loss
+from monoloss.functional.purity import class_purity
 from monoloss.training.engine import quiet_lightning
 
 N, D = 12, 5
@@ -179,7 +180,8 @@ def test_validation_counts_every_row_once(split):
         logits, activations = model.forward_both(whole["images"])
     starts = [sum(split[:i]) for i in range(len(split))]
     parts = [{k: v[i : i + n] for k, v in whole.items()} for i, n in zip(starts, split, strict=True)]
-    figures = validate(run_of(settings(mono_weight=0.5), model), parts)
+    run = run_of(settings(mono_weight=0.5), model)
+    figures = validate(run, parts)
     targets = whole["targets"]
     assert figures["val_top1"] == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
     assert figures["val_top5"] == 1.0  # there are three classes
@@ -191,6 +193,11 @@ def test_validation_counts_every_row_once(split):
     assert figures["val_purity_binary"] == pytest.approx(purity["mean_binary"], rel=1e-5)
     assert figures["val_purity_weighted"] == pytest.approx(purity["mean_weighted"], rel=1e-5)
     assert figures["val_alive"] == float((activations > 0).any(0).sum())
+    with torch.no_grad():
+        activations = torch.cat([model.layer(part["images"]) for part in parts])  # to the bit
+    exact = float(class_purity(activations, targets, len(CLASSES)).mean_weighted)
+    assert run.figures["purity_weighted"] == pytest.approx(exact, rel=1e-12)  # float32 holds 7 digits
+    assert figures == {f"val_{name}": pytest.approx(value, rel=1e-6) for name, value in run.figures.items()}
 
 
 def test_top_5_of_many_classes():

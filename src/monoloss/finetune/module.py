@@ -50,6 +50,9 @@ class FineTuneRun(LightningModule):
         center: mean vector of the embeddings, for ``config.mono_center``.
         validation_embeddings: whether batches of validation have embeddings.
 
+    Attributes:
+        figures: what the last validation has found, in float64, under the logged names without ``val_``.
+
     Raises:
         InputError: MonoLoss, its center or a score is asked for, but not what it takes; the backbone does not take
             images of ``augmentation.train_crop``.
@@ -85,6 +88,7 @@ class FineTuneRun(LightningModule):
             self.score = MonoScore(width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
         self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
+        self.figures: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """SGD, and a schedule by steps."""
@@ -126,6 +130,7 @@ class FineTuneRun(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Nothing counted yet."""
+        self.figures = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
         if self.score is not None:
@@ -154,17 +159,18 @@ class FineTuneRun(LightningModule):
         with _divergence("in the validation"):  # a GPU finds it here
             purity = self.purity.summary()
         figures = {
-            "val_loss": loss / n,
-            "val_top1": top1 / n,
-            "val_top5": top5 / n,
-            "val_purity_binary": purity.mean_binary,
-            "val_purity_weighted": purity.mean_weighted,
-            "val_alive": float(purity.n_defined),
+            "loss": loss / n,
+            "top1": top1 / n,
+            "top5": top5 / n,
+            "purity_binary": purity.mean_binary,
+            "purity_weighted": purity.mean_weighted,
+            "alive": purity.n_defined,
         }
         if self.score is not None:
             score = self.score.summary()
-            figures |= {"val_score": score.mean, "val_score_zero_filled": score.mean_zero_filled}
-        tensors = {name: torch.as_tensor(float(value), device=self.device) for name, value in figures.items()}
+            figures |= {"score": score.mean, "score_zero_filled": score.mean_zero_filled}
+        self.figures = {name: float(value) for name, value in figures.items()}
+        tensors = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in self.figures.items()}
         self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
 
     def check_finite(self) -> None:
