@@ -353,7 +353,7 @@ def test_statistics_of_a_norm_that_have_diverged_are_not_saved():
     run = run_of(settings())
     norm = next(layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     norm.running_var.fill_(torch.inf)
-    with pytest.raises(InputError, match="optimisation.lr: got weights that are no finite numbers after step"):
+    with pytest.raises(InputError, match=r"optimisation.lr: got weights that are no finite numbers after step"):
         run.check_finite()
 
 
