@@ -52,4 +52,5 @@ def logged_by(folder: Path, version: int = 0) -> list[dict[str, str]]:
 
 
 def without_average(config: FineTuneConfig) -> FineTuneConfig:
-    return replace(config, optimisation=replace(config.optimisation, ema_decay=None))
+    unset = {name: getattr(OptimisationConfig(), name) for name in ("ema_decay", "ema_every_steps", "ema_adjusted")}
+    return replace(config, optimisation=replace(config.optimisation, **unset))

@@ -119,3 +119,27 @@ def test_what_is_no_configuration_is_refused(make: Any, text):
     with pytest.raises(InputError) as refusal:
         make()
     assert str(refusal.value) == text
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("unused", "used", "needed"),
+    [
+        ({"optimisation.step_epochs": 10}, {"optimisation.schedule": "step"}, "schedule 'step'"),
+        ({"optimisation.step_factor": 0.5}, {"optimisation.schedule": "step"}, "schedule 'step'"),
+        ({"optimisation.warmup_from": 0.5}, {"optimisation.warmup_epochs": 2}, "warmup_epochs above 0"),
+        ({"optimisation.ema_every_steps": 8}, {"optimisation.ema_decay": 0.5}, "ema_decay"),
+        ({"optimisation.ema_adjusted": False}, {"optimisation.ema_decay": 0.5}, "ema_decay"),
+        ({"augmentation.mix_embeddings": False}, {"augmentation.mixup": 0.2}, "mixup or cutmix above 0"),
+        ({"augmentation.mix_embeddings": False}, {"augmentation.cutmix": 0.2}, "mixup or cutmix above 0"),
+    ],
+)
+def test_options_that_nothing_makes_use_of_are_refused(unused, used, needed, tmp_path):
+    file = written(tmp_path, "model: {backbone: a}\ndata: {images: b}\n")
+    ((name, value),) = unused.items()
+    with pytest.raises(InputError) as refusal:
+        read_finetune(file, [(name, str(value))])
+    assert str(refusal.value) == f"{name}: got {value}; needed {needed} to make use of it"
+    config = read_finetune(file, [(key, str(given)) for key, given in (unused | used).items()]).config
+    part, _, field = name.partition(".")
+    assert getattr(getattr(config, part), field) == value

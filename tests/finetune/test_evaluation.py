@@ -21,7 +21,7 @@ from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.sources import evaluation_folders, find_sources
-from monoloss.finetune.checkpoint import save_finetuned
+from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run
 from monoloss.finetune.image_data import LabelledImages
@@ -33,6 +33,7 @@ from monoloss.finetune.transforms import evaluation_transform
 from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import Provenance
 from picture_samples import CLASSES, labelled, picture_folder, store_of
+from report_samples import cell_of, page_data
 
 N = 12
 
@@ -216,6 +217,28 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     assert {name: summary[name] for name in names.values()} == pytest.approx(
         {names[name]: value for name, value in validated.items() if name in names}, rel=1e-4
     )
+
+
+def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fine_tune(a_run_config(data_in(tmp_path), epochs=1), "run", progress=False)
+    greys = np.arange(10, 250, 20, dtype=np.uint8)  # of the rows
+    images = labelled(tmp_path / "images")
+    shown = store_of(tmp_path / "shown", images, thumbnails=greys.repeat(64).reshape(N, 8, 8, 1))
+    assert main(["evaluate", "--progress", "false", "--store", "shown", "--finetuned", "run"]) == 0
+    assert main(["report", "--progress", "false", "run", "--out", "pages"]) == 0
+    assert capsys.readouterr().err == ""
+    data = page_data(tmp_path / "pages")
+    items, facts = data["items"]["store-0/0"], data["stores"]["store-0"]
+    assert sorted(row for _, _, row in items) == list(range(N))
+    for item, (name, classes, row) in enumerate(items):
+        assert (name, classes) == (shown.ids[row], [int(shown.labels()[row])])
+        cell = cell_of(tmp_path / "pages", facts, "store-0", item)
+        assert np.abs(cell.astype(int) - int(greys[row])).max() <= 6
+    activations = ImageActivations(load_finetuned("run/model"), images, shown).rows(0, N)
+    latent = int(activations.std(0).argmax())
+    top = [items[item][2] for item, _ in data["blocks"]["run-0/0"][latent]["top"]]
+    assert top[0] == int(activations[:, latent].argmax())
 
 
 @pytest.mark.door

@@ -21,6 +21,7 @@ from monoloss.finetune.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.functional.loss import mono_loss
+from monoloss.functional.purity import class_purity
 from monoloss.training.engine import quiet_lightning
 
 N, D = 12, 5
@@ -179,7 +180,8 @@ def test_validation_counts_every_row_once(split):
         logits, activations = model.forward_both(whole["images"])
     starts = [sum(split[:i]) for i in range(len(split))]
     parts = [{k: v[i : i + n] for k, v in whole.items()} for i, n in zip(starts, split, strict=True)]
-    figures = validate(run_of(settings(mono_weight=0.5), model), parts)
+    run = run_of(settings(mono_weight=0.5), model)
+    figures = validate(run, parts)
     targets = whole["targets"]
     assert figures["val_top1"] == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
     assert figures["val_top5"] == 1.0  # there are three classes
@@ -191,6 +193,11 @@ def test_validation_counts_every_row_once(split):
     assert figures["val_purity_binary"] == pytest.approx(purity["mean_binary"], rel=1e-5)
     assert figures["val_purity_weighted"] == pytest.approx(purity["mean_weighted"], rel=1e-5)
     assert figures["val_alive"] == float((activations > 0).any(0).sum())
+    with torch.no_grad():
+        activations = torch.cat([model.layer(part["images"]) for part in parts])  # to the bit
+    exact = float(class_purity(activations, targets, len(CLASSES)).mean_weighted)
+    assert run.figures["purity_weighted"] == pytest.approx(exact, rel=1e-12)  # float32 holds 7 digits
+    assert figures == {f"val_{name}": pytest.approx(value, rel=1e-6) for name, value in run.figures.items()}
 
 
 def test_top_5_of_many_classes():
@@ -312,6 +319,40 @@ def test_divergence_is_one_sentence():
     with pytest.raises(InputError, match=r"optimisation.lr: got a loss of (nan|inf) in step [23]; needed a smaller lr"):
         fit(run, [batch()])
     run.model.classifier.bias.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=r"optimisation.lr: got weights that are no finite numbers after step"):
+        run.check_finite()
+
+
+@pytest.mark.door
+def test_divergence_that_mono_loss_meets_first_is_the_same_sentence():
+    optimisation = OptimisationConfig(lr=1e30, schedule="constant")
+    run = run_of(settings(optimisation=optimisation, mono_weight=0.1, epochs=3, log_every_steps=3))
+    text = r"optimisation.lr: got activations that are no finite numbers in step [23]; needed .* training has diverged"
+    with pytest.raises(InputError, match=text):
+        fit(run, [batch()])
+    data = batch()
+    data["embeddings"][0] = 0.0
+    with pytest.raises(InputError, match="embeddings: got a row of zeros"):  # a fault of the data stays one
+        fit(run_of(settings(mono_weight=0.1)), [data])
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("part", "came"),
+    [("new_layer", "activations that are no finite numbers"), ("classifier", "a loss of nan")],
+)
+def test_divergence_that_the_validation_meets_first_is_the_same_sentence(part, came):
+    run = run_of(settings(mono_weight=0.1))
+    getattr(run.model, part).bias.data.fill_(torch.nan)
+    with pytest.raises(InputError, match=f"optimisation.lr: got {came} in the validation; needed a smaller lr"):
+        validate(run, [batch()])
+
+
+@pytest.mark.door
+def test_statistics_of_a_norm_that_have_diverged_are_not_saved():
+    run = run_of(settings())
+    norm = next(layer for layer in run.model.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(torch.inf)
     with pytest.raises(InputError, match=r"optimisation.lr: got weights that are no finite numbers after step"):
         run.check_finite()
 

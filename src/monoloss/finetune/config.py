@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
@@ -163,6 +163,8 @@ class AugmentationConfig:
         for name in ("trivial_augment", "mix_embeddings"):
             check_type(f"augmentation.{name}", getattr(self, name), bool, "True or False")
         check_choice("augmentation.interpolation", self.interpolation, ("bilinear", "bicubic", None))
+        if not self.mixes:
+            _check_unset("augmentation", self, "mix_embeddings", needed="mixup or cutmix above 0")
 
     @property
     def mixes(self) -> bool:
@@ -225,6 +227,12 @@ class OptimisationConfig:
         if self.ema_decay is not None:
             check_number("optimisation.ema_decay", self.ema_decay, at_least=0.0, below=1.0)
         check_type("optimisation.ema_adjusted", self.ema_adjusted, bool, "True or False")
+        if self.schedule != "step":
+            _check_unset("optimisation", self, "step_epochs", "step_factor", needed="schedule 'step'")
+        if self.warmup_epochs == 0:
+            _check_unset("optimisation", self, "warmup_from", needed="warmup_epochs above 0")
+        if self.ema_decay is None:
+            _check_unset("optimisation", self, "ema_every_steps", "ema_adjusted", needed="ema_decay")
 
 
 @dataclass(frozen=True)
@@ -302,9 +310,8 @@ def _check_together(config: FineTuneConfig) -> None:
     """Refuse options that make nothing of each other."""
     if config.mono_weight > 0 and config.data.embeddings is None:
         raise InputError("data.embeddings", "nothing", "a feature store, because mono_weight is above 0")
-    for name, unset in (("mono_memory", 0.0), ("mono_center", False)):
-        if getattr(config, name) != unset and config.mono_weight == 0:
-            raise InputError(name, getattr(config, name), "mono_weight above 0 to make use of it")
+    if config.mono_weight == 0:
+        _check_unset("", config, "mono_memory", "mono_center", needed="mono_weight above 0")
     if config.optimisation.warmup_epochs >= config.epochs and config.optimisation.warmup_epochs > 0:
         needed = f"fewer than the run's {config.epochs} epochs"
         raise InputError("optimisation.warmup_epochs", config.optimisation.warmup_epochs, needed)
@@ -319,6 +326,15 @@ def _check_counts(where: str, config: object, *names: str, optional: Sequence[st
         value = getattr(config, name)
         if value is not None or name not in optional:
             check_number(f"{where}.{name}" if where else name, value, at_least=1, integer=True)
+
+
+def _check_unset(where: str, config: Any, *names: str, needed: str) -> None:
+    """Refuse fields that are not at their defaults, where nothing makes use of them."""
+    for known in fields(config):
+        value = getattr(config, known.name)
+        if known.name in names and value != known.default:
+            name = f"{where}.{known.name}" if where else known.name
+            raise InputError(name, value, f"{needed} to make use of it")
 
 
 def _check_shares(where: str, config: object, *names: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +50,9 @@ class FineTuneRun(LightningModule):
         center: mean vector of the embeddings, for ``config.mono_center``.
         validation_embeddings: whether batches of validation have embeddings.
 
+    Attributes:
+        figures: what the last validation has found, in float64, under the logged names without ``val_``.
+
     Raises:
         InputError: MonoLoss, its center or a score is asked for, but not what it takes; the backbone does not take
             images of ``augmentation.train_crop``.
@@ -83,6 +88,7 @@ class FineTuneRun(LightningModule):
             self.score = MonoScore(width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
         self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
+        self.figures: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """SGD, and a schedule by steps."""
@@ -99,7 +105,8 @@ class FineTuneRun(LightningModule):
         figures = {"task_loss": task.detach()}
         loss = task
         if self.mono_loss is not None:
-            mono = self.mono_loss(batch["embeddings"], output.activations.float())
+            with _divergence(f"in step {self.global_step + 1}"):
+                mono = self.mono_loss(batch["embeddings"], output.activations.float())
             loss = task + self.config.mono_weight * mono
             figures["mono_loss"] = mono.detach()
         if self._logs_now(batch_idx):
@@ -123,6 +130,7 @@ class FineTuneRun(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Nothing counted yet."""
+        self.figures = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
         if self.score is not None:
@@ -135,9 +143,10 @@ class FineTuneRun(LightningModule):
         loss = F.cross_entropy(logits, targets, reduction="sum").double().cpu()
         self._sums += torch.cat([loss[None], top_counts(logits, targets)])
         activations = output.activations.float()
-        self.purity.update(activations, targets)
-        if self.score is not None:
-            self.score.update(batch["embeddings"], activations)
+        with _divergence("in the validation"):
+            self.purity.update(activations, targets)
+            if self.score is not None:
+                self.score.update(batch["embeddings"], activations)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all rows, of all processes."""
@@ -145,28 +154,32 @@ class FineTuneRun(LightningModule):
         loss, n, top1, top5 = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not n:
             raise InputError("validation", "no images", "at least one")
-        purity = self.purity.summary()
+        if not math.isfinite(loss):
+            raise _diverged(f"a loss of {loss} in the validation")
+        with _divergence("in the validation"):  # a GPU finds it here
+            purity = self.purity.summary()
         figures = {
-            "val_loss": loss / n,
-            "val_top1": top1 / n,
-            "val_top5": top5 / n,
-            "val_purity_binary": purity.mean_binary,
-            "val_purity_weighted": purity.mean_weighted,
-            "val_alive": float(purity.n_defined),
+            "loss": loss / n,
+            "top1": top1 / n,
+            "top5": top5 / n,
+            "purity_binary": purity.mean_binary,
+            "purity_weighted": purity.mean_weighted,
+            "alive": purity.n_defined,
         }
         if self.score is not None:
             score = self.score.summary()
-            figures |= {"val_score": score.mean, "val_score_zero_filled": score.mean_zero_filled}
-        tensors = {name: torch.as_tensor(float(value), device=self.device) for name, value in figures.items()}
+            figures |= {"score": score.mean, "score_zero_filled": score.mean_zero_filled}
+        self.figures = {name: float(value) for name, value in figures.items()}
+        tensors = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in self.figures.items()}
         self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
 
     def check_finite(self) -> None:
-        """Refuse weights that are no finite numbers, before they are saved.
+        """Refuse weights and statistics that are no finite numbers, before they are saved.
 
         Raises:
             InputError: the training has diverged.
         """
-        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+        if not all(torch.isfinite(value).all() for value in self.model.state_dict().values()):
             raise _diverged(f"weights that are no finite numbers after step {self.global_step}")
 
     def _logs_now(self, batch_idx: int) -> bool:
@@ -181,6 +194,17 @@ def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) ->
         loss.memory_u, loss.memory_v = (torch.zeros(m, dtype=torch.float64) for _ in range(2))
         loss.memory_w = torch.zeros(m, d)
     return loss
+
+
+@contextmanager
+def _divergence(where: str) -> Iterator[None]:
+    """What is raised about activations means here that the training has diverged: all else about them is right."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument != "activations":
+            raise
+        raise _diverged(f"activations that are no finite numbers {where}") from error
 
 
 def _diverged(came: str) -> InputError:

@@ -29,8 +29,6 @@ from monoloss.training.checkpoints import Checkpoints
 from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning
 from monoloss.training.signals import StopRequested, stop_signals
 
-_VALIDATED = "val_"
-
 
 class _Parts(NamedTuple):
     """What a run is made of."""
@@ -98,18 +96,18 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
         held_out = None if data.validation is None else data.validation.fingerprint
         record = FineTuneRecord(config, data.train.fingerprint, held_out)
         ranks.check_same(_of_data(record))
+        parts = None if folder.is_finished else _parts(config, data, ranks)  # before there is a folder
         if ranks.rank:
-            return _train(folder, record, data, ranks, resume=resume, progress=False)
+            return _train(folder, record, parts, ranks, resume=resume, progress=False)
         with folder.claimed():
-            return _train(folder, record, data, ranks, resume=resume, progress=progress)
+            return _train(folder, record, parts, ranks, resume=resume, progress=progress)
 
 
 def _train(
-    folder: FineTuneFolder, record: FineTuneRecord, data: FineTuneData, ranks: Ranks, *, resume: bool, progress: bool
+    folder: FineTuneFolder, record: FineTuneRecord, parts: _Parts | None, ranks: Ranks, *, resume: bool, progress: bool
 ) -> FineTuneModel:
-    """The run in a folder that is this one's."""
-    if not folder.is_finished:
-        parts = _parts(record.config, data, ranks)
+    """The run in a folder that is this one's; without parts where it is finished."""
+    if parts is not None and not folder.is_finished:
         if not ranks.rank:
             folder.settle_config(record, resume)
         ranks.wait()
@@ -175,11 +173,11 @@ def _fit_and_finish(
                 note(f"stopped after step {trainer.global_step}, and saved; --resume {folder.path} goes on from there")
                 raise
             if parts.config.epochs % parts.config.validate_every_epochs == 0:
-                figures = _figures(trainer)
+                figures = module.figures
         if parts.validation is not None and not figures:
             trainer = _trainer(parts, folder.path, [], progress)
             trainer.validate(module, parts.validation, verbose=False)
-            figures = _figures(trainer)
+            figures = module.figures
     model = module.model.cpu().eval()
     if not parts.ranks.rank:
         folder.finish(model, figures)
@@ -198,12 +196,6 @@ def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool
         options["enable_progress_bar"] = True
         callbacks = [*callbacks, RichProgressBar()]
     return make_trainer(config, run, callbacks, **options)
-
-
-def _figures(trainer: Trainer) -> dict[str, float]:
-    """What the last validation has logged."""
-    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {name.removeprefix(_VALIDATED): value for name, value in found.items() if name.startswith(_VALIDATED)}
 
 
 def _of_data(record: FineTuneRecord) -> dict[str, Any]:
