@@ -120,13 +120,13 @@ class Settings:
     def _training_text(self) -> str | None:
         if not self.training:
             return None
-        shared, optimisation = self._part("run"), {}
+        shared, optimisation = self._part("run"), self.training
         if self.backbone is not None:  # its settings are in other places than those of a SAE
             shared, optimisation = self.training, self._part("optimisation")
         parts = [
             (shared.get("epochs"), "{} epochs"),
             (shared.get("batch_size"), "batches of {}"),
-            (self.training.get("lr", optimisation.get("lr")), "learning rate {}"),
+            (optimisation.get("lr"), "learning rate {}"),
             (self.training.get("seed"), "seed {}"),
         ]
         return ", ".join(form.format(_text(value)) for value, form in parts if value is not None) or None
