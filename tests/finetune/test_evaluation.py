@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.transforms import evaluation_transform
 from monoloss.plain_values import plain
+from monoloss.report.found import find_evaluations
+from monoloss.report.runs import report_runs
 from monoloss.sae.checkpoint_files import Provenance
 from picture_samples import CLASSES, labelled, picture_folder, store_of
 from report_samples import cell_of, page_data
@@ -160,11 +163,11 @@ def test_what_does_not_belong_together(images, store, tmp_path):
         ImageActivations(torch.nn.Linear(1, 1), images, store)
 
 
-def a_run(folder: Path, data: DataConfig | None) -> FineTuneModel:
+def a_run(folder: Path, data: DataConfig | None, **options: Any) -> FineTuneModel:
     """What `monoloss finetune` leaves of a run, with a model that trained on some data."""
     model = a_model()
     if data is not None:
-        model.provenance = Provenance(training=plain(FineTuneConfig(small_config(), data)))
+        model.provenance = Provenance(training=plain(FineTuneConfig(small_config(), data, **options)))
     save_finetuned(model, folder / "model")
     (folder / "config.yaml").touch()
     return model
@@ -178,9 +181,14 @@ def test_sources_of_runs_and_folders(tmp_path):
     assert [source.name for source in (run, named, alone)] == ["run", "best", "alone"]
     assert {source.kind for source in (run, named, alone)} == {"finetuned"}
     assert evaluation_folders([run, alone]) == {
-        "run": tmp_path / "run" / "evaluations" / "model",
+        "run": tmp_path / "run" / "evaluations" / "run",
         "alone": Path("evaluations") / "alone",
     }
+    assert evaluation_folders([named], tmp_path / "out") == {"best": tmp_path / "out" / "best"}
+    a_run(tmp_path / "other" / "run", None)
+    twins = find_sources([], finetuned=[str(tmp_path / "run"), str(tmp_path / "other" / "run")])
+    assert [source.name for source in twins] == [f"{tmp_path.name}-run", "other-run"]
+    assert evaluation_folders(twins)["other-run"] == tmp_path / "other" / "run" / "evaluations" / "run"
 
 
 def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, store, capsys, monkeypatch):
@@ -194,10 +202,13 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
     assert err == ""
     assert "fine-tuned" in out
     assert "run is right in " in out
-    written = Evaluation.load(tmp_path / "run" / "evaluations" / "model")
+    written = Evaluation.load(tmp_path / "run" / "evaluations" / "run")
     expected = evaluate(store, {"run": ImageActivations(model, images, store)})["run"]
     assert written.summary == pytest.approx(dict(expected.summary), rel=1e-5, nan_ok=True)
+    assert written.name == "run"
     assert written.facts["source"] == str(Path("run") / "model")
+    assert written.facts["backbone"] == "test_resnet"
+    assert written.facts["training"] == model.provenance.training
     assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
     again = Evaluation.load(tmp_path / "mine" / "run")
     assert again.summary == pytest.approx(dict(written.summary), rel=1e-5, nan_ok=True)
@@ -210,7 +221,7 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     options = {"model": {"lora": lora}, "augmentation": augmentation, "epochs": 1}
     fine_tune(a_run_config(data_in(tmp_path), "test_vit", **options), "run", progress=False)
     assert main(["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run", "--workers", "1"]) == 0
-    summary = Evaluation.load("run/evaluations/model").summary
+    summary = Evaluation.load("run/evaluations/run").summary
     validated = FineTuneFolder("run").figures()
     names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
     names |= {name: name for name in ("purity_binary", "purity_weighted")}
@@ -239,6 +250,33 @@ def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkey
     latent = int(activations.std(0).argmax())
     top = [items[item][2] for item, _ in data["blocks"]["run-0/0"][latent]["top"]]
     assert top[0] == int(activations[:, latent].argmax())
+
+
+def test_a_report_compares_fine_tuned_runs_with_the_one_without_monoloss(tmp_path, images, store, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(f"imagefolder:{tmp_path / 'images'}", validation="imagefolder:images", embeddings="store")
+    a_run(tmp_path / "strong", data, mono_weight=0.1, mono_memory=0.9, mono_center=True)
+    a_run(tmp_path / "plain", data)
+    a_run(tmp_path / "elsewhere" / "plain", replace(data, images="imagefolder:elsewhere"), mono_weight=0.2)
+    runs = ["strong", "plain", "elsewhere/plain"]
+    for run in runs:
+        assert main(["evaluate", "--progress", "false", "--store", "store", "--finetuned", run]) == 0
+    assert main(["report", "--progress", "false", *runs[:2], "--out", "two"]) == 0
+    shown = [(run["name"], run["group"], run["baseline"]) for run in page_data(tmp_path / "two")["runs"]]
+    assert shown == [("strong", "Fine-tuned test_resnet", False), ("plain", "Fine-tuned test_resnet", True)]
+    page = (tmp_path / "two" / "index.html").read_text(encoding="utf-8")
+    assert "What MonoLoss changed" in page
+    assert "MonoLoss, weight 0.1, memory 0.9, centred" in page
+    assert "without MonoLoss" in page
+    assert "90 epochs, batches of 1024, learning rate 0.01, seed 42" in page
+
+    found = [one.evaluation for one in find_evaluations(runs)]
+    assert [one.name for one in found] == ["strong", f"{tmp_path.name}-plain", "elsewhere-plain"]
+    groups = [run.group for run in report_runs(found)]
+    assert groups[0] == groups[1] != groups[2]
+    assert groups[2] == "Fine-tuned test_resnet, from random weights, on imagefolder:elsewhere"
+    assert main(["report", "--progress", "false", "strong", "--out", "one"]) == 0
+    assert 'data-term="baseline"' not in (tmp_path / "one" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.door

@@ -21,7 +21,7 @@ def report(
 
     Args:
         runs: run folders, folders with evaluations, or evaluations; a run trained without MonoLoss is what the others
-            of the same kind of SAE are compared with
+            of the same kind of SAE, or of the same backbone fine-tuned on the same images, are compared with
         out: folder for the pages; an earlier report there is replaced
         store: feature stores that were evaluated, where they have moved
         images: folder that the stores' paths are relative to, where images are to come from there

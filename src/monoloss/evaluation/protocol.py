@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -61,6 +61,15 @@ class WithFigures(Protocol):
 
     def figures(self) -> dict[str, float]:
         """Measures for the summary, once every row was asked for."""
+        ...
+
+
+@runtime_checkable
+class WithFacts(Protocol):
+    """A model that says where it comes from."""
+
+    def model_facts(self) -> dict[str, Any]:
+        """Facts for its evaluation, in plain values."""
         ...
 
 

@@ -18,6 +18,7 @@ from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.protocol import (
     ByPosition,
     Encoder,
+    WithFacts,
     WithFigures,
     check_models,
     device_of,
@@ -249,7 +250,7 @@ class _Figures:
             "class_names": self.store.class_names,
             "centred": self.wanted.center is not None,
             "model": _model_text(self.model),
-            **_sae_facts(self.model),
+            **_origin(self.model),
         }
 
 
@@ -260,8 +261,10 @@ def _directions(model: Encoder | ByPosition) -> Tensor | None:
     return nn.functional.normalize(model.decoder_rows.float(), dim=1).half()
 
 
-def _sae_facts(model: Encoder | ByPosition) -> dict[str, Any]:
-    """The configuration of a SAE, and how it was trained if that is known."""
+def _origin(model: Encoder | ByPosition) -> dict[str, Any]:
+    """The configuration of a SAE, and how it was trained if that is known; what other models say of themselves."""
+    if isinstance(model, WithFacts):
+        return model.model_facts()
     if not isinstance(model, SparseAutoencoder):
         return {}
     training = model.provenance.training

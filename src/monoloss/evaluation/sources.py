@@ -43,10 +43,14 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Where its evaluation goes if nothing else is said: in its run, or ``evaluations`` in the working folder."""
+        """Where its evaluation goes if nothing else is said: in its run, or ``evaluations`` in the working folder.
+
+        In a run it has the name of the SAE; that of a fine-tuned model has the run's.
+        """
         if self.run is None:
             return Path(EVALUATIONS) / self.name
-        return self.run / EVALUATIONS / Path(self.path).name
+        name = _allowed(self.run.name) if self.kind == "finetuned" else Path(self.path).name
+        return self.run / EVALUATIONS / name
 
     def load(self, device: torch.device, key: str | None = None) -> SparseAutoencoder | StoredActivations:
         """The SAE, or the activations, on a device. ``key``: of the activations in their file.
@@ -63,8 +67,8 @@ def find_sources(saes: Sequence[str], activations: Sequence[str] = (), finetuned
     """The models that some texts name, each under a name of its own.
 
     A text is a path, or ``NAME=PATH``. A path to a SAE is its folder, ``hf-hub:user/name``, or the folder of a run,
-    which stands for all SAEs in it. A name is that of the folder or file; where several are the same, that of the run
-    or parent folder comes before it.
+    which stands for all SAEs in it. A name is that of the folder or file, or of the run where a model was fine-tuned in
+    one; where several are the same, that of the run or parent folder comes before it.
 
     Args:
         saes: of SAEs.
@@ -207,5 +211,8 @@ def _longer(source: Source) -> str:
     if source.path.startswith(HUB):
         before = source.path.removeprefix(HUB).rpartition("/")[0]
     else:
-        before = (source.run or Path(source.path).resolve().parent).name
+        run = source.run
+        if run is not None and source.kind == "finetuned":  # its name is the run's already
+            run = run.parent
+        before = (run or Path(source.path).resolve().parent).name
     return f"{_allowed(before)}-{source.name}"

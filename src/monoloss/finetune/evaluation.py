@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -125,6 +125,12 @@ class ImageActivations(nn.Module):
         """
         n, top1, top5 = self._counts.tolist()
         return {"top1": top1 / n, "top5": top5 / n} if n and self._class_numbers is not None else {}
+
+    def model_facts(self) -> dict[str, Any]:
+        """The model's ``backbone``, and its ``training`` if that is known."""
+        training = self.model.provenance.training
+        known = {} if training is None else {"training": dict(training)}
+        return {"backbone": self.model.recipe["architecture"]} | known
 
     def __len__(self) -> int:
         return len(self._data)

@@ -144,6 +144,8 @@ def _named_apart(found: list[FoundEvaluation]) -> list[FoundEvaluation]:
     for number, one in enumerate(found):
         if names[number] in repeated:
             above = one.run or one.folder.resolve().parent
+            if one.run is not None and one.run.name == names[number]:  # of a fine-tuned model: its name already
+                above = one.run.parent
             names[number] = f"{above.name}-{names[number]}"
     taken: set[str] = set()
     for number, name in enumerate(names):

@@ -24,6 +24,7 @@ class Settings:
         k: active latents of each row; None where the variant has no such number.
         tied: the decoder is the encoder's transpose.
         training: settings of its training by name; empty where they are not known.
+        backbone: of a fine-tuned model; None for others.
     """
 
     variant: str | None
@@ -32,6 +33,7 @@ class Settings:
     k: int | None = None
     tied: bool = False
     training: Mapping[str, Any] | None = None
+    backbone: str | None = None
 
     @property
     def mono_weight(self) -> float | None:
@@ -41,21 +43,46 @@ class Settings:
 
     @property
     def key(self) -> object:
-        """Equal for SAEs that are compared, and for all other models."""
+        """Equal for SAEs that are compared, for fine-tuned models that are compared, and for all other models."""
+        if self.backbone is not None:
+            return ("fine-tuned", self.backbone, self._start, self._images)
         return None if self.variant is None else (self.variant, self.n_latents, self.k, self.tied)
 
     @property
     def title(self) -> str:
-        """The variant in words."""
+        """The variant, or what was fine-tuned, in words."""
+        if self.backbone is not None:
+            return f"Fine-tuned {self.backbone}"
         title = _TITLES.get(self.variant or "", "Other models")
         return f"{title}, tied" if self.tied else title
 
     @property
     def long_title(self) -> str:
-        """With its sizes."""
+        """With its sizes; of a fine-tuned model with what it started from, and the images."""
+        if self.backbone is not None:
+            start = f", from {self._start}" if self._start else ""
+            return self.title + start + (f", on {self._images}" if self._images else "")
         if self.variant is None:
             return self.title
         return f"{self.title}, {self.n_latents} latents" + ("" if self.k is None else f", k = {self.k}")
+
+    @property
+    def _start(self) -> str:
+        """The weights that a fine-tuned model started from; empty where they are not known."""
+        model = self._part("model")
+        if model.get("checkpoint") is not None:
+            return str(model["checkpoint"])
+        return str(model.get("backbone", "")) if model.get("pretrained", True) else "random weights"
+
+    @property
+    def _images(self) -> str:
+        """The images that a model was fine-tuned on; empty where they are not known."""
+        data = self._part("data")
+        return " ".join(str(data[key]) for key in ("images", "subset", "split") if data.get(key) is not None)
+
+    def _part(self, name: str) -> Mapping[str, Any]:
+        part = (self.training or {}).get(name)
+        return part if isinstance(part, Mapping) else {}
 
     @property
     def loss(self) -> str | None:
@@ -81,6 +108,7 @@ class Settings:
             ("Encoder weights", encoder.get("weights") if isinstance(encoder, Mapping) else None),
             ("Data", ", ".join(str(part) for part in (facts.get("store"), rows) if part)),
             ("Scored on", "centred embeddings" if facts.get("centred") else "embeddings as they are"),
+            ("Backbone", self.backbone),
             ("Model", model),
             ("Loss", self.loss),
             ("Training", self._training_text()),
@@ -92,12 +120,13 @@ class Settings:
     def _training_text(self) -> str | None:
         if not self.training:
             return None
-        run = self.training.get("run")
-        shared = run if isinstance(run, Mapping) else {}
+        shared, optimisation = self._part("run"), self.training
+        if self.backbone is not None:  # its settings are in other places than those of a SAE
+            shared, optimisation = self.training, self._part("optimisation")
         parts = [
             (shared.get("epochs"), "{} epochs"),
             (shared.get("batch_size"), "batches of {}"),
-            (self.training.get("lr"), "learning rate {}"),
+            (optimisation.get("lr"), "learning rate {}"),
             (self.training.get("seed"), "seed {}"),
         ]
         return ", ".join(form.format(_text(value)) for value, form in parts if value is not None) or None
@@ -114,7 +143,7 @@ def settings_of(evaluation: Evaluation) -> Settings:
     """
     facts, m = evaluation.facts, len(evaluation.examples.rows)
     model, training = str(facts.get("model", "")), facts.get("training")
-    sae = facts.get("sae")
+    sae, backbone = facts.get("sae"), facts.get("backbone")
     if not isinstance(sae, Mapping):  # written before evaluations kept the configuration itself
         written = _FIELD.findall(model) if re.fullmatch(r"\w+Config\(.*\)", model) else []
         found = dict(reversed(written))  # of equal names the first: the others belong to its parts
@@ -131,6 +160,7 @@ def settings_of(evaluation: Evaluation) -> Settings:
         sae.get("k"),
         bool(sae.get("tied")),
         training if isinstance(training, Mapping) else None,
+        str(backbone) if backbone is not None else None,
     )
 
 

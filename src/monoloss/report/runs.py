@@ -24,7 +24,7 @@ class ReportRun:
     Attributes:
         key: its name in the files of the report, "run-0".
         evaluation: its figures; no other of the report has its name.
-        group: what it is compared within: its SAE, on its store.
+        group: what it is compared within: its SAE, or what was fine-tuned on which images, on its store.
         is_baseline: the others of its group are compared with it.
         settings: of its model, as far as they are known.
         store_key: name of its store in the files of the report, "store-0".
@@ -57,8 +57,9 @@ def report_runs(
 ) -> list[ReportRun]:
     """Evaluations in groups that are compared, each with its baseline.
 
-    A group is one SAE configuration on one store. Its baseline is the evaluation named ``baseline`` if that is one of
-    it, else the first whose SAE was trained without MonoLoss, else its first.
+    A group is one SAE configuration, or one backbone fine-tuned on the same images, on one store. Its baseline is the
+    evaluation named ``baseline`` if that is one of it, else the first whose model was trained without MonoLoss, else
+    its first.
 
     Args:
         evaluations: their names differ.
