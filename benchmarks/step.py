@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from machine import write_result
@@ -109,11 +110,22 @@ def dense(variant: str, mono_loss: Callable[[Tensor, Tensor], Tensor] | None) ->
 
 
 def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
-    """A step from the same start: the same loss, and gradients within 5e-3 of their norm.
+    """A step from the same start: the same loss, and gradients within 1e-3 of their norm.
 
     (In float64 they agree to 1e-10, which the tests check; in float32 the two products round differently, so that a few
-    of near-equal entries are chosen otherwise: one of 131 072 changes a gradient by 1e-3 of its norm.)
+    of near-equal entries are chosen otherwise.) That is with the encoder's product made as the dense step makes it. By
+    oneDNN it rounds differently once more, and one entry of 131 072 that is chosen otherwise changes a gradient by 1e-3
+    of its norm: within 5e-3 then.
     """
+    with patch("monoloss.products._has_onednn", return_value=False):
+        assert_close(variant, batch, 1e-3)
+    found = assert_close(variant, batch, 5e-3)
+    print(f"{variant}: a step agrees; relative differences " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()))
+    return found
+
+
+def assert_close(variant: str, batch: Tensor, tolerance: float) -> dict[str, float]:
+    """How far the loss and the gradients of a step are from those of the dense one."""
     one, other = ours(variant, 0.0), dense(variant, dense_mono_loss)
     losses = float(one.step(batch)), float(other.step(batch))
     assert abs(losses[0] / losses[1] - 1) <= 1e-5, losses
@@ -124,8 +136,7 @@ def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
         expected = theirs[name].grad
         assert expected is not None
         found[name] = float((parameter.grad - expected).norm() / expected.norm())
-        assert found[name] <= 5e-3, (variant, name, found[name])
-    print(f"{variant}: a step agrees; relative differences " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()))
+        assert found[name] <= tolerance, (variant, name, found[name])
     return found
 
 
