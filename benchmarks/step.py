@@ -113,18 +113,28 @@ def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
     """A step from the same start: the same loss, and gradients within 1e-3 of their norm.
 
     (In float64 they agree to 1e-10, which the tests check; in float32 the two products round differently, so that a few
-    of near-equal entries are chosen otherwise.) That is with the encoder's product made as the dense step makes it. By
-    oneDNN it rounds differently once more, and one entry of 131 072 that is chosen otherwise changes a gradient by 1e-3
-    of its norm: within 5e-3 then.
+    of near-equal entries are chosen otherwise.) First with the encoder's product made as the dense step makes it. Then
+    as it is timed, by oneDNN, on the rows, nearly all, of which both products choose the same entries: a single one of
+    131 072 that is chosen otherwise changes a gradient by 1e-3 of its norm.
     """
     with patch("monoloss.products._has_onednn", return_value=False):
-        assert_close(variant, batch, 1e-3)
-    found = assert_close(variant, batch, 5e-3)
+        assert_close(variant, batch)
+        chosen = active(variant, batch)
+    same = (active(variant, batch) == chosen).all(1)
+    assert (~same).sum() <= len(batch) // 200, (variant, int((~same).sum()))
+    found = assert_close(variant, batch[same])
     print(f"{variant}: a step agrees; relative differences " + ", ".join(f"{k} {v:.0e}" for k, v in found.items()))
     return found
 
 
-def assert_close(variant: str, batch: Tensor, tolerance: float) -> dict[str, float]:
+def active(variant: str, batch: Tensor) -> Tensor:
+    """Which entries a first step stores, dense."""
+    with torch.no_grad():
+        codes = ours(variant, None).sae.encode(batch)
+    return codes.with_values(torch.ones_like(codes.values)).to_dense() > 0
+
+
+def assert_close(variant: str, batch: Tensor) -> dict[str, float]:
     """How far the loss and the gradients of a step are from those of the dense one."""
     one, other = ours(variant, 0.0), dense(variant, dense_mono_loss)
     losses = float(one.step(batch)), float(other.step(batch))
@@ -136,7 +146,7 @@ def assert_close(variant: str, batch: Tensor, tolerance: float) -> dict[str, flo
         expected = theirs[name].grad
         assert expected is not None
         found[name] = float((parameter.grad - expected).norm() / expected.norm())
-        assert found[name] <= tolerance, (variant, name, found[name])
+        assert found[name] <= 1e-3, (variant, name, found[name])
     return found
 
 
