@@ -1,12 +1,14 @@
 # Each target works alone on a fresh machine with Python >= 3.11 and make:
 #   make demo                  the main result on real images in two minutes; options: make demo ARGS="--seed 1 --out folder"
 #   make test                  every test but the slow ones; make test SLOW=1 runs those too
+#   make test ROUNDING=1       the same as another processor would round: tests that take two routes for equal fail
 #   make lint                  formatting, lint rules, types
 # Another Python: make test PYTHON=python3.13 (asked once, when .venv is created).
 
 PYTHON ?= python3
 ARGS ?=
 SLOW ?=
+ROUNDING ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
@@ -20,6 +22,7 @@ demo: $(VENV)/.installed-demo
 # The first call checks shapes and types of every argument; the second, without that, what our own checks answer.
 test: export HF_HUB_OFFLINE := 1
 test: export SLOW := $(SLOW)
+test: export ROUNDING := $(ROUNDING)
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL) -m "not door" --jaxtyping-packages=monoloss,beartype.beartype tests
 	JAXTYPING_DISABLE=1 $(BIN)/python -m pytest $(PARALLEL) -m door --doctest-modules tests src

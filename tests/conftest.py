@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 import torch
 
+import rounding
+
 torch.set_num_threads(1)  # sums run in the same order everywhere, and small products wait for no busy core
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("house")
@@ -24,3 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="slow: runs with SLOW=1"))
         if item.get_closest_marker("real_data") and not os.environ.get("REAL_DATA"):
             item.add_marker(pytest.mark.skip(reason="real data: runs where REAL_DATA names its folder"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    mode = rounding.start_if_asked()  # for the whole session: a fixture and its test must round alike
+    if mode is not None:
+        config.add_cleanup(lambda: mode.__exit__(None, None, None))
