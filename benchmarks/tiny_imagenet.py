@@ -16,7 +16,7 @@ from machine import write_result
 from rich.console import Console
 
 from monoloss import BatchTopKConfig, FeatureStore, SaeTraining, TrainingConfig, evaluate, import_npz, train_saes
-from monoloss.evaluation.table import evaluation_table
+from monoloss.report.table import evaluation_table
 
 SCALE = 0.019077831879258156
 K = 16

@@ -20,7 +20,6 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.evaluation.table import chance_line, evaluation_table
 from monoloss.files import atomic_folder, write_json
 from monoloss.report.figures import (
     purity_bars,
@@ -33,6 +32,7 @@ from monoloss.report.figures import (
 )
 from monoloss.report.found import FoundEvaluation, training_curves
 from monoloss.report.page import PAGE, write_report
+from monoloss.report.table import chance_line, evaluation_table
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.sae import train_saes

@@ -16,12 +16,12 @@ from finetune_models import LORA, small_config, stirred
 from finetune_runs import a_run as a_run_config
 from finetune_runs import data_in
 from monoloss.cli import main
+from monoloss.commands.sources import evaluation_folders, find_sources
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.evaluation.sources import evaluation_folders, find_sources
 from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run

@@ -70,10 +70,10 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from rich.console import Console
     from rich.markup import escape
 
+    from monoloss.commands.sources import evaluation_folders, find_sources
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.run import evaluate
-    from monoloss.evaluation.sources import evaluation_folders, find_sources
-    from monoloss.evaluation.table import chance_line, evaluation_table
+    from monoloss.report.table import chance_line, evaluation_table
 
     if key is not None and not activations:
         raise InputError("--key", repr(key), "files of activations to make use of it")

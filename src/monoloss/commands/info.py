@@ -225,7 +225,7 @@ def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
     if not folders:
         return []
     from monoloss.evaluation.result import Evaluation
-    from monoloss.evaluation.table import evaluation_table
+    from monoloss.report.table import evaluation_table
 
     return [evaluation_table({"SAEs": [Evaluation.load(folder) for folder in folders]}, "evaluations")]
 

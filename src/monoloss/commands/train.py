@@ -98,7 +98,7 @@ def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> Non
     from rich.markup import escape
 
     from monoloss.evaluation.result import Evaluation
-    from monoloss.evaluation.table import evaluation_table
+    from monoloss.report.table import evaluation_table
     from monoloss.training.sae import train_saes
 
     if config.store is None:

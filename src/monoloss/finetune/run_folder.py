@@ -19,8 +19,9 @@ from monoloss.finetune.config_files import (
     record_to_dict,
 )
 from monoloss.finetune.model import FineTuneModel
+from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, MODEL
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
-from monoloss.training.run_folder import CONFIG_NAME, check_place, check_same, claimed
+from monoloss.training.run_folder import check_place, check_same, claimed
 
 _MOVABLE = ("data",)  # where the data lie; what they are is in the fingerprints
 _FORMAT_VERSION = 1
@@ -37,8 +38,8 @@ class FineTuneFolder:
         if not os.fspath(path):
             raise InputError("run", "an empty text", "a folder")
         self.path = Path(path)
-        self.config_file, self.validation = self.path / CONFIG_NAME, self.path / "validation.json"
-        self.checkpoints, self.model = self.path / "checkpoints", self.path / "model"
+        self.config_file, self.validation = self.path / CONFIG_FILE, self.path / "validation.json"
+        self.checkpoints, self.model = self.path / CHECKPOINTS, self.path / MODEL
 
     @property
     def is_finished(self) -> bool:

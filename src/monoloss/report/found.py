@@ -13,7 +13,7 @@ from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import TrainingCurve
 from monoloss.evaluation.result import FACTS, Evaluation
-from monoloss.evaluation.sources import EVALUATIONS, SAES
+from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, SAES
 
 _PLACES = ("*", f"{EVALUATIONS}/*", f"*/{EVALUATIONS}/*")  # of evaluations, below a folder
 _LOGS = "logs/version_*/metrics.csv"
@@ -128,12 +128,12 @@ def _evaluations_at(path: Path) -> Iterator[Path]:
 
 def _found(folder: Path) -> FoundEvaluation:
     evaluation, whole = Evaluation.load(folder), folder.resolve()
-    if whole.parent.name == EVALUATIONS and (whole.parents[1] / "config.yaml").is_file():
+    if whole.parent.name == EVALUATIONS and (whole.parents[1] / CONFIG_FILE).is_file():
         return FoundEvaluation(folder, evaluation, whole.parents[1], whole.name)
     source = evaluation.facts.get("source")  # the folder of a SAE, as the user wrote it
     if isinstance(source, str) and Path(source).is_dir():
         sae = Path(source).resolve()
-        if sae.parent.name == SAES and (sae.parents[1] / "config.yaml").is_file():
+        if sae.parent.name == SAES and (sae.parents[1] / CONFIG_FILE).is_file():
             return FoundEvaluation(folder, evaluation, sae.parents[1], sae.name)
     return FoundEvaluation(folder, evaluation)
 
@@ -162,7 +162,7 @@ def _places_of_store(one: FoundEvaluation) -> Iterator[Path]:
     facts, run = one.evaluation.facts, one.run
     places = [one.folder / str(facts["store_folder"])] if "store_folder" in facts else []
     if run is not None:
-        places += [run / folder for folder in _stores_in_config(run / "config.yaml")]
+        places += [run / folder for folder in _stores_in_config(run / CONFIG_FILE)]
         places += sorted((run / "stores").glob("*"))
     yield from (place for place in places if (place / MANIFEST).is_file())
 

@@ -13,12 +13,11 @@ from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
 from monoloss.folder_lock import only_one
+from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, EVALUATIONS, SAES
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
-
-CONFIG_NAME = "config.yaml"
 
 
 class RunFolder:
@@ -32,9 +31,9 @@ class RunFolder:
         if not os.fspath(path):
             raise InputError("run", "an empty text", "a folder")
         self.path = Path(path)
-        self.config_file = self.path / CONFIG_NAME
-        self.checkpoints, self.saes = self.path / "checkpoints", self.path / "saes"
-        self.evaluations = self.path / "evaluations"
+        self.config_file = self.path / CONFIG_FILE
+        self.checkpoints, self.saes = self.path / CHECKPOINTS, self.path / SAES
+        self.evaluations = self.path / EVALUATIONS
 
     @property
     def is_finished(self) -> bool:
@@ -101,7 +100,7 @@ def check_place(path: Path, resume: bool, *, holds_a_run: bool, wrote_config: Ca
     Raises:
         InputError: no folder can be there; there is another run, a feature store, or somebody's ``config.yaml``.
     """
-    config_file = path / CONFIG_NAME
+    config_file = path / CONFIG_FILE
     check_new_folder(path, allow_full=True)
     if resume:
         if holds_a_run and not config_file.is_file():
@@ -124,7 +123,7 @@ def claimed(path: Path, folders: Iterable[Path]) -> Iterator[None]:
         came = f"a place that cannot be written ({error.strerror})"
         raise InputError(str(path), came, "another") from error
     with only_one(path, "training"):
-        if (path / CONFIG_NAME).exists():
+        if (path / CONFIG_FILE).exists():
             for folder in (path, *folders):
                 remove_temporaries(folder)
         yield

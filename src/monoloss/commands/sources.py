@@ -16,10 +16,10 @@ from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.files import read_json
 from monoloss.finetune.checkpoint import is_finetuned
+from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, MODEL, SAES
 from monoloss.sae.checkpoint import HUB
 from monoloss.sae.model import SparseAutoencoder
 
-SAES, MODEL, EVALUATIONS = "saes", "model", "evaluations"  # folders of a run
 _SAE_FILES = ("config.json", "model.safetensors")
 _NAME = re.compile(r"[^\W.][\w.+-]*")  # what a file system takes, and a name in a training configuration
 _NEEDED = f"the folder of a SAE or of a run, or a name on the Hub written {HUB}USER/NAME"
@@ -171,7 +171,7 @@ def _saes_at(path: str) -> list[Source]:
 
 def _sae_at(folder: Path) -> Source:
     whole = folder.resolve()
-    in_a_run = whole.parent.name == SAES and (whole.parents[1] / "config.yaml").is_file()
+    in_a_run = whole.parent.name == SAES and (whole.parents[1] / CONFIG_FILE).is_file()
     return Source(_allowed(whole.name), str(folder), whole.parents[1] if in_a_run else None)
 
 
@@ -181,7 +181,7 @@ def _finetuned_at(path: str) -> Source:
     for model in (folder, folder / MODEL):
         if is_finetuned(model):
             run = model.resolve().parent
-            in_a_run = model.resolve().name == MODEL and (run / "config.yaml").is_file()
+            in_a_run = model.resolve().name == MODEL and (run / CONFIG_FILE).is_file()
             name = run.name if in_a_run else model.resolve().name
             return Source(_allowed(name), str(model), run if in_a_run else None, "finetuned")
     came = "a folder without one" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
