@@ -117,7 +117,7 @@ def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
     as it is timed, by oneDNN, on the rows, nearly all, of which both products choose the same entries: a single one of
     131 072 that is chosen otherwise changes a gradient by 1e-3 of its norm.
     """
-    with patch("monoloss.products._has_onednn", return_value=False):
+    with patch("monoloss.sparse.products._has_onednn", return_value=False):
         assert_close(variant, batch)
         chosen = active(variant, batch)
     same = (active(variant, batch) == chosen).all(1)

@@ -13,18 +13,10 @@ import torch
 from safetensors import SafetensorError
 
 from disk_limit import file_size_limit
-from monoloss import files
 from monoloss.errors import InputError
-from monoloss.files import (
-    atomic_file,
-    atomic_folder,
-    read_json,
-    remove_temporaries,
-    save_tensors,
-    sha256,
-    write_json,
-    write_text,
-)
+from monoloss.files import atomic as files
+from monoloss.files.atomic import atomic_file, atomic_folder, remove_temporaries, save_tensors, sha256, write_text
+from monoloss.files.json import read_json, write_json
 
 
 def everything_in(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from monoloss.errors import InputError
-from monoloss.folder_lock import only_one
+from monoloss.files.lock import only_one
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

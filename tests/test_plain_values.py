@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoloss.errors import InputError
-from monoloss.plain_values import plain, read_value
+from monoloss.files.dataclasses import plain, read_value
 from monoloss.sae.config import (
     AuxLoss,
     BatchTopKConfig,

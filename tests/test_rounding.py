@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rounding
-from monoloss import SparseActivations, products
+from monoloss import SparseActivations
+from monoloss.sparse import products
 from rounding import OtherRounding
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import monoloss.products
 import monoloss.sparse
+import monoloss.sparse.products
 from mono_samples import every_entry, fixed_k, ragged, some_activations
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
-from monoloss.products import codes_matmul, codes_t_matmul, has_sparse_kernels, linear, sampled_matmul
-from monoloss.sparse import SparseActivations, offsets_of_sorted_rows
+from monoloss.sparse import SparseActivations
+from monoloss.sparse.activations import offsets_of_sorted_rows
+from monoloss.sparse.products import codes_matmul, codes_t_matmul, has_sparse_kernels, linear, sampled_matmul
 
 
 def integers(*values: object) -> Tensor:
@@ -59,9 +60,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         if not has_sparse_kernels(torch.device("cpu")):
             pytest.skip("torch was built without MKL here")
     else:
-        monkeypatch.setattr(monoloss.products, "has_sparse_kernels", lambda _device: False)
+        monkeypatch.setattr(monoloss.sparse.products, "has_sparse_kernels", lambda _device: False)
         if "small" in request.param:
-            monkeypatch.setattr(monoloss.products, "_BLOCK_ELEMENTS", 7)
+            monkeypatch.setattr(monoloss.sparse.products, "_BLOCK_ELEMENTS", 7)
     return request.param
 
 
@@ -220,7 +221,7 @@ def test_offsets_of_sorted_rows():
 
 def test_structure_is_built_once_for_all_products_and_copies(monkeypatch):
     calls = []
-    build = monoloss.sparse._group_by_latent
+    build = monoloss.sparse.activations._group_by_latent
     monkeypatch.setattr(monoloss.sparse, "_group_by_latent", lambda codes: calls.append(1) or build(codes))
     dense = some_activations(20, dtype=torch.float32)
     codes = SparseActivations.from_dense(dense)  # as the library's own codes, these are not checked
@@ -298,7 +299,7 @@ def test_factors_that_do_not_fit_are_refused(call, text):
 @pytest.mark.parametrize("n", [0, 1, 70])
 def test_the_dense_product_of_an_encoder(n, dtype, with_bias, onednn, monkeypatch):
     if not onednn:
-        monkeypatch.setattr(monoloss.products, "_has_onednn", lambda _: False)
+        monkeypatch.setattr(monoloss.sparse.products, "_has_onednn", lambda _: False)
     generator = torch.Generator().manual_seed(n)
     rows, weight, bias = (torch.randn(*size, generator=generator, dtype=dtype) for size in ((n, 24), (50, 24), (50,)))
     for r, w in ((rows, weight), (rows.t().contiguous().t(), weight.t().contiguous().t())):

@@ -63,7 +63,7 @@ def undefined_latents_count_as_zero_in_the_loss(patch: Patch) -> None:
 
 
 def undefined_latents_count_as_zero_in_the_mean(patch: Patch) -> None:
-    right = monoloss.metrics.score_of
+    right = monoloss.metrics.mono_score.score_of
     patch.setattr(monoloss.metrics, "score_of", lambda sums, **_: right(sums, undefined="zero"))
 
 

@@ -20,7 +20,8 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.files import atomic_folder, write_json
+from monoloss.files.atomic import atomic_folder
+from monoloss.files.json import write_json
 from monoloss.report.figures import (
     purity_bars,
     save_figure,

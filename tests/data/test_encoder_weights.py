@@ -19,7 +19,7 @@ from encoder_samples import images_for, save_folder, tiny_model
 from monoloss.data import encoder_weights
 from monoloss.data.encoders import PRESETS, load_encoder
 from monoloss.errors import InputError
-from monoloss.files import sha256
+from monoloss.files.atomic import sha256
 
 
 @pytest.fixture(scope="module")

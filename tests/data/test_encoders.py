@@ -16,7 +16,7 @@ from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from monoloss.data.encoder_outputs import parse_output
 from monoloss.data.encoder_weights import build_empty, request_model
 from monoloss.data.encoders import PRESETS, _try, data_config, load_encoder
-from monoloss.files import sha256
+from monoloss.files.atomic import sha256
 
 # Outputs and widths that the encoders of the paper, and the others, are known to have; see also test_preset_models.
 WIDTHS = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from monoloss import files
 from monoloss.data.store import FeatureStore
 from monoloss.data.store_format import MANIFEST, SkippedFile
 from monoloss.data.store_writer import FeatureStoreWriter
 from monoloss.errors import InputError
+from monoloss.files import atomic as files
 from store_samples import everything_in, rows_of, with_row
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -22,6 +22,7 @@ from monoloss.errors import InputError
 from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
+from monoloss.files.dataclasses import plain
 from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run
@@ -31,7 +32,6 @@ from monoloss.finetune.model import FineTuneModel, build_model
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.transforms import evaluation_transform
-from monoloss.plain_values import plain
 from monoloss.report.found import find_evaluations
 from monoloss.report.runs import report_runs
 from monoloss.sae.checkpoint_files import Provenance

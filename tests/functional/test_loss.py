@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-import monoloss.products
+import monoloss.sparse.products
 from mono_checks import (
     check_gradient,
     check_gradient_above_a_floor,
@@ -195,8 +195,8 @@ def test_autocast_changes_no_bit_of_value_and_gradient(layout):
 
 @pytest.mark.parametrize("layout", ["ragged", "every_entry", "fixed_k"])
 def test_gradient_without_sparse_kernels(layout, monkeypatch):
-    monkeypatch.setattr(monoloss.products, "has_sparse_kernels", lambda _device: False)
-    monkeypatch.setattr(monoloss.products, "_BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(monoloss.sparse.products, "has_sparse_kernels", lambda _device: False)
+    monkeypatch.setattr(monoloss.sparse.products, "_BLOCK_ELEMENTS", 100)
     check_gradient(LAYOUTS[layout](some_activations(40, offset=-0.7)))
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from monoloss.sae import selection
-from monoloss.sae.selection import above_threshold, largest_of_batch, largest_of_rows
+from monoloss.sparse import selection
+from monoloss.sparse.selection import above_threshold, largest_of_batch, largest_of_rows
 
 
 def sorted_batch(values: Tensor, count: int) -> list[int]:

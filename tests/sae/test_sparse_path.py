@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoloss.losses import MonoLoss
-from monoloss.sae import selection
 from monoloss.sae.activations import JumpRelu, jump_relu, jump_relu_l0
 from monoloss.sae.config import InputScaling
 from monoloss.sae.objectives import objective
-from monoloss.sae.selection import entries_above
-from monoloss.sparse import SparseActivations
+from monoloss.sparse import SparseActivations, selection
+from monoloss.sparse.selection import entries_above
 from sae_samples import generator_of, some_rows, some_sae
 from sparse_path_checks import (
     BOTH,

@@ -18,12 +18,12 @@ import sparse_path_checks
 from monoloss.data.store import FeatureStore
 from monoloss.functional import loss, moments, sparsity
 from monoloss.losses import MonoLoss
-from monoloss.products import codes_matmul
-from monoloss.sae import activations, objectives, selection
+from monoloss.sae import activations, objectives
 from monoloss.sae.activations import BatchTopK, JumpRelu, batch_topk_codes, jump_relu, jump_relu_l0, topk_codes
 from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
-from monoloss.sparse import SparseActivations
+from monoloss.sparse import SparseActivations, selection
+from monoloss.sparse.products import codes_matmul
 from monoloss.training.sae import SaeRun
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from monoloss import InputError
+from monoloss.files.yaml import from_yaml, to_yaml
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import (
@@ -16,7 +17,6 @@ from monoloss.training.config_files import (
     read_config,
     write_config,
 )
-from monoloss.training.yaml_text import from_yaml, to_yaml
 from sae_samples import VARIANTS, some_config
 
 TEXT = """

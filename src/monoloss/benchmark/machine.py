@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from monoloss.files import write_json
+from monoloss.files.json import write_json
 
 _PACKAGE = Path(__file__).parents[1]
 

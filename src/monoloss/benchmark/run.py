@@ -20,7 +20,7 @@ from monoloss.benchmark.measure import Timing, progress_of, quadratic_fit, rando
 from monoloss.benchmark.pairwise import pairwise_score, pairwise_score_as_product
 from monoloss.checks import check_number
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder
+from monoloss.files.atomic import atomic_folder
 from monoloss.functional.score import n_eff
 from monoloss.metrics import MonoScore
 from monoloss.report.drawing import save_figure

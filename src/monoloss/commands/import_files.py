@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder
+from monoloss.files.atomic import check_new_folder
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
@@ -62,7 +62,7 @@ def import_files(  # noqa: PLR0913 - each is an option
     from rich.console import Console
 
     from monoloss.commands.info import store_table
-    from monoloss.data.import_options import read_lines
+    from monoloss.files.text import read_lines
 
     check_new_folder(out)
     kind_of_source = _kind_of(source) if kind == "auto" else kind

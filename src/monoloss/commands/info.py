@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monoloss.errors import InputError
-from monoloss.quantities import size_text
+from monoloss.terminal import size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -175,7 +175,7 @@ def _class_names(store: FeatureStore) -> list[str]:
 
 
 def _sae_facts(folder: Path) -> list[tuple[str, object]]:
-    from monoloss.plain_values import plain
+    from monoloss.files.dataclasses import plain
     from monoloss.sae.model import SparseAutoencoder
 
     sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole checkpoint

@@ -28,7 +28,7 @@ def part_settings(
         >>> part_settings(["--out", "run", "--epochs", "3"], ["out"], ["epochs"])
         (['--out', 'run'], {'settings': [('epochs', '3')]})
     """
-    from monoloss.plain_values import unknown_key
+    from monoloss.files.dataclasses import unknown_key
 
     rest: list[str] = []
     settings: list[tuple[str, str]] = []

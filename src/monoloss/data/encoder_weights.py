@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg, load_state_dict
 
 from monoloss.data.encoder_outputs import ImageModel
 from monoloss.errors import InputError
-from monoloss.files import sha256
+from monoloss.files.atomic import sha256
 
 Weights: TypeAlias = str | dict[str, str | int]
 

@@ -21,7 +21,6 @@ from monoloss.data.extract_batches import (
     prepared_batches,
 )
 from monoloss.data.extract_progress import ExtractionReport, Timing, bytes_of_an_image, check_disk
-from monoloss.data.extract_ranks import Ranks, joined_ranks
 from monoloss.data.extract_resume import check_listing, check_shard, recorded_source
 from monoloss.data.extract_shards import ShardBuilder, ShardShape
 from monoloss.data.image_source import ImageSource
@@ -29,9 +28,10 @@ from monoloss.data.store import FeatureStore
 from monoloss.data.store_format import DTYPES, MANIFEST, check_facts, shard_names
 from monoloss.data.store_patches import PatchGrid
 from monoloss.data.store_writer import FeatureStoreWriter, checked_encoder, written_shards
+from monoloss.distributed import Ranks, joined_ranks
 from monoloss.errors import InputError
-from monoloss.files import remove_temporaries
-from monoloss.folder_lock import only_one
+from monoloss.files.atomic import remove_temporaries
+from monoloss.files.lock import only_one
 
 IMAGES_PER_SHARD = 4096  # at most, by default: what a kill can cost
 _BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in memory

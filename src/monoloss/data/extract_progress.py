@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from monoloss.data.store_format import DTYPES
 from monoloss.errors import InputError, missing_extra
-from monoloss.quantities import size_text, time_text
+from monoloss.terminal import size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console

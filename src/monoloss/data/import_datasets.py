@@ -27,7 +27,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.data.store_rows import check_same_rows
 from monoloss.data.store_stream import RowColumns, ShardRows, usual_dtype, write_shards
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder
+from monoloss.files.atomic import check_new_folder
 
 # Columns of datasets are named in the singular or the plural.
 _USUAL = {

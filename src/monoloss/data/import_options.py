@@ -18,6 +18,7 @@ from monoloss.data.store_rows import AnyArray
 from monoloss.data.store_stream import RowColumns
 from monoloss.data.store_writer import StoreOptions
 from monoloss.errors import InputError, missing_extra
+from monoloss.files.text import read_lines
 
 HUB = "hf-hub:"  # what a name on the Hugging Face Hub starts with
 EMBEDDING_KEYS = ("embeddings", "features")
@@ -131,18 +132,6 @@ def open_array(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
         raise InputError(str(path), "an archive of arrays", "an .npy file; archives are read by import_npz")
     with reading(path, "array"):
         return np.lib.format.open_memmap(path, mode="r")
-
-
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a text file in UTF-8, without their ends."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(str(path), error.strerror or "an unreadable file", "a text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(str(path), f"what is not UTF-8 ({error.reason})", "a text file, or an .npy file") from error
-    lines = text.split("\n")
-    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def strings(values: Shaped[ndarray, "..."], name: str) -> list[str]:

@@ -33,7 +33,7 @@ from monoloss.data.store_rows import check_array
 from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
 from monoloss.data.store_writer import StoreOptions, manifest_of
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder, sha256
+from monoloss.files.atomic import check_new_folder, sha256
 
 
 class StoredBatch(NamedTuple):

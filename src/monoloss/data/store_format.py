@@ -30,7 +30,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from monoloss.errors import InputError
-from monoloss.files import read_json, sha256, write_json
+from monoloss.files.atomic import sha256
+from monoloss.files.json import read_json, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -9,7 +9,7 @@ from typing import NamedTuple, Unpack
 from monoloss.data.store_rows import AnyArray, check_ids, check_same_rows
 from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder, check_new_folder
+from monoloss.files.atomic import atomic_folder, check_new_folder
 
 
 class RowColumns(NamedTuple):

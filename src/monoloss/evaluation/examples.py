@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from monoloss.functional.sparsity import EntryBlock, active_entries
-from monoloss.sparse import Activations, offsets_of_sorted_rows
+from monoloss.sparse import Activations
+from monoloss.sparse.activations import offsets_of_sorted_rows
 
 _NO_KEY = torch.iinfo(torch.int64).max  # of a place that is not taken
 _SHIFTS, _FACTORS = (30, 27, 31), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of the hash SplitMix64

@@ -20,7 +20,7 @@ from monoloss.evaluation.latent_bars import activation_bars, check_latent, class
 from monoloss.evaluation.names import class_name, plain_text
 from monoloss.evaluation.record import EvaluationRecord
 from monoloss.evaluation.similar import similar_latents
-from monoloss.files import atomic_file
+from monoloss.files.atomic import atomic_file
 
 _CELL, _N_SIMILAR, _N_NAMES = 64, 8, 5
 _STYLE = """<style>

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from monoloss.evaluation.plot_style import OverviewFigure, names_of
 from monoloss.evaluation.plots import overview_figures
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.files import atomic_file
+from monoloss.files.atomic import atomic_file
 
 _HEAD = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">

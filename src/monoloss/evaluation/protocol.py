@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from monoloss.checks import check_matrix
 from monoloss.errors import InputError
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
+from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.activations import offsets_of_sorted_rows
 
 
 @runtime_checkable

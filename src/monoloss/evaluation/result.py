@@ -17,7 +17,8 @@ from monoloss.errors import InputError, missing_extra
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
+from monoloss.files.atomic import atomic_folder, check_new_folder, save_tensors
+from monoloss.files.json import read_json, write_json
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore

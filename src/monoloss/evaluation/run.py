@@ -28,12 +28,12 @@ from monoloss.evaluation.protocol import (
 )
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.sums import LatentFigures, LatentSums, Wanted
+from monoloss.files.dataclasses import plain
 from monoloss.functional.moments import unit_rows
 from monoloss.functional.purity import join_latents
 from monoloss.functional.score import chance, lift, summary_of_latents
 from monoloss.functional.sparsity import density, l0
 from monoloss.metrics import Reconstruction
-from monoloss.plain_values import plain
 from monoloss.sae.model import SparseAutoencoder
 
 

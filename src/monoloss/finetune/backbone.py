@@ -12,8 +12,8 @@ from torch import Tensor
 from monoloss.data.encoder_outputs import ImageModel
 from monoloss.data.encoders import PRESETS, data_config
 from monoloss.errors import InputError, missing_extra
+from monoloss.files.dataclasses import plain
 from monoloss.finetune.config import ModelConfig
-from monoloss.plain_values import plain
 
 _NOT_OF_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _ARGUMENTS = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}

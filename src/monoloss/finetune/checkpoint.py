@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
+from monoloss.files.atomic import atomic_folder, check_new_folder
+from monoloss.files.dataclasses import check_known, plain
+from monoloss.files.json import read_json, write_json
 from monoloss.finetune.backbone import Backbone, rebuild_backbone
 from monoloss.finetune.model import FineTuneModel, merged
-from monoloss.plain_values import check_known, plain
 from monoloss.sae.checkpoint_files import LIBRARY, Provenance, check_savable, read_tensors, write_tensors
 
 FORMAT_VERSION = 1

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from monoloss.errors import InputError
+from monoloss.files.dataclasses import build, check_known, plain
+from monoloss.files.yaml import to_yaml
 from monoloss.finetune.config import FineTuneConfig
-from monoloss.plain_values import build, check_known, plain
 from monoloss.training.config_files import read_settings
-from monoloss.training.yaml_text import to_yaml
 
 SETTINGS = tuple(field.name for field in fields(FineTuneConfig))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+from monoloss.files.dataclasses import build
 from monoloss.finetune.batches import ImageBatch, JoinedImages, ValidationBatches
 from monoloss.finetune.config import AugmentationConfig, DataConfig
 from monoloss.finetune.image_data import LabelledImages, open_labelled
@@ -21,7 +22,6 @@ from monoloss.finetune.measures import top_counts
 from monoloss.finetune.model import FineTuneModel
 from monoloss.finetune.sampling import StoredOrder
 from monoloss.finetune.transforms import evaluation_transform
-from monoloss.plain_values import build
 
 
 class _Pass(NamedTuple):

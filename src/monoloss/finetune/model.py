@@ -16,7 +16,7 @@ from monoloss.finetune.backbone import Backbone, load_backbone
 from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.lora import add_lora, merge_lora
 from monoloss.sae.checkpoint_files import Provenance
-from monoloss.sae.selection import largest_of_rows
+from monoloss.sparse.selection import largest_of_rows
 
 
 class FineTuneOutput(NamedTuple):

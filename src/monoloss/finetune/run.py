@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from monoloss.checks import check_type
-from monoloss.data.extract_ranks import Ranks
+from monoloss.distributed import Ranks, processes_per_machine, training_processes
+from monoloss.files.dataclasses import plain
 from monoloss.finetune.averaging import AveragedWeights
 from monoloss.finetune.batches import TrainingBatches, ValidationBatches
 from monoloss.finetune.config import FineTuneConfig
@@ -20,10 +21,9 @@ from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
 from monoloss.finetune.data import FineTuneData, open_finetune_data
 from monoloss.finetune.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
-from monoloss.finetune.processes import SeededSteps, processes_per_machine, training_processes
 from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.seeded_steps import SeededSteps
 from monoloss.finetune.transforms import evaluation_preprocessing
-from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.training.checkpoints import Checkpoints
 from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from monoloss.errors import InputError
-from monoloss.files import atomic_file, read_json, write_json
+from monoloss.files.atomic import atomic_file
+from monoloss.files.json import read_json, write_json
 from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config_files import (
     FineTuneRecord,

@@ -22,8 +22,8 @@ from monoloss.functional.moments import (
 )
 from monoloss.functional.score import is_defined, pair_weight, score_of
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import codes_matmul, sampled_matmul
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import codes_matmul, sampled_matmul
 
 
 def mono_loss(

@@ -13,8 +13,8 @@ from torch import Tensor
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import refuse_not_finite
 from monoloss.precision import autocast_off, product_dtype, row_norms, sums_device
-from monoloss.products import codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import codes_t_matmul
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
 _ROWS_LIFTED = 256  # rows of embeddings, likewise

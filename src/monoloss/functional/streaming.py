@@ -11,8 +11,8 @@ from torch import Tensor
 from monoloss.functional.moments import MonoMoments, batch_moments, rebase, weigh_sparse
 from monoloss.functional.sparsity import count_not_finite
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import bag_sums, codes_t_matmul
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import bag_sums, codes_t_matmul
 
 _BLOCK_ELEMENTS = 2**19  # of w that are added in one go: they stay in the cache between the product and the sum
 _LONGEST_SUM = 256  # entries of a latent that are added up in float32 before they go into float64

@@ -24,7 +24,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from monoloss.errors import InputError
 from monoloss.evaluation.names import variant_of
 from monoloss.evaluation.result import Evaluation
-from monoloss.files import atomic_file
+from monoloss.files.atomic import atomic_file
 
 WIDTH = 7.5  # inches; at DPI twice the ~900 pixels of a README, so that it stays sharp there
 DPI = 240

@@ -18,7 +18,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures
 from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
-from monoloss.files import atomic_folder, check_new_folder
+from monoloss.files.atomic import atomic_folder, check_new_folder
 from monoloss.functional.histogram import histogram_edges
 from monoloss.report.latent_data import BLOCK, columns_of, shown_rows, write_latents
 from monoloss.report.overview import page_files

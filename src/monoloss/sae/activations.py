@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype
-from monoloss.sae.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
-from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
+from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.activations import offsets_of_sorted_rows
+from monoloss.sparse.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
 
 _NEAR = 0.501  # of a bandwidth below its threshold an entry is stored: half of one, and what rounding may take off
 

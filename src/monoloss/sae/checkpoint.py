@@ -15,8 +15,8 @@ from torch import nn
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder
-from monoloss.plain_values import plain
+from monoloss.files.atomic import atomic_folder
+from monoloss.files.dataclasses import plain
 from monoloss.sae.checkpoint_files import (
     CARD,
     FACTS,

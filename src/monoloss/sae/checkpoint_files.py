@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder, read_json, save_tensors, write_json
-from monoloss.plain_values import check_known, plain, read_value
+from monoloss.files.atomic import check_new_folder, save_tensors
+from monoloss.files.dataclasses import check_known, plain, read_value
+from monoloss.files.json import read_json, write_json
 from monoloss.sae.config import SaeConfig
 
 FORMAT_VERSION = 1

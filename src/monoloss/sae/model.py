@@ -15,12 +15,12 @@ from monoloss.checks import check_matrix, check_number, check_same_device, check
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import codes_matmul, linear
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
 from monoloss.sae.checkpoint import Checkpointed
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import codes_matmul, linear
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from monoloss.functional.sparsity import l1
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.products import codes_matmul
 from monoloss.sae.activations import JumpRelu, topk_codes
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import codes_matmul
 
 _DENSE_FROM = (
     1 / 8

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monoloss.precision import autocast_off
-from monoloss.products import codes_matmul, codes_t_matmul
 from monoloss.sparse import SparseActivations
+from monoloss.sparse.products import codes_matmul, codes_t_matmul
 
 
 def stored_linear(

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from monoloss.files import atomic_file
+from monoloss.files.atomic import atomic_file
 from monoloss.training.run_settings import ResumableBatches, RunSettings
 from monoloss.training.signals import StopSignals
 

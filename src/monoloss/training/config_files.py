@@ -13,10 +13,10 @@ from typing import Any
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.files import atomic_file
-from monoloss.plain_values import build, check_known, plain, unknown_key
+from monoloss.files.atomic import atomic_file
+from monoloss.files.dataclasses import build, check_known, plain, unknown_key
+from monoloss.files.yaml import from_yaml, to_yaml
 from monoloss.training.config import MONO_OPTIONS, TrainingConfig
-from monoloss.training.yaml_text import from_yaml, to_yaml
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from monoloss.data.store import FeatureStore
 from monoloss.data.store_format import MANIFEST
 from monoloss.errors import InputError
-from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
-from monoloss.folder_lock import only_one
+from monoloss.files.atomic import atomic_folder, check_new_folder, remove_temporaries
+from monoloss.files.lock import only_one
 from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, EVALUATIONS, SAES
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable

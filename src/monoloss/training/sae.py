@@ -16,12 +16,12 @@ from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.run import evaluate
+from monoloss.files.dataclasses import plain
 from monoloss.functional.moments import batch_moments, unit_rows
 from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.functional.score import score_of
 from monoloss.functional.sparsity import activation_counts, l0
 from monoloss.losses import MonoLoss
-from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sae.model import MIN_CALIBRATION_ROWS, SaeOutput, SparseAutoencoder
 from monoloss.sae.objectives import Objective, objective

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.sparse import offsets_of_sorted_rows
+from monoloss.sparse.activations import offsets_of_sorted_rows
 
 _GROUP = 32  # neighbours in a group
 _FEWEST_GROUPS = 2  # for each entry that is looked for: with fewer, little is spared

@@ -12,7 +12,7 @@ from torch import Tensor
 from monoloss.checks import check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
-from monoloss.sparse import SparseActivations
+from monoloss.sparse.activations import SparseActivations
 
 _BLOCK_ELEMENTS = 2**24  # of a gathered (entries, d) block, where the sparse kernels are missing: 64 MB in float32
 

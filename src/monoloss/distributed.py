@@ -1,4 +1,4 @@
-"""Several processes that write one store: who writes which shard, and how they wait for each other."""
+"""Several processes that work together, as torchrun starts them: who is who, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -83,3 +83,31 @@ def joined_ranks() -> Iterator[Ranks]:
     finally:
         if not here:
             dist.destroy_process_group()
+
+
+@contextmanager
+def training_processes() -> Iterator[Ranks]:
+    """The processes that torchrun has started (RANK, WORLD_SIZE), ready to train together; alone without it.
+
+    Raises:
+        InputError: processes that do not meet; more on a machine than it has GPUs.
+    """
+    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ours = n_ranks > 1 and not dist.is_initialized()
+    if ours and torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise InputError("processes", f"{local + 1} on this machine", "a GPU for each process")
+        torch.cuda.set_device(local)
+        dist.init_process_group("cuda:nccl,cpu:gloo")
+    try:
+        with joined_ranks() as ranks:
+            yield ranks
+    finally:
+        if ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def processes_per_machine(n_ranks: int) -> int:
+    """How many of the processes run on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", n_ranks))

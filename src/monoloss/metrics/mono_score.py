@@ -1,0 +1,154 @@
+"""MonoScore over batches."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from monoloss.checks import check_choice, check_number, check_rows, check_vector
+from monoloss.errors import InputError
+from monoloss.functional import moments as mono
+from monoloss.functional.moments import MonoMoments, unit_rows
+from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
+from monoloss.functional.streaming import RecentProducts, add_batch
+from monoloss.metrics.base import SumsMetric, can_change
+from monoloss.sparse import Activations
+
+Average = Literal["none", "mean"]
+
+
+class MonoScore(SumsMetric[MonoMoments]):
+    """MonoScore of each latent over any number of batches, in one pass, exact for any split and order of the rows.
+
+    The state is fixed in size, ``m (d + 3) + d + 1`` float64 numbers, and gives over batches, merged parts and
+    processes what one call of :func:`monoloss.mono_score` gives over all rows. In loops call ``update``; the
+    metric's ``forward`` computes a value of every batch as well and costs three times as much.
+
+    Args:
+        d: width of the embeddings.
+        m: number of latents.
+        center: mean vector ``(d,)`` taken off the embeddings; None leaves them as they are.
+        average: what ``compute`` returns: "none", the scores ``(m,)``; "mean", their mean, a scalar for loggers.
+        undefined: "nan" leaves latents without two active rows out of the mean; "zero" counts them as 0.
+        kwargs: as for any ``torchmetrics.Metric``, such as ``process_group``.
+
+    Raises:
+        InputError: at construction, sizes out of range; in ``update`` as :func:`monoloss.mono_score`; in ``compute``,
+            on a GPU, that an earlier row could not be scored.
+
+    Source:
+        arXiv 2602.12403 and arXiv 2504.02821; see :func:`monoloss.mono_score`.
+
+    Example:
+        >>> metric = MonoScore(d=2, m=1)
+        >>> metric.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0]]))
+        >>> metric.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0], [0.0]]))
+        >>> metric.compute()
+        tensor([1.], dtype=torch.float64)
+    """
+
+    higher_is_better = True
+    _sums_type = MonoMoments
+
+    center: Tensor | None
+    n: Tensor
+    h_sum: Tensor
+    b: Tensor
+    u: Tensor
+    v: Tensor
+
+    def __init__(
+        self,
+        d: int,
+        m: int,
+        center: Float[Tensor, " d"] | None = None,
+        average: Average = "none",
+        undefined: Undefined = "nan",
+        **kwargs: Any,
+    ) -> None:
+        check_number("d", d, at_least=1, integer=True)
+        check_number("m", m, at_least=1, integer=True)
+        check_choice("average", average, ("none", "mean"))
+        check_choice("undefined", undefined, ("nan", "zero"))
+        if center is not None:
+            check_vector("center", center, d)
+        self._recent = RecentProducts()
+        super().__init__(MonoMoments.zeros(d, m), **kwargs)
+        self.average = average
+        self.undefined = undefined
+        self.register_buffer("center", None if center is None else center.detach().clone())
+
+    @property
+    def w(self) -> Float[Tensor, "m d"]:
+        """The state ``w``, with the latest batches in it."""
+        self._recent.move_into(self._w)
+        return self._w
+
+    @w.setter
+    def w(self, w: Float[Tensor, "m d"]) -> None:
+        self._recent.forget(w_is_empty=False)
+        self._w = w
+
+    def update(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> None:
+        """Add rows: embeddings ``(n, d)`` and activations ``(n, m)``, dense or sparse."""
+        check_rows(embeddings, activations, self.center)
+        m, d = self._w.shape
+        if embeddings.shape[1] != d:
+            raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
+        if activations.shape[1] != m:
+            raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
+        total = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, self._w)
+        total = add_batch(total, unit_rows(embeddings.detach(), self.center), activations, self._recent)
+        self.n, self.h_sum, self.b, self.u, self.v = total.n, total.h_sum, total.b, total.u, total.v
+
+    def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
+        """Scores ``(m,)``, or their mean; float64, NaN where undefined."""
+        w = self._recent.total(self._w)
+        sums = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, w)
+        scores = score_of(_checked(sums), undefined=self.undefined)
+        return scores.nanmean() if self.average == "mean" else scores
+
+    def summary(self) -> ScoreSummary:
+        """Mean, median, p90, number defined, chance, lift and n_eff, over all rows and processes."""
+        result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
+        return result
+
+    def _empty(self, name: str, empty: Tensor) -> None:
+        if name == "w" and self._w.shape == empty.shape and can_change(self._w):
+            self._recent.forget(w_is_empty=True)
+        else:
+            super()._empty(name, empty)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Take over the rows that another metric has seen.
+
+        Raises:
+            InputError: the other metric has other sizes, or took another mean vector off.
+        """
+        if isinstance(incoming_state, MonoScore):
+            mine, theirs = (torch.zeros(1) if one.center is None else one.center for one in (self, incoming_state))
+            if mine.shape != theirs.shape or not torch.equal(mine, theirs.to(mine)):
+                raise InputError("incoming_state", "another center", "the center of this metric")
+        super().merge_state(incoming_state)
+
+    def _merge(self, left: MonoMoments, right: MonoMoments) -> MonoMoments:
+        return mono.merge(left, right)
+
+    def _reduce(self, sums: MonoMoments, group: dist.ProcessGroup | None) -> MonoMoments:
+        return mono.all_reduce(sums, group)
+
+
+def _checked(sums: MonoMoments) -> MonoMoments:
+    """Refuse sums into which a GPU added a row that could not be scored: found here, where waiting for it is due."""
+    if not torch.isfinite(sums.h_sum).all():
+        raise InputError(
+            "embeddings", "a row that is zero or not finite, in an earlier update", "rows with a direction"
+        )
+    if not torch.isfinite(sums.u).all():
+        raise InputError("activations", "NaN or infinity, in an earlier update", "finite numbers")
+    return sums
