@@ -20,8 +20,8 @@ from machine import write_result
 
 from monoloss import FeatureStore
 from monoloss.data.encoders import load_encoder
-from monoloss.data.extract import Extraction, extract
-from monoloss.data.extract_batches import default_workers
+from monoloss.data.extraction.batches import default_workers
+from monoloss.data.extraction.run import Extraction, extract
 from monoloss.data.images import open_images
 
 

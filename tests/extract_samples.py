@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from monoloss.data.image_source import SourceImage
+from monoloss.data.images.source import SourceImage
 
 WIDTH = 6
 SIDE = 4

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from extract_samples import FakeEncoder, ListSource
-from monoloss.data.extract import extract
+from monoloss.data.extraction.run import extract
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 

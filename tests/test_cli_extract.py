@@ -193,7 +193,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("monoloss.data.store_writer.FeatureStoreWriter.finish", interrupted)
+        patched.setattr("monoloss.data.store.writer.FeatureStoreWriter.finish", interrupted)
         code, out, err = run(capsys, "--rows_per_shard", "5")
     assert (code, out) == (130, "")
     assert err.splitlines() == ["monoloss: the same command goes on with s", "monoloss: interrupted"]

@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_nothing(
         raise KeyboardInterrupt
 
     name = source(kind)
-    monkeypatch.setattr("monoloss.data.store_writer.FeatureStoreWriter.finish", interrupted)
+    monkeypatch.setattr("monoloss.data.store.writer.FeatureStoreWriter.finish", interrupted)
     assert run(capsys, name)[0] == 130
     assert not [*Path().glob("s"), *Path().glob(".s.*")]
 

@@ -19,9 +19,9 @@ from monoloss import (
     train_saes,
 )
 from monoloss.cli import main
-from monoloss.data.describe import bytes_on_disk, class_counts, mean_cosine, skip_reasons
-from monoloss.data.store_format import SkippedFile
-from monoloss.data.store_writer import FeatureStoreWriter
+from monoloss.data.store.format import SkippedFile
+from monoloss.data.store.summary import bytes_on_disk, class_counts, mean_cosine, skip_reasons
+from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.sae.config import JumpReluConfig
 from store_samples import rows_of
 

@@ -17,12 +17,12 @@ from monoloss.sparse import SparseActivations
 
 if TYPE_CHECKING:
     from monoloss.data.encoders import load_encoder
-    from monoloss.data.extract import extract
+    from monoloss.data.extraction.run import extract
     from monoloss.data.images import open_images
-    from monoloss.data.import_datasets import import_dataset
-    from monoloss.data.import_lmdb import import_lmdb
-    from monoloss.data.import_torch import import_pt
-    from monoloss.data.importers import import_npy, import_npz
+    from monoloss.data.importers.hf_datasets import import_dataset
+    from monoloss.data.importers.lmdb import import_lmdb
+    from monoloss.data.importers.numpy import import_npy, import_npz
+    from monoloss.data.importers.torch import import_pt
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
@@ -90,13 +90,13 @@ _ON_FIRST_USE = {
     "SparseAutoencoder": "monoloss.sae.model",
     "TrainingConfig": "monoloss.training.config",
     "evaluate": "monoloss.evaluation.run",
-    "extract": "monoloss.data.extract",
+    "extract": "monoloss.data.extraction.run",
     "fine_tune": "monoloss.finetune.run",
-    "import_dataset": "monoloss.data.import_datasets",
-    "import_lmdb": "monoloss.data.import_lmdb",
-    "import_npy": "monoloss.data.importers",
-    "import_npz": "monoloss.data.importers",
-    "import_pt": "monoloss.data.import_torch",
+    "import_dataset": "monoloss.data.importers.hf_datasets",
+    "import_lmdb": "monoloss.data.importers.lmdb",
+    "import_npy": "monoloss.data.importers.numpy",
+    "import_npz": "monoloss.data.importers.numpy",
+    "import_pt": "monoloss.data.importers.torch",
     "load_encoder": "monoloss.data.encoders",
     "load_finetuned": "monoloss.finetune.checkpoint",
     "open_images": "monoloss.data.images",

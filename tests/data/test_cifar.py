@@ -11,8 +11,9 @@ import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from monoloss.data.encoders import load_encoder
-from monoloss.data.extract import Extraction
-from monoloss.data.images import decode_image, open_images
+from monoloss.data.extraction.run import Extraction
+from monoloss.data.images import open_images
+from monoloss.data.images.open import decode_image
 from monoloss.errors import InputError
 from monoloss.finetune.image_data import LabelledImages
 from monoloss.finetune.joined import join_rows

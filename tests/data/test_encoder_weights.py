@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from encoder_samples import images_for, save_folder, tiny_model
-from monoloss.data import encoder_weights
 from monoloss.data.encoders import PRESETS, load_encoder
+from monoloss.data.encoders import weights as encoder_weights
 from monoloss.errors import InputError
 from monoloss.files.atomic import sha256
 

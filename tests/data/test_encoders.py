@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
-from monoloss.data.encoder_outputs import parse_output
-from monoloss.data.encoder_weights import build_empty, request_model
-from monoloss.data.encoders import PRESETS, _try, data_config, load_encoder
+from monoloss.data.encoders import PRESETS, load_encoder
+from monoloss.data.encoders.encoders import _try, data_config
+from monoloss.data.encoders.outputs import parse_output
+from monoloss.data.encoders.weights import build_empty, request_model
 from monoloss.files.atomic import sha256
 
 # Outputs and widths that the encoders of the paper, and the others, are known to have; see also test_preset_models.

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from extract_samples import WIDTH, FakeEncoder, ListSource, color_of, png, row_of, to_pixels, write_images
-from monoloss.data.extract import Extraction, extract
-from monoloss.data.extract_batches import ShardBatches
+from monoloss.data.extraction.batches import ShardBatches
+from monoloss.data.extraction.run import Extraction, extract
 from monoloss.data.images import open_images
-from monoloss.data.store_format import SkippedFile
+from monoloss.data.store.format import SkippedFile
 from monoloss.errors import InputError
 
 
@@ -264,7 +264,7 @@ def test_what_the_transform_cannot_take_is_skipped(tmp_path: Path) -> None:
 
 def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("monoloss.data.extract_progress._WARM_UP_S", 0.0)
+    monkeypatch.setattr("monoloss.data.extraction.progress._WARM_UP_S", 0.0)
     extract(ListSource(9, contents={2: b"x"}), FakeEncoder(), tmp_path / "s", workers=0, batch_size=3)
     streams = capsys.readouterr()
     assert not streams.out

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import extracting_process
 from extract_samples import FakeEncoder, ListSource, contents_of, write_images
-from monoloss.data.extract import extract
+from monoloss.data.extraction.run import extract
 from monoloss.errors import InputError
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo")

@@ -12,9 +12,9 @@ import pytest
 from torch import Tensor
 
 from extract_samples import FakeEncoder, ListSource, contents_of, png, write_images
-from monoloss.data.extract import extract
-from monoloss.data.image_source import SourceImage
+from monoloss.data.extraction.run import extract
 from monoloss.data.images import open_images
+from monoloss.data.images.source import SourceImage
 from monoloss.errors import InputError
 
 N_CALLS = 7  # of the encoder: shards of 4, 4, 4 and 2 images in batches of 3

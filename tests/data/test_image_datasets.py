@@ -17,7 +17,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from image_samples import encoded, write
-from monoloss.data.images import ImageSource, UnreadableImage, decode_image, open_images
+from monoloss.data.images import ImageSource, open_images
+from monoloss.data.images.open import UnreadableImage, decode_image
 from monoloss.errors import InputError
 
 N = 70  # more than are read at a time

@@ -18,7 +18,7 @@ import pytest
 from PIL import ImageCms
 
 from image_samples import FLOATING, NEEDLE, WIDTH, broken_files, colours, encoded, good_files, with_orientation, write
-from monoloss.data.images import UnreadableImage, decode_image
+from monoloss.data.images.open import UnreadableImage, decode_image
 
 GOOD, BROKEN = good_files(), broken_files()
 # Where pixel (0, 0) of the stored picture is seen, for each orientation: (right?, bottom?), and whether sides change.
@@ -184,7 +184,7 @@ def test_a_file_of_somebody_else(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_without_a_warning_and_a_bomb_whatever_pillow_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monoloss.data.image_decode.MAX_PIXELS", 16 * 24)
+    monkeypatch.setattr("monoloss.data.images.decode.MAX_PIXELS", 16 * 24)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 300)  # it would warn above this, and raise above twice this
     with warnings.catch_warnings():
         warnings.simplefilter("error")

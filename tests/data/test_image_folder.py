@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from image_samples import broken_files, colours, encoded, good_files, write, write_odd_folder
-from monoloss.data.images import SourceImage, UnreadableImage, decode_image, open_images
+from monoloss.data.images import open_images
+from monoloss.data.images.open import SourceImage, UnreadableImage, decode_image
 from monoloss.errors import InputError
 
 PIXEL = encoded(colours())

@@ -15,8 +15,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-import monoloss.data.import_datasets
-from monoloss.data.import_datasets import import_dataset
+import monoloss.data.importers.hf_datasets
+from monoloss.data.importers.hf_datasets import import_dataset
 from monoloss.errors import InputError
 
 ROWS = np.random.default_rng(2).normal(size=(11, 4)).astype(np.float32)
@@ -171,21 +171,21 @@ def test_only_the_columns_that_are_needed_are_read_a_shard_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, list[str]]] = []
-    read = monoloss.data.import_datasets.matrix
+    read = monoloss.data.importers.hf_datasets.matrix
 
     def counting(column: pa.ChunkedArray, name: str, first_row: int) -> np.ndarray:
         seen.append((first_row, len(column)))
         return read(column, name, first_row)
 
-    monkeypatch.setattr(monoloss.data.import_datasets, "matrix", counting)
-    table, tables = [], monoloss.data.import_datasets.arrow_tables
+    monkeypatch.setattr(monoloss.data.importers.hf_datasets, "matrix", counting)
+    table, tables = [], monoloss.data.importers.hf_datasets.arrow_tables
 
     def watching(*arguments: Any) -> Any:
         for part in tables(*arguments):
             table.append(part.column_names)
             yield part
 
-    monkeypatch.setattr(monoloss.data.import_datasets, "arrow_tables", watching)
+    monkeypatch.setattr(monoloss.data.importers.hf_datasets, "arrow_tables", watching)
     import_dataset(written(dataset_of(), tmp_path / "x.parquet"), tmp_path / "s", rows_per_shard=4)
     assert seen == [(0, 4), (4, 4), (8, 3)]
     assert table == [["embedding", "label", "path"]] * 3

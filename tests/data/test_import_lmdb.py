@@ -11,8 +11,8 @@ import lmdb
 import numpy as np
 import pytest
 
-import monoloss.data.import_lmdb
-from monoloss.data.import_lmdb import import_lmdb
+import monoloss.data.importers.lmdb
+from monoloss.data.importers.lmdb import import_lmdb
 from monoloss.errors import InputError
 from store_samples import everything_in
 
@@ -90,13 +90,13 @@ def test_other_stored_types(tmp_path: Path) -> None:
 def test_a_shard_at_a_time_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.lmdb", entries_of(ROWS))
     asked: list[range] = []
-    read = monoloss.data.import_lmdb._read_rows
+    read = monoloss.data.importers.lmdb._read_rows
 
     def counting(*arguments: Any) -> np.ndarray:
         asked.append(arguments[2])
         return read(*arguments)
 
-    monkeypatch.setattr(monoloss.data.import_lmdb, "_read_rows", counting)
+    monkeypatch.setattr(monoloss.data.importers.lmdb, "_read_rows", counting)
     import_lmdb(path, tmp_path / "s", rows_per_shard=6)
     assert asked == [range(6), range(6, 12), range(12, 13)]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from monoloss.data.import_torch import import_pt
+from monoloss.data.importers.torch import import_pt
 from monoloss.errors import InputError
 from store_samples import everything_in, rows_of
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from monoloss.data.importers import import_npy, import_npz
+from monoloss.data.importers.numpy import import_npy, import_npz
 from monoloss.errors import InputError
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_a_large_npy_is_read_a_shard_at_a_time(tmp_path: Path, monkeypatch: pyte
         copied.append(values.shape)
         return array(values, **options)
 
-    monkeypatch.setattr("monoloss.data.store_rows.array", counting_array)
+    monkeypatch.setattr("monoloss.data.store.rows.array", counting_array)
     store = import_npy(tmp_path / "x.npy", tmp_path / "s", rows_per_shard=3)
     assert copied == [(3, 4), (3, 4), (1, 4)]
     assert np.array_equal(store.embeddings().numpy(), ROWS)

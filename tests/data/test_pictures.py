@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from monoloss.data.pictures import Pictures, fitted, pictures_of
+from monoloss.data.images.row_images import Pictures, fitted, pictures_of
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_writer import FeatureStoreWriter
+from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.errors import InputError
 from report_samples import N, grey_thumbnails, image_files, some_store
 

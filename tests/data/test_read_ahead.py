@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from monoloss.data.read_ahead import read_ahead
 from monoloss.data.store import FeatureStore
+from monoloss.data.store.read_ahead import read_ahead
 from monoloss.errors import InputError
 
 LONG = 30.0  # seconds that nothing here takes, unless it is broken

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monoloss.data import store_rows
 from monoloss.data.store import FeatureStore
+from monoloss.data.store import rows as rows_module
 from monoloss.errors import InputError
 from store_samples import ODD_IDS, rows_of, with_row
 
@@ -187,7 +187,7 @@ def test_the_mean_of_bytes_does_not_depend_on_the_scale(tmp_path: Path) -> None:
 @pytest.mark.door
 def test_rows_are_checked_and_summed_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = FeatureStore.create(tmp_path / "whole", rows_of(10))
-    monkeypatch.setattr(store_rows, "_BLOCK", 3)
+    monkeypatch.setattr(rows_module, "_BLOCK", 3)
     blocks = FeatureStore.create(tmp_path / "blocks", rows_of(10))
     torch.testing.assert_close(blocks.mean, whole.mean, rtol=1e-14, atol=0)
     assert blocks.manifest.norms == whole.manifest.norms

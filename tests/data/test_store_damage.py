@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST
+from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
 from store_samples import rows_of
 

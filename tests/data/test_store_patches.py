@@ -14,11 +14,11 @@ from safetensors import safe_open
 
 from extract_samples import FakeEncoder, ListSource, color_of, row_of
 from monoloss import SparseAutoencoder, TopKConfig, evaluate
-from monoloss.data.extract import extract
+from monoloss.data.extraction.run import extract
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import open_tensors
-from monoloss.data.store_patches import PatchGrid, PatchRows, spread_labels
-from monoloss.data.store_writer import FeatureStoreWriter
+from monoloss.data.store.format import open_tensors
+from monoloss.data.store.patches import PatchGrid, PatchRows, spread_labels
+from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.errors import InputError
 from store_samples import rows_of
 

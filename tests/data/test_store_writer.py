@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST, SkippedFile
-from monoloss.data.store_writer import FeatureStoreWriter
+from monoloss.data.store.format import MANIFEST, SkippedFile
+from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.errors import InputError
 from monoloss.files import atomic as files
 from store_samples import everything_in, rows_of, with_row

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monoloss.data.encoders import load_encoder
-from monoloss.data.extract import Extraction
+from monoloss.data.extraction.run import Extraction
 from monoloss.data.images import open_images
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from monoloss.data.pictures import Pictures, pictures_of
+from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.report.sprites import sheet_of, write_sheets
 from report_samples import N, cell_of, image_files, some_store
 

@@ -74,7 +74,7 @@ def extract_features(  # noqa: PLR0913 - each is an option
         progress: show the estimate, a progress bar and the figures of the run
     """
     from monoloss.data.encoders import load_encoder
-    from monoloss.data.extract import Extraction
+    from monoloss.data.extraction.run import Extraction
     from monoloss.data.images import open_images
 
     named = {

@@ -89,7 +89,7 @@ def import_files(  # noqa: PLR0913 - each is an option
 
 def _kind_of(source: str) -> str:
     """The kind of a source by its name, or for a folder by what is in it."""
-    from monoloss.data.import_options import HUB
+    from monoloss.data.importers.options import HUB
 
     place = Path(source)
     if source.startswith(HUB):
@@ -125,17 +125,17 @@ def _is_file(column: str | None) -> bool:
 
 def _import(kind: str, source: str, out: str, options: dict[str, Any]) -> FeatureStore:
     if kind == "lmdb":
-        from monoloss.data.import_lmdb import import_lmdb
+        from monoloss.data.importers.lmdb import import_lmdb
 
         return import_lmdb(source, out, **options)
     if kind == "pt":
-        from monoloss.data.import_torch import import_pt
+        from monoloss.data.importers.torch import import_pt
 
         return import_pt(source, out, **options)
     if kind == "dataset":
-        from monoloss.data.import_datasets import import_dataset
+        from monoloss.data.importers.hf_datasets import import_dataset
 
         return import_dataset(source, out, **options)
-    from monoloss.data.importers import import_npy, import_npz
+    from monoloss.data.importers.numpy import import_npy, import_npz
 
     return import_npz(source, out, **options) if kind == "npz" else import_npy(source, out, **options)

@@ -84,8 +84,8 @@ def _kind_of(folder: Path) -> str:
 
 
 def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) -> list[RenderableType]:
-    from monoloss.data.describe import class_counts
     from monoloss.data.store import FeatureStore
+    from monoloss.data.store.summary import class_counts
 
     store = FeatureStore(folder)
     if verify:
@@ -126,7 +126,7 @@ def _describe(folder: Path, kind: str) -> list[RenderableType]:
 
 
 def _store_facts(store: FeatureStore) -> list[tuple[str, object]]:
-    from monoloss.data.describe import bytes_on_disk, mean_cosine, skip_reasons
+    from monoloss.data.store.summary import bytes_on_disk, mean_cosine, skip_reasons
 
     manifest = store.manifest
     scale = "" if manifest.scale is None else f", value = {manifest.scale:g} * byte"
@@ -158,7 +158,7 @@ def _label_text(store: FeatureStore) -> str:
     """How many classes there are and how full they are; the fullest by name."""
     if not store.has_labels:
         return "none"
-    from monoloss.data.describe import class_counts
+    from monoloss.data.store.summary import class_counts
 
     counts = class_counts(store)
     names = _class_names(store)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from monoloss.checks import check_type
-from monoloss.data.store_rows import to_tensor
+from monoloss.data.store.rows import to_tensor
 from monoloss.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")

@@ -222,7 +222,7 @@ def _images_of(store: FeatureStore | None, rows: Sequence[int], images: Path | N
         return {}
     from PIL import Image  # of the extra "report"
 
-    from monoloss.data.pictures import fitted, pictures_of
+    from monoloss.data.images.row_images import fitted, pictures_of
 
     pictures = pictures_of(store, images)
     if pictures is None:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from monoloss.data.encoder_outputs import ImageModel
-from monoloss.data.encoders import PRESETS, data_config
+from monoloss.data.encoders import PRESETS
+from monoloss.data.encoders.encoders import data_config
+from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, missing_extra
 from monoloss.files.dataclasses import plain
 from monoloss.finetune.config import ModelConfig
@@ -58,7 +59,7 @@ def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
     try:
         from timm.models import filter_pretrained_cfg, get_model_args
 
-        from monoloss.data import encoder_weights as weights
+        from monoloss.data.encoders import weights
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 

@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from monoloss.data.image_decode import UnreadableImage, decode_image
-from monoloss.data.image_source import ImageSource, Label
 from monoloss.data.images import open_images
+from monoloss.data.images.decode import UnreadableImage, decode_image
+from monoloss.data.images.source import ImageSource, Label
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
 

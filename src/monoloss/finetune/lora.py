@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.data.encoder_outputs import ImageModel
+from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, missing_extra
 from monoloss.finetune.config import LoraConfig
 

@@ -1,4 +1,4 @@
-"""Torchmetrics classes over the sums of ``functional``: streaming, mergeable, distributed; no arithmetic here."""
+"""Torchmetrics classes over the formulas of ``monoloss.functional``."""
 
 from monoloss.metrics.class_purity import ClassPurity
 from monoloss.metrics.mono_score import MonoScore

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST
+from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import TrainingCurve
 from monoloss.evaluation.result import FACTS, Evaluation

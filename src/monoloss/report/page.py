@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from monoloss.checks import check_number
-from monoloss.data.pictures import Pictures, pictures_of
+from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image, features
 from torch import Tensor
 
-from monoloss.data.pictures import Picture, Pictures, fitted
+from monoloss.data.images.row_images import Picture, Pictures, fitted
 
 COLUMNS = 16
 PER_SHEET = COLUMNS * COLUMNS

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from monoloss.checks import check_number
-from monoloss.data.read_ahead import read_ahead
 from monoloss.data.store import FeatureStore
+from monoloss.data.store.read_ahead import read_ahead
 from monoloss.errors import InputError
 
 _BLOCK_ROWS, _BLOCKS_PER_WINDOW = 256, 256

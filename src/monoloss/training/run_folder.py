@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST
+from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder, check_new_folder, remove_temporaries
 from monoloss.files.lock import only_one

@@ -13,10 +13,8 @@ import pyarrow as pa
 from datasets.utils.file_utils import xopen
 
 from monoloss.checks import check_number
-from monoloss.data.arrow_columns import label_array, optional_strings, string_list
-from monoloss.data.image_source import Label, LabelKind, SourceImage
-from monoloss.data.import_options import LABEL_KEYS, choose_key
-from monoloss.data.open_dataset import (
+from monoloss.data.huggingface.columns import label_array, optional_strings, string_list
+from monoloss.data.huggingface.open import (
     AnyDataset,
     arrow_tables,
     choose_split,
@@ -25,6 +23,8 @@ from monoloss.data.open_dataset import (
     open_dataset,
     reading_dataset,
 )
+from monoloss.data.images.source import Label, LabelKind, SourceImage
+from monoloss.data.importers.options import LABEL_KEYS, choose_key
 from monoloss.errors import InputError
 
 _USUAL_LABELS = (*LABEL_KEYS, "label", "target")

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Shaped, UInt8
 from numpy import array, ndarray
 from torch import Tensor
 
-from monoloss.data.store_format import DTYPES, decode
+from monoloss.data.store.format import DTYPES, decode
 from monoloss.errors import InputError
 
 AnyArray: TypeAlias = Shaped[Tensor, "..."] | Shaped[ndarray, "..."]

@@ -15,8 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from monoloss.checks import check_number
-from monoloss.data.read_ahead import read_ahead
-from monoloss.data.store_format import (
+from monoloss.data.store.format import (
     DTYPES,
     MANIFEST,
     UNIT_NORM_TOLERANCE,
@@ -27,11 +26,12 @@ from monoloss.data.store_format import (
     open_tensors,
     shard_names,
 )
-from monoloss.data.store_patches import PatchGrid, PatchRows
-from monoloss.data.store_reader import MappedShards
-from monoloss.data.store_rows import check_array
-from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
-from monoloss.data.store_writer import StoreOptions, manifest_of
+from monoloss.data.store.patches import PatchGrid, PatchRows
+from monoloss.data.store.read_ahead import read_ahead
+from monoloss.data.store.reader import MappedShards
+from monoloss.data.store.rows import check_array
+from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
+from monoloss.data.store.writer import StoreOptions, manifest_of
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder, sha256
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from monoloss.data.extract_batches import NOT_PREPARED, PreparedBatch, skipped_file
-from monoloss.data.image_source import SourceImage
-from monoloss.data.store_format import DTYPES, SkippedFile
-from monoloss.data.store_patches import PatchGrid
-from monoloss.data.store_rows import row_faults
-from monoloss.data.store_writer import FeatureStoreWriter
+from monoloss.data.extraction.batches import NOT_PREPARED, PreparedBatch, skipped_file
+from monoloss.data.images.source import SourceImage
+from monoloss.data.store.format import DTYPES, SkippedFile
+from monoloss.data.store.patches import PatchGrid
+from monoloss.data.store.rows import row_faults
+from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.errors import InputError
 
 _NO_LABEL = "without a label"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monoloss.data.store_format import DTYPES
+from monoloss.data.store.format import DTYPES
 from monoloss.errors import InputError, missing_extra
 from monoloss.terminal import size_text, time_text
 

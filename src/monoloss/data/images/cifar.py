@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from monoloss.checks import check_number
-from monoloss.data.image_source import Label, LabelKind, SourceImage
+from monoloss.data.images.source import Label, LabelKind, SourceImage
 from monoloss.errors import InputError
 
 _KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from monoloss.data.image_folder import FileImages, open_image_folder, some_names, split_folder
+from monoloss.data.images.folder import FileImages, open_image_folder, some_names, split_folder
 from monoloss.errors import InputError
 
 # Names of the official files, with and without "oidv6-" or "oidv7-" before them; the first kind that is there is taken.

@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from monoloss.data.import_options import HUB
+from monoloss.data.importers.options import HUB
 from monoloss.errors import InputError
 
 AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from monoloss.data.image_source import ImageSource, Label, SourceImage
-from monoloss.data.store_format import ShardLines, open_tensors, shard_names
-from monoloss.data.store_writer import written_shards
+from monoloss.data.images.source import ImageSource, Label, SourceImage
+from monoloss.data.store.format import ShardLines, open_tensors, shard_names
+from monoloss.data.store.writer import written_shards
 from monoloss.errors import InputError
 
 

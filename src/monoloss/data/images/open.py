@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from monoloss.data.image_decode import UnreadableImage, decode_image
-from monoloss.data.image_folder import open_image_folder
-from monoloss.data.image_source import ImageSource, SourceImage
-from monoloss.data.openimages import open_openimages
+from monoloss.data.images.decode import UnreadableImage, decode_image
+from monoloss.data.images.folder import open_image_folder
+from monoloss.data.images.openimages import open_openimages
+from monoloss.data.images.source import ImageSource, SourceImage
 from monoloss.errors import InputError, missing_extra
 
 __all__ = ["ImageSource", "SourceImage", "UnreadableImage", "decode_image", "open_images"]
@@ -93,10 +93,10 @@ def open_images(  # noqa: PLR0913 - each is an option
         return open_openimages(spec, path, split=split, labels_path=labels_path, classes_path=classes_path)
     try:
         if kind not in _WITH_COLUMNS:
-            from monoloss.data.cifar import open_cifar
+            from monoloss.data.images.cifar import open_cifar
 
             return open_cifar(spec, kind, path, split)
-        from monoloss.data.image_datasets import open_image_dataset
+        from monoloss.data.images.hf_datasets import open_image_dataset
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
     return open_image_dataset(

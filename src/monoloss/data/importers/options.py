@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from monoloss.data.store_rows import AnyArray
-from monoloss.data.store_stream import RowColumns
-from monoloss.data.store_writer import StoreOptions
+from monoloss.data.store.rows import AnyArray
+from monoloss.data.store.stream import RowColumns
+from monoloss.data.store.writer import StoreOptions
 from monoloss.errors import InputError, missing_extra
 from monoloss.files.text import read_lines
 

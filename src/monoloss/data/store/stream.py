@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Unpack
 
-from monoloss.data.store_rows import AnyArray, check_ids, check_same_rows
-from monoloss.data.store_writer import FeatureStoreWriter, StoreOptions
+from monoloss.data.store.rows import AnyArray, check_ids, check_same_rows
+from monoloss.data.store.writer import FeatureStoreWriter, StoreOptions
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder, check_new_folder
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from monoloss.data.store_format import MANIFEST, Manifest, open_tensors, shard_names
+from monoloss.data.store.format import MANIFEST, Manifest, open_tensors, shard_names
 from monoloss.errors import InputError
 
 _SHARED = ("width", "dtype", "scale", "labels", "patch_grid", "thumbnails")  # what shards and manifest both say

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from monoloss.data.import_options import ColumnFiles, ImportOptions, columns_of, import_progress, store_options
+from monoloss.data.importers.options import ColumnFiles, ImportOptions, columns_of, import_progress, store_options
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_stream import write_rows
+from monoloss.data.store.stream import write_rows
 from monoloss.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_number, check_type
-from monoloss.data.encoder_outputs import (
+from monoloss.data.encoders.outputs import (
     EncoderOutput,
     Extracted,
     Grid,
@@ -182,7 +182,7 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
         name, image_size = preset.model, image_size or preset.image_size
         chosen = chosen or parse_output(preset.output, patches)
     try:
-        from monoloss.data import encoder_weights as weights
+        from monoloss.data.encoders import weights
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from numpy import ndarray
 from numpy.lib.npyio import NpzFile
 
-from monoloss.data.import_options import (
+from monoloss.data.importers.options import (
     EMBEDDING_KEYS,
     ID_KEYS,
     LABEL_KEYS,
@@ -28,7 +28,7 @@ from monoloss.data.import_options import (
     strings,
 )
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
+from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.errors import InputError
 
 

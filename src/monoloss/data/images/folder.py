@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monoloss.checks import check_number
-from monoloss.data.image_source import Label, LabelKind, SourceImage
+from monoloss.data.images.source import Label, LabelKind, SourceImage
 from monoloss.errors import InputError
 
 # Fixed here, so that a folder gives the same rows with every version of Pillow. Files of a kind that cannot be decoded

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import MANIFEST
+from monoloss.data.store.format import MANIFEST
+from monoloss.data.store.store import FeatureStore
 from monoloss.functional.moments import MonoMoments
 from monoloss.functional.score import chance
 

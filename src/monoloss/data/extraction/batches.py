@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from monoloss.data.image_decode import UnreadableImage, decode_image
-from monoloss.data.image_source import ImageSource, SourceImage
-from monoloss.data.store_format import SkippedFile
+from monoloss.data.images.decode import UnreadableImage, decode_image
+from monoloss.data.images.source import ImageSource, SourceImage
+from monoloss.data.store.format import SkippedFile
 from monoloss.errors import InputError
 
 NOT_PREPARED = "cannot be prepared"  # an image that could be decoded

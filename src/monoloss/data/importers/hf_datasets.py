@@ -8,8 +8,9 @@ from typing import NamedTuple, Unpack
 
 import pyarrow as pa
 
-from monoloss.data.arrow_columns import label_array, matrix, optional_strings, string_list, value_dtype
-from monoloss.data.import_options import (
+from monoloss.data.huggingface.columns import label_array, matrix, optional_strings, string_list, value_dtype
+from monoloss.data.huggingface.open import arrow_tables, choose_split, class_names_of, features_of, open_dataset
+from monoloss.data.importers.options import (
     EMBEDDING_KEYS,
     ID_KEYS,
     LABEL_KEYS,
@@ -22,10 +23,9 @@ from monoloss.data.import_options import (
     no_embeddings,
     store_options,
 )
-from monoloss.data.open_dataset import arrow_tables, choose_split, class_names_of, features_of, open_dataset
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_rows import check_same_rows
-from monoloss.data.store_stream import RowColumns, ShardRows, usual_dtype, write_shards
+from monoloss.data.store.rows import check_same_rows
+from monoloss.data.store.stream import RowColumns, ShardRows, usual_dtype, write_shards
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder
 

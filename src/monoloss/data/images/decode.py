@@ -36,7 +36,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - it says something about the f
     Example:
         >>> raise UnreadableImage("truncated")
         Traceback (most recent call last):
-        monoloss.data.image_decode.UnreadableImage: truncated
+        monoloss.data.images.decode.UnreadableImage: truncated
     """
 
     @property

@@ -16,7 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_number
-from monoloss.data.store_format import (
+from monoloss.data.store.format import (
     DTYPES,
     MANIFEST,
     Manifest,
@@ -29,8 +29,8 @@ from monoloss.data.store_format import (
     open_tensors,
     shard_names,
 )
-from monoloss.data.store_patches import PatchGrid, spread_labels
-from monoloss.data.store_rows import (
+from monoloss.data.store.patches import PatchGrid, spread_labels
+from monoloss.data.store.rows import (
     AnyArray,
     check_ids,
     check_same_rows,

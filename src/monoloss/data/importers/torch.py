@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from monoloss.data.import_options import (
+from monoloss.data.importers.options import (
     EMBEDDING_KEYS,
     ID_KEYS,
     LABEL_KEYS,
@@ -28,8 +28,8 @@ from monoloss.data.import_options import (
     strings,
 )
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_rows import AnyArray
-from monoloss.data.store_stream import RowColumns, usual_dtype, write_rows
+from monoloss.data.store.rows import AnyArray
+from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.errors import InputError
 
 _ZIP_START = b"PK\x03\x04"  # what torch has written since 1.6; only such files can be memory-mapped

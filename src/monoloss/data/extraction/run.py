@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_number
-from monoloss.data.extract_batches import (
+from monoloss.data.extraction.batches import (
     ImagePreparation,
     PreparedBatch,
     ShardBatches,
     default_workers,
     prepared_batches,
 )
-from monoloss.data.extract_progress import ExtractionReport, Timing, bytes_of_an_image, check_disk
-from monoloss.data.extract_resume import check_listing, check_shard, recorded_source
-from monoloss.data.extract_shards import ShardBuilder, ShardShape
-from monoloss.data.image_source import ImageSource
+from monoloss.data.extraction.progress import ExtractionReport, Timing, bytes_of_an_image, check_disk
+from monoloss.data.extraction.resume import check_listing, check_shard, recorded_source
+from monoloss.data.extraction.shards import ShardBuilder, ShardShape
+from monoloss.data.images.source import ImageSource
 from monoloss.data.store import FeatureStore
-from monoloss.data.store_format import DTYPES, MANIFEST, check_facts, shard_names
-from monoloss.data.store_patches import PatchGrid
-from monoloss.data.store_writer import FeatureStoreWriter, checked_encoder, written_shards
+from monoloss.data.store.format import DTYPES, MANIFEST, check_facts, shard_names
+from monoloss.data.store.patches import PatchGrid
+from monoloss.data.store.writer import FeatureStoreWriter, checked_encoder, written_shards
 from monoloss.distributed import Ranks, joined_ranks
 from monoloss.errors import InputError
 from monoloss.files.atomic import remove_temporaries

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from timm.models import get_pretrained_cfg, load_state_dict
 
-from monoloss.data.encoder_outputs import ImageModel
+from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError
 from monoloss.files.atomic import sha256
 

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from monoloss.data.image_decode import UnreadableImage, decode_image
+from monoloss.data.images.decode import UnreadableImage, decode_image
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 

@@ -1,0 +1,5 @@
+"""Image models that make embeddings."""
+
+from monoloss.data.encoders.encoders import PRESETS, ImageEncoder, load_encoder
+
+__all__ = ["PRESETS", "ImageEncoder", "load_encoder"]

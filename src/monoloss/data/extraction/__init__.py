@@ -1,0 +1,1 @@
+"""Images through an encoder into a feature store."""

@@ -1,0 +1,1 @@
+"""Hugging Face datasets: opened, and their Arrow columns read."""

@@ -1,0 +1,1 @@
+"""Arrays in files of others into a feature store."""
