@@ -13,12 +13,7 @@ from matplotlib.text import Text
 
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.figures import (
-    purity_bars,
-    score_histogram,
-    top_examples_grid,
-    trade_off,
-)
+from monoloss.report.pictures.figures import purity_bars, score_histogram, top_examples_grid, trade_off
 
 NAN = math.nan
 

@@ -11,7 +11,7 @@ from rich.console import Console
 import monoloss.demo
 from monoloss import Evaluation, InputError
 from monoloss.demo import LOSSES, VARIANTS, digits_stores, run_demo
-from monoloss.report.found import find_evaluations, find_stores
+from monoloss.report.discovery import find_evaluations, find_stores
 from report_samples import page_data
 
 NAMES = [f"{variant}-{loss}" for variant in VARIANTS for loss in LOSSES]

@@ -22,7 +22,9 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.files.atomic import atomic_folder
 from monoloss.files.json import write_json
-from monoloss.report.figures import (
+from monoloss.report.discovery import FoundEvaluation, training_curves
+from monoloss.report.page import PAGE, write_report
+from monoloss.report.pictures.figures import (
     purity_bars,
     save_figure,
     score_histogram,
@@ -31,8 +33,6 @@ from monoloss.report.figures import (
     trade_off,
     variant_colors,
 )
-from monoloss.report.found import FoundEvaluation, training_curves
-from monoloss.report.page import PAGE, write_report
 from monoloss.report.table import chance_line, evaluation_table
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from sae_samples import generator_of, structured_store
 
 N, M = 60, 7

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from monoloss.errors import InputError
-from monoloss.evaluation.latent_bars import activation_bars, class_bars, latent_measures
-from monoloss.evaluation.latent_plots import class_bars_figure, latent_histogram_figure
-from monoloss.evaluation.latent_view import LatentView
+from monoloss.evaluation.charts.bars import activation_bars, class_bars, latent_measures
+from monoloss.evaluation.charts.latent_view import LatentView
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.similar import similar_latents
 from monoloss.functional.histogram import histogram_edges
@@ -98,7 +97,6 @@ def test_bars_are_the_histogram_from_its_first_to_its_last_filled_bin(evaluation
         if bars:
             assert bars[0].n_rows
             assert bars[-1].n_rows
-            assert latent_histogram_figure(evaluation, latent).data[0].y == tuple(bar.n_rows for bar in bars)
 
 
 def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, store) -> None:
@@ -106,9 +104,6 @@ def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, sto
     for latent in range(16):
         bars = class_bars(named, latent)
         assert sum(bar.n_rows for bar in bars) == named.histogram[latent].sum()  # every row has one of four classes
-        figure = class_bars_figure(named, latent)
-        assert figure.data[0].x == tuple(bar.n_rows for bar in bars)
-        assert "<c>" not in figure.layout.yaxis.ticktext
 
 
 def test_a_dead_latent_says_so(evaluation: Evaluation, store) -> None:
@@ -127,7 +122,7 @@ def test_a_dead_latent_says_so(evaluation: Evaluation, store) -> None:
     read = _Reader(dead.latent(0, store)._repr_html_())
     assert read.text.count("active on no row") == 3
     assert "Active rows by activation" not in read.text
-    assert latent_histogram_figure(dead, 0).data[0].y == ()
+    assert activation_bars(dead, 0) == []
 
 
 def test_an_older_evaluation_shows_what_it_has(evaluation: Evaluation, store) -> None:
@@ -238,8 +233,3 @@ def test_what_cannot_be_shown(evaluation: Evaluation, store, folder: Path) -> No
         evaluation.latent(0, folder / "absent")
     with pytest.raises(InputError, match=r"evaluation: got a int; needed an Evaluation"):
         LatentView(3, 0)
-    older = dataclasses.replace(evaluation, histogram=None, top_classes=None)
-    with pytest.raises(InputError, match="which has no histogram"):
-        latent_histogram_figure(older, 0)
-    with pytest.raises(InputError, match="which has no classes"):
-        class_bars_figure(older, 0)

@@ -15,10 +15,10 @@ from evaluation_samples import tensors_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation import sums
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.protocol import latents_of
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.metrics import MonoScore
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations

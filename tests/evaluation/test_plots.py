@@ -13,15 +13,15 @@ import plotly.graph_objects as go
 import pytest
 
 from monoloss.errors import InputError
-from monoloss.evaluation.examples import Examples
-from monoloss.evaluation.plot_style import COLORS, chart_text, run_styles
-from monoloss.evaluation.plots import (
+from monoloss.evaluation.charts.overview import (
     TrainingCurve,
     latents_figure,
     overview_figures,
     trade_off_figure,
     training_curves_figure,
 )
+from monoloss.evaluation.charts.style import COLORS, chart_text, run_styles
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
 from plot_samples import HOSTILE, run
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from evaluation_samples import assert_classes, assert_examples, histogram_by_loops, tensors_of
 from monoloss.data.store import FeatureStore
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
 from sae_samples import dense, some_config, structured_rows

@@ -9,7 +9,7 @@ import torch
 
 from monoloss.commands.sources import evaluation_folders, find_sources
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.sae.model import SparseAutoencoder
 from sae_samples import D, bits_of, some_config
 

@@ -19,9 +19,9 @@ from monoloss.cli import main
 from monoloss.commands.sources import evaluation_folders, find_sources
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.dataclasses import plain
 from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
@@ -32,7 +32,7 @@ from monoloss.finetune.model import FineTuneModel, build_model
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.transforms import evaluation_transform
-from monoloss.report.found import find_evaluations
+from monoloss.report.discovery import find_evaluations
 from monoloss.report.runs import report_runs
 from monoloss.sae.checkpoint_files import Provenance
 from picture_samples import CLASSES, labelled, picture_folder, store_of

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.report.page import write_report
 from monoloss.report.script_files import write_script
 from report_samples import (

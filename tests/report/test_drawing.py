@@ -15,9 +15,9 @@ from matplotlib.text import Text
 from PIL import Image
 
 from figure_samples import HOSTILE, evaluation, every_figure, groups, thumbnails, with_gid
-from monoloss.evaluation.names import variant_of
-from monoloss.report.drawing import COLORS, fit, plain, text_width
-from monoloss.report.figures import (
+from monoloss.evaluation.charts.names import variant_of
+from monoloss.report.pictures.drawing import COLORS, fit, plain, text_width
+from monoloss.report.pictures.figures import (
     purity_bars,
     save_figure,
     score_histogram,
@@ -180,7 +180,7 @@ def test_no_pyplot_and_no_backend_is_chosen() -> None:
 import sys
 import matplotlib as mpl
 before = mpl.rcParams.copy()
-import monoloss.report.figures as figures
+import monoloss.report.pictures.figures as figures
 import tempfile, torch
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.examples import Examples

@@ -12,7 +12,7 @@ from matplotlib.patches import StepPatch
 
 from figure_samples import NAN, dead, evaluation, groups, texts, thumbnails, with_gid
 from monoloss.errors import InputError
-from monoloss.report.figures import (
+from monoloss.report.pictures.figures import (
     purity_bars,
     save_figure,
     score_histogram,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from monoloss.errors import InputError
-from monoloss.evaluation.plots import TrainingCurve
+from monoloss.evaluation.charts.overview import TrainingCurve
 from monoloss.evaluation.run import evaluate
 from monoloss.functional.histogram import histogram_edges
 from monoloss.report.page import write_report

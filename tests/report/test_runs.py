@@ -9,9 +9,9 @@ import torch
 
 from evaluation_samples import tensors_of
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.report.run_facts import settings_of
 from monoloss.report.runs import baseline_of, report_runs
 from report_samples import N, as_written_before, some_models, some_store

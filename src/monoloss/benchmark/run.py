@@ -23,8 +23,8 @@ from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder
 from monoloss.functional.score import n_eff
 from monoloss.metrics import MonoScore
-from monoloss.report.drawing import save_figure
-from monoloss.report.speed import SpeedLine, duration, speed_figure
+from monoloss.report.pictures.drawing import save_figure
+from monoloss.report.pictures.speed import SpeedLine, duration, speed_figure
 from monoloss.sae.config import TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations

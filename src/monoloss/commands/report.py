@@ -32,7 +32,7 @@ def report(
     """
     from rich.console import Console
 
-    from monoloss.report.found import find_evaluations, find_stores, training_curves
+    from monoloss.report.discovery import find_evaluations, find_stores, training_curves
     from monoloss.report.page import write_report
 
     found = find_evaluations(runs)

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 
 from monoloss.errors import InputError
-from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
+from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.json import read_json
 from monoloss.finetune.checkpoint import is_finetuned
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, MODEL, SAES

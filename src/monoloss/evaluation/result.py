@@ -22,8 +22,8 @@ from monoloss.files.json import read_json, write_json
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
-    from monoloss.evaluation.latent_view import LatentView
-    from monoloss.evaluation.overview_view import OverviewView
+    from monoloss.evaluation.charts.latent_view import LatentView
+    from monoloss.evaluation.charts.overview_view import OverviewView
 
 FORMAT_VERSION = 1
 FACTS, LATENTS = "evaluation.json", "latents.safetensors"
@@ -153,7 +153,7 @@ class Evaluation(EvaluationRecord):
             <charts of 'one', 'other': score, lift, n_eff, score-against-explained-variance, score-against-r2>
         """
         try:
-            from monoloss.evaluation.overview_view import OverviewView
+            from monoloss.evaluation.charts.overview_view import OverviewView
         except ModuleNotFoundError as error:
             raise missing_extra(error) from error
         return OverviewView([self, *others])
@@ -192,7 +192,7 @@ class Evaluation(EvaluationRecord):
             ('latent-3.html', ['Most active', 'Around the median', 'Least active'])
         """
         try:
-            from monoloss.evaluation.latent_view import LatentView
+            from monoloss.evaluation.charts.latent_view import LatentView
 
             return LatentView(self, latent, store, images)
         except ModuleNotFoundError as error:

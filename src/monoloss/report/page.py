@@ -16,7 +16,7 @@ from monoloss.checks import check_number
 from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.evaluation.plots import OverviewFigure, TrainingCurve, overview_figures
+from monoloss.evaluation.charts.overview import OverviewFigure, TrainingCurve, overview_figures
 from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
 from monoloss.files.atomic import atomic_folder, check_new_folder
 from monoloss.functional.histogram import histogram_edges

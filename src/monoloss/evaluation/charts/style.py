@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from monoloss.errors import InputError
-from monoloss.evaluation.names import plain_text, variant_of
+from monoloss.evaluation.charts.names import plain_text, variant_of
 from monoloss.evaluation.record import EvaluationRecord
 
 # After Okabe and Ito, for colour-blind readers; each has a contrast of at least 3 with white and with #16181d.

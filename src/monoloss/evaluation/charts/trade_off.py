@@ -9,8 +9,8 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from monoloss.errors import InputError
-from monoloss.evaluation.names import plain_text
-from monoloss.evaluation.plot_style import (
+from monoloss.evaluation.charts.names import plain_text
+from monoloss.evaluation.charts.style import (
     QUIET,
     Groups,
     OverviewFigure,

@@ -11,7 +11,7 @@ from pathlib import Path
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
-from monoloss.evaluation.plots import TrainingCurve
+from monoloss.evaluation.charts.overview import TrainingCurve
 from monoloss.evaluation.result import FACTS, Evaluation
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, SAES
 

@@ -12,9 +12,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.charts.names import variant_of
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.drawing import (
+from monoloss.report.pictures.drawing import (
     INK,
     MARGIN,
     PLAIN_SIZE,

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.charts.names import variant_of
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.drawing import (
+from monoloss.report.pictures.drawing import (
     COLORS,
     INK,
     MARGIN,
@@ -32,8 +32,8 @@ from monoloss.report.drawing import (
     text_width,
     variant_colors,
 )
-from monoloss.report.examples_grid import spread_latents, top_examples_grid
-from monoloss.report.trade_off import trade_off
+from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
+from monoloss.report.pictures.trade_off import trade_off
 
 __all__ = [
     "purity_bars",

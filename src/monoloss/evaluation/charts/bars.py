@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from monoloss.checks import check_number
-from monoloss.evaluation.names import class_name
+from monoloss.evaluation.charts.names import class_name
 from monoloss.evaluation.record import EvaluationRecord
 from monoloss.functional.histogram import histogram_edges
 

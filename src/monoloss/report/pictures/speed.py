@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from monoloss.errors import InputError
-from monoloss.report.drawing import (
+from monoloss.report.pictures.drawing import (
     COLORS,
     MARGIN,
     PLAIN_SIZE,

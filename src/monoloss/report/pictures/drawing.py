@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from monoloss.errors import InputError
-from monoloss.evaluation.names import variant_of
+from monoloss.evaluation.charts.names import variant_of
 from monoloss.evaluation.result import Evaluation
 from monoloss.files.atomic import atomic_file
 

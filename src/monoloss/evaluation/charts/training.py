@@ -9,7 +9,7 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from monoloss.errors import InputError
-from monoloss.evaluation.plot_style import Groups, OverviewFigure, names_of, panels, run_styles
+from monoloss.evaluation.charts.style import Groups, OverviewFigure, names_of, panels, run_styles
 
 MEASURES = {
     "loss": "loss",

@@ -15,9 +15,9 @@ import torch
 from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+from monoloss.evaluation.charts.bars import activation_bars, check_latent, class_bars, latent_measures
+from monoloss.evaluation.charts.names import class_name, plain_text
 from monoloss.evaluation.examples import Examples
-from monoloss.evaluation.latent_bars import activation_bars, check_latent, class_bars, latent_measures
-from monoloss.evaluation.names import class_name, plain_text
 from monoloss.evaluation.record import EvaluationRecord
 from monoloss.evaluation.similar import similar_latents
 from monoloss.files.atomic import atomic_file

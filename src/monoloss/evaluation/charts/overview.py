@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from monoloss.errors import InputError
-from monoloss.evaluation.names import plain_text
-from monoloss.evaluation.plot_style import (
+from monoloss.evaluation.charts.names import plain_text
+from monoloss.evaluation.charts.style import (
     Groups,
     OverviewFigure,
     RunStyle,
@@ -24,10 +24,10 @@ from monoloss.evaluation.plot_style import (
     panels,
     run_styles,
 )
+from monoloss.evaluation.charts.trade_off import AGAINST, trade_off_figure
+from monoloss.evaluation.charts.training import MEASURES as LOGGED
+from monoloss.evaluation.charts.training import TrainingCurve, training_curves_figure
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.evaluation.trade_off_plots import AGAINST, trade_off_figure
-from monoloss.evaluation.training_plots import MEASURES as LOGGED
-from monoloss.evaluation.training_plots import TrainingCurve, training_curves_figure
 
 __all__ = [
     "OverviewFigure",

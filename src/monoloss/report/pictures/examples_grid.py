@@ -14,7 +14,7 @@ from torch import Tensor
 from monoloss.checks import check_number
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.drawing import (
+from monoloss.report.pictures.drawing import (
     FAINT,
     MARGIN,
     PLAIN_SIZE,
@@ -88,7 +88,7 @@ def top_examples_grid(
         latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``; none is allowed.
         latents_right: latents of `right`, chosen by the same rule.
         n: images of a latent, from 1 to the number of examples that both evaluations keep.
-        colors: by the name of the evaluation, as from :func:`monoloss.report.drawing.variant_colors`.
+        colors: by the name of the evaluation, as from :func:`monoloss.report.pictures.drawing.variant_colors`.
 
     Returns:
         A figure. Its note says how the latents were chosen where both sides are those of :func:`spread_latents`.

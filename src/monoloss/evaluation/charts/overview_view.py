@@ -9,8 +9,8 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from monoloss.evaluation.plot_style import OverviewFigure, names_of
-from monoloss.evaluation.plots import overview_figures
+from monoloss.evaluation.charts.overview import overview_figures
+from monoloss.evaluation.charts.style import OverviewFigure, names_of
 from monoloss.evaluation.record import EvaluationRecord
 from monoloss.files.atomic import atomic_file
 

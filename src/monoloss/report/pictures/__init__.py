@@ -1,0 +1,1 @@
+"""Matplotlib pictures (PNG) of evaluations and timings."""
