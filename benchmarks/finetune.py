@@ -30,7 +30,6 @@ from machine import write_result
 from safetensors.torch import save_file
 
 from monoloss import import_npz
-from monoloss.finetune.checkpoint import load_finetuned
 from monoloss.finetune.config import (
     AugmentationConfig,
     DataConfig,
@@ -38,6 +37,7 @@ from monoloss.finetune.config import (
     ModelConfig,
     OptimisationConfig,
 )
+from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from monoloss.finetune.config import LoraConfig, ModelConfig
-from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.model.model import FineTuneModel, build_model
 
 CLASSES = ("cat", "dog", "eel")
 SIZE = 32

@@ -11,7 +11,7 @@ from PIL import Image
 
 from monoloss.data.images import open_images
 from monoloss.data.store import FeatureStore
-from monoloss.finetune.image_data import LabelledImages
+from monoloss.finetune.images.labelled import LabelledImages
 
 PREPROCESSING: dict[str, Any] = {
     "input_size": (3, 12, 12),

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
-    from monoloss.finetune.checkpoint import load_finetuned
     from monoloss.finetune.config import FineTuneConfig
+    from monoloss.finetune.model.folder import load_finetuned
     from monoloss.finetune.run import fine_tune
     from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
     from monoloss.regularizer import ActivationRegularizer
@@ -98,7 +98,7 @@ _ON_FIRST_USE = {
     "import_npz": "monoloss.data.importers.numpy",
     "import_pt": "monoloss.data.importers.torch",
     "load_encoder": "monoloss.data.encoders",
-    "load_finetuned": "monoloss.finetune.checkpoint",
+    "load_finetuned": "monoloss.finetune.model.folder",
     "open_images": "monoloss.data.images",
     "train_saes": "monoloss.training.sae",
     "write_report": "monoloss.report.page",

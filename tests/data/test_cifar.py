@@ -15,8 +15,8 @@ from monoloss.data.extraction.run import Extraction
 from monoloss.data.images import open_images
 from monoloss.data.images.open import decode_image
 from monoloss.errors import InputError
-from monoloss.finetune.image_data import LabelledImages
-from monoloss.finetune.joined import join_rows
+from monoloss.finetune.images.join import join_rows
+from monoloss.finetune.images.labelled import LabelledImages
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
 LABELS = [2, 0, 1, 1, 2]

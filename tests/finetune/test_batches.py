@@ -14,10 +14,10 @@ import torch
 
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
-from monoloss.finetune.batches import ImageBatch, TrainingBatches, _outlive_signals
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, ModelConfig
 from monoloss.finetune.data import FineTuneData, open_finetune_data
-from monoloss.finetune.image_data import LabelledImages
+from monoloss.finetune.images.batches import ImageBatch, TrainingBatches, _outlive_signals
+from monoloss.finetune.images.labelled import LabelledImages
 from picture_samples import PREPROCESSING, embeddings_of, picture_folder, store_of
 
 EVERYTHING = AugmentationConfig(trivial_augment=True, random_erasing=0.3, mixup=0.2, cutmix=1.0)

@@ -23,15 +23,15 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.dataclasses import plain
-from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run
-from monoloss.finetune.image_data import LabelledImages
-from monoloss.finetune.joined import images_of_rows
-from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.images.join import images_of_rows
+from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.images.transforms import evaluation_transform
+from monoloss.finetune.model.folder import load_finetuned, save_finetuned
+from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
-from monoloss.finetune.transforms import evaluation_transform
 from monoloss.report.discovery import find_evaluations
 from monoloss.report.runs import report_runs
 from monoloss.sae.checkpoint_files import Provenance

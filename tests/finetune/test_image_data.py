@@ -13,7 +13,7 @@ from PIL import Image
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
-from monoloss.finetune.image_data import LabelledImages, open_labelled
+from monoloss.finetune.images.labelled import LabelledImages, open_labelled
 from picture_samples import labelled, picture_folder
 
 

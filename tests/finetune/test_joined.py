@@ -12,7 +12,7 @@ from monoloss.data.extraction.run import Extraction
 from monoloss.data.images import open_images
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.finetune.joined import join_rows
+from monoloss.finetune.images.join import join_rows
 from picture_samples import embeddings_of, labelled, picture_folder, store_of
 
 

@@ -13,8 +13,8 @@ from encoder_samples import FAMILIES, images_for, tiny_model
 from finetune_models import LORA, pictures, small_model, stirred, trainable
 from monoloss.errors import InputError
 from monoloss.finetune.config import LoraConfig
-from monoloss.finetune.lora import SplitQkv, add_lora, merge_lora
-from monoloss.finetune.model import merged
+from monoloss.finetune.model.lora import SplitQkv, add_lora, merge_lora
+from monoloss.finetune.model.model import merged
 
 WITH_ATTENTION = [family for family in FAMILIES if family != "resnet"]
 

@@ -9,8 +9,8 @@ from torchvision.transforms import v2
 
 from monoloss import MonoLoss, mono_loss
 from monoloss.errors import InputError
-from monoloss.finetune.chance import drawn_from
-from monoloss.finetune.mixing import BatchMixing, MixedBatch
+from monoloss.finetune.images.mixing import BatchMixing, MixedBatch
+from monoloss.finetune.images.seeds import drawn_from
 
 N_CLASSES = 3
 LABELS = torch.tensor([0, 2, 1, 2])

@@ -12,9 +12,9 @@ from timm.models import list_models
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, SIZE, pictures, small_config, small_model, stirred
 from monoloss.errors import InputError
-from monoloss.finetune.backbone import load_backbone, pooled_width, rebuild_backbone
 from monoloss.finetune.config import ModelConfig
-from monoloss.finetune.model import build_model
+from monoloss.finetune.model.backbone import load_backbone, pooled_width, rebuild_backbone
+from monoloss.finetune.model.model import build_model
 
 SMALL = [name for name in list_models("test_*") if name not in {"test_coatnet", "test_maxvit", "test_vit_relpos"}]
 

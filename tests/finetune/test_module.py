@@ -17,7 +17,7 @@ import reference
 from finetune_models import CLASSES, LORA, pictures, small_config, small_model, stirred
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, OptimisationConfig
-from monoloss.finetune.model import FineTuneModel
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.functional.loss import mono_loss

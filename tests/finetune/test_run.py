@@ -20,12 +20,12 @@ from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_
 from monoloss.cli import main
 from monoloss.errors import InputError
 from monoloss.finetune.averaging import decay_of
-from monoloss.finetune.chance import seed_of
-from monoloss.finetune.checkpoint import load_finetuned
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, LoraConfig, OptimisationConfig
 from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
 from monoloss.finetune.data import open_finetune_data
-from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.images.seeds import seed_of
+from monoloss.finetune.model.folder import load_finetuned
+from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.finetune.run import fine_tune

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoloss.errors import InputError
-from monoloss.finetune.sampling import StoredOrder, TrainingOrder
+from monoloss.finetune.images.order import StoredOrder, TrainingOrder
 
 
 def rows_of(order: TrainingOrder, epoch: int, first: int = 0) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig
-from monoloss.finetune.transforms import TrainingTransform, evaluation_transform
+from monoloss.finetune.images.transforms import TrainingTransform, evaluation_transform
 from picture_samples import PREPROCESSING
 
 EVERYTHING = AugmentationConfig(trivial_augment=True, random_erasing=0.5)

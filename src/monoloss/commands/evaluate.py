@@ -135,10 +135,10 @@ class _OnImages(NamedTuple):
     def load(self, path: str, store: FeatureStore, device: Device) -> ImageActivations:
         """What the model of a folder makes of the images of a store."""
         try:
-            from monoloss.finetune.checkpoint import load_finetuned
             from monoloss.finetune.config import DataConfig
             from monoloss.finetune.evaluation import ImageActivations, images_of_run
-            from monoloss.finetune.image_data import open_labelled
+            from monoloss.finetune.images.labelled import open_labelled
+            from monoloss.finetune.model.folder import load_finetuned
         except ModuleNotFoundError as error:
             raise missing_extra(error) from error
 

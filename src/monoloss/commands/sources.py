@@ -15,7 +15,7 @@ from monoloss.errors import InputError
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.json import read_json
-from monoloss.finetune.checkpoint import is_finetuned
+from monoloss.finetune.model.folder import is_finetuned
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, MODEL, SAES
 from monoloss.sae.checkpoint import HUB
 from monoloss.sae.model import SparseAutoencoder

@@ -61,8 +61,8 @@ def evaluate(
         store: the rows; they are the embeddings that the score compares, and the inputs of the models.
         models: what encodes rows, by name: a :class:`monoloss.SparseAutoencoder`, or any object with
             ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged); activations of
-            these rows in a file, :class:`monoloss.StoredActivations`; or a fine-tuned model on the images of these rows,
-            :class:`monoloss.ImageActivations`.
+            these rows in a file, :class:`monoloss.StoredActivations`; or a fine-tuned model on the images of these
+            rows, :class:`monoloss.ImageActivations`.
         purity: judge class purity; by default where the store has labels.
         center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
         n_examples: rows kept for each latent, of those it is active on: as many of the most active, of the least

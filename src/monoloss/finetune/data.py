@@ -10,13 +10,13 @@ import torch
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.finetune.batches import JoinedImages, TrainingBatches, ValidationBatches
 from monoloss.finetune.config import DataConfig, FineTuneConfig
-from monoloss.finetune.image_data import LabelledImages, open_labelled
-from monoloss.finetune.joined import JoinOn, join_rows
-from monoloss.finetune.mixing import BatchMixing
-from monoloss.finetune.sampling import StoredOrder, TrainingOrder
-from monoloss.finetune.transforms import TrainingTransform, evaluation_transform
+from monoloss.finetune.images.batches import JoinedImages, TrainingBatches, ValidationBatches
+from monoloss.finetune.images.join import JoinOn, join_rows
+from monoloss.finetune.images.labelled import LabelledImages, open_labelled
+from monoloss.finetune.images.mixing import BatchMixing
+from monoloss.finetune.images.order import StoredOrder, TrainingOrder
+from monoloss.finetune.images.transforms import TrainingTransform, evaluation_transform
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.files.dataclasses import build
-from monoloss.finetune.batches import ImageBatch, JoinedImages, ValidationBatches
 from monoloss.finetune.config import AugmentationConfig, DataConfig
-from monoloss.finetune.image_data import LabelledImages, open_labelled
-from monoloss.finetune.joined import JoinOn, images_of_rows
+from monoloss.finetune.images.batches import ImageBatch, JoinedImages, ValidationBatches
+from monoloss.finetune.images.join import JoinOn, images_of_rows
+from monoloss.finetune.images.labelled import LabelledImages, open_labelled
+from monoloss.finetune.images.order import StoredOrder
+from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.measures import top_counts
-from monoloss.finetune.model import FineTuneModel
-from monoloss.finetune.sampling import StoredOrder
-from monoloss.finetune.transforms import evaluation_transform
+from monoloss.finetune.model.model import FineTuneModel
 
 
 class _Pass(NamedTuple):
@@ -56,7 +56,7 @@ class ImageActivations(nn.Module):
         >>> from monoloss import evaluate
         >>> from monoloss.data.images import open_images
         >>> from monoloss.finetune.config import ModelConfig
-        >>> from monoloss.finetune.model import build_model
+        >>> from monoloss.finetune.model.model import build_model
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat/a.png", "dog/b.png"):
         ...         (Path(folder) / "images" / name).parent.mkdir(parents=True)

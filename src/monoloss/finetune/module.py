@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.finetune.backbone import pooled_width
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.measures import top_counts
-from monoloss.finetune.model import FineTuneModel
+from monoloss.finetune.model.backbone import pooled_width
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.losses import MonoLoss
 from monoloss.metrics import ClassPurity, MonoScore
@@ -44,7 +44,7 @@ class FineTuneRun(LightningModule):
 
     Args:
         config: weights of the losses, optimisation.
-        model: from :func:`monoloss.finetune.model.build_model`.
+        model: from :func:`monoloss.finetune.model.model.build_model`.
         steps_per_epoch: optimiser steps.
         width: of the embeddings; None where there are none.
         center: mean vector of the embeddings, for ``config.mono_center``.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from monoloss.finetune.config import OptimisationConfig
-from monoloss.finetune.model import FineTuneModel
+from monoloss.finetune.model.model import FineTuneModel
 
 
 def make_sgd(model: FineTuneModel, config: OptimisationConfig) -> torch.optim.SGD:
@@ -17,7 +17,7 @@ def make_sgd(model: FineTuneModel, config: OptimisationConfig) -> torch.optim.SG
 
     Example:
         >>> from monoloss.finetune.config import ModelConfig
-        >>> from monoloss.finetune.model import build_model
+        >>> from monoloss.finetune.model.model import build_model
         >>> model = build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"])
         >>> [group["weight_decay"] for group in make_sgd(model, OptimisationConfig(weight_decay=0.1)).param_groups]
         [0.0, 0.1]

@@ -15,15 +15,15 @@ from monoloss.checks import check_type
 from monoloss.distributed import Ranks, processes_per_machine, training_processes
 from monoloss.files.dataclasses import plain
 from monoloss.finetune.averaging import AveragedWeights
-from monoloss.finetune.batches import TrainingBatches, ValidationBatches
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
 from monoloss.finetune.data import FineTuneData, open_finetune_data
-from monoloss.finetune.model import FineTuneModel, build_model
+from monoloss.finetune.images.batches import TrainingBatches, ValidationBatches
+from monoloss.finetune.images.transforms import evaluation_preprocessing
+from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.seeded_steps import SeededSteps
-from monoloss.finetune.transforms import evaluation_preprocessing
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.training.checkpoints import Checkpoints
 from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning

@@ -11,7 +11,6 @@ from typing import Any
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_file
 from monoloss.files.json import read_json, write_json
-from monoloss.finetune.checkpoint import load_finetuned, save_finetuned
 from monoloss.finetune.config_files import (
     FineTuneRecord,
     finetune_text,
@@ -19,7 +18,8 @@ from monoloss.finetune.config_files import (
     read_finetune,
     record_to_dict,
 )
-from monoloss.finetune.model import FineTuneModel
+from monoloss.finetune.model.folder import load_finetuned, save_finetuned
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, MODEL
 from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.run_folder import check_place, check_same, claimed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from monoloss.finetune.chance import seed_of
+from monoloss.finetune.images.seeds import seed_of
 
 
 class SeededSteps(Callback):

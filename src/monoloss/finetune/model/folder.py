@@ -25,8 +25,8 @@ from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder, check_new_folder
 from monoloss.files.dataclasses import check_known, plain
 from monoloss.files.json import read_json, write_json
-from monoloss.finetune.backbone import Backbone, rebuild_backbone
-from monoloss.finetune.model import FineTuneModel, merged
+from monoloss.finetune.model.backbone import Backbone, rebuild_backbone
+from monoloss.finetune.model.model import FineTuneModel, merged
 from monoloss.sae.checkpoint_files import LIBRARY, Provenance, check_savable, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
@@ -60,7 +60,7 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
     Example:
         >>> import tempfile
         >>> from monoloss.finetune.config import ModelConfig
-        >>> from monoloss.finetune.model import build_model
+        >>> from monoloss.finetune.model.model import build_model
         >>> model = build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"])
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     load_finetuned(save_finetuned(model, parent + "/model")).class_names

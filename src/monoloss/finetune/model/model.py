@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.finetune.backbone import Backbone, load_backbone
 from monoloss.finetune.config import ModelConfig
-from monoloss.finetune.lora import add_lora, merge_lora
+from monoloss.finetune.model.backbone import Backbone, load_backbone
+from monoloss.finetune.model.lora import add_lora, merge_lora
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sparse.selection import largest_of_rows
 
@@ -33,7 +33,7 @@ class FineTuneModel(nn.Module):
     overfitted a fixed subset of the images, says the paper.)
 
     Args:
-        backbone: from :func:`monoloss.finetune.backbone.load_backbone`.
+        backbone: from :func:`monoloss.finetune.model.backbone.load_backbone`.
         class_names: of the classes, in the order of their numbers.
         top_k: latents that stay active in a row, the largest ones; None for all that the ReLU leaves.
         seed: of the new layer and the classifier.

@@ -12,7 +12,7 @@ from torch import Tensor
 from monoloss.checks import check_choice
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.finetune.image_data import LabelledImages
+from monoloss.finetune.images.labelled import LabelledImages
 
 JoinOn = Literal["id", "name"]
 

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.finetune.image_data import LabelledImages
-from monoloss.finetune.mixing import BatchMixing
-from monoloss.finetune.sampling import BatchRows, StoredOrder, TrainingOrder
-from monoloss.finetune.transforms import TrainingTransform, Transform
+from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.images.mixing import BatchMixing
+from monoloss.finetune.images.order import BatchRows, StoredOrder, TrainingOrder
+from monoloss.finetune.images.transforms import TrainingTransform, Transform
 
 _GRACE_S = 30  # that a worker lives on after SIGTERM
 

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from monoloss.checks import check_number
 from monoloss.errors import InputError
-from monoloss.finetune.chance import drawn_from
+from monoloss.finetune.images.seeds import drawn_from
 
 
 class MixedBatch(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from monoloss.errors import InputError
-from monoloss.finetune.chance import drawn_from
 from monoloss.finetune.config import AugmentationConfig
+from monoloss.finetune.images.seeds import drawn_from
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 

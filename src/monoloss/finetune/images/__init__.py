@@ -1,0 +1,1 @@
+"""Labelled images for fine-tuning: joined with stored embeddings, ordered, transformed, mixed, batched."""

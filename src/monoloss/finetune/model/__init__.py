@@ -1,0 +1,1 @@
+"""The fine-tuned model: backbone, LoRA, new layer and classifier, and its folder."""
