@@ -23,7 +23,8 @@ from torch import Tensor
 
 from monoloss import FeatureStore
 from monoloss.benchmark.measure import progress_of, random_rows, time_in_turn
-from monoloss.training.batches import ShuffledBatches, block_shuffled, shuffled
+from monoloss.runs.shuffling import block_shuffled, shuffled
+from monoloss.training.batches import ShuffledBatches
 
 WIDTH, BATCH_SIZE = 768, 2048
 DTYPES = ("float32", "float16", "uint8")

@@ -16,7 +16,7 @@ from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 from sae_samples import (
     VARIANTS,
     VARIANTS_WITH_AUX,

@@ -18,7 +18,7 @@ from monoloss.sae.objectives import objective
 from monoloss.sparse import SparseActivations
 from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 from sae_samples import dense, some_config
 
 AUX = AuxLoss(k=8, dead_after_samples=150)

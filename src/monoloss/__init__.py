@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from monoloss.report.page import write_report
     from monoloss.sae.model import SparseAutoencoder
     from monoloss.training.config import SaeTraining, TrainingConfig
-    from monoloss.training.sae import train_saes
+    from monoloss.training.run import train_saes
 
 __all__ = [
     "ActivationRegularizer",
@@ -100,7 +100,7 @@ _ON_FIRST_USE = {
     "load_encoder": "monoloss.data.encoders",
     "load_finetuned": "monoloss.finetune.model.folder",
     "open_images": "monoloss.data.images",
-    "train_saes": "monoloss.training.sae",
+    "train_saes": "monoloss.training.run",
     "write_report": "monoloss.report.page",
 }
 

@@ -36,7 +36,7 @@ from monoloss.report.pictures.figures import (
 from monoloss.report.table import chance_line, evaluation_table
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 
 N_LATENTS, K = 96, 8
 BATCH_SIZE, EPOCHS, LR = 256, 60, 1e-3

@@ -22,7 +22,7 @@ from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.purity import class_purity
-from monoloss.training.engine import quiet_lightning
+from monoloss.runs.trainer import quiet_lightning
 
 N, D = 12, 5
 DATA = DataConfig("imagefolder:images", embeddings="store")

@@ -12,7 +12,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.report.discovery import FoundEvaluation, find_evaluations, find_stores, training_curves
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 from report_samples import some_evaluations, some_store
 from sae_samples import some_config
 

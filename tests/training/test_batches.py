@@ -12,8 +12,9 @@ from torch import Tensor
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+from monoloss.runs.shuffling import block_shuffled, shuffled
 from monoloss.training import batches as module
-from monoloss.training.batches import ShuffledBatches, block_shuffled, shuffled
+from monoloss.training.batches import ShuffledBatches
 
 
 @pytest.fixture(scope="module")

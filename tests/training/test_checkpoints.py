@@ -10,12 +10,12 @@ import torch
 import yaml
 
 from monoloss import InputError
+from monoloss.runs import checkpoints
+from monoloss.runs.checkpoints import checkpoints_in, step_of
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training import checkpoints
-from monoloss.training import sae as training
-from monoloss.training.checkpoints import checkpoints_in, step_of
+from monoloss.training import run as training
 from monoloss.training.config_files import read_config
-from monoloss.training.sae import SaeRun, train_saes
+from monoloss.training.run import SaeRun, train_saes
 from resume_samples import ALL_FOUR, all_bits, config_of
 from training_samples import a_run
 

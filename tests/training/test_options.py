@@ -14,7 +14,7 @@ from monoloss.losses import MonoLoss
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from monoloss.training.config import SaeTraining
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 from monoloss.training.schedule import learning_rate_factor
 from sae_samples import bits_of, some_config, structured_store
 from training_samples import BATCH, EPOCHS, SETTINGS, ShuffledBatches, a_run, logged_by

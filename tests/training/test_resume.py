@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from monoloss import FeatureStore, InputError, SparseAutoencoder
-from monoloss.training import checkpoints, run_folder
-from monoloss.training.sae import train_saes
+from monoloss.runs import checkpoints
+from monoloss.training import run_folder
+from monoloss.training.run import train_saes
 from resume_samples import (
     ALL_FOUR,
     Killed,
@@ -150,7 +151,7 @@ def test_killed_at_the_very_end_needs_no_more_training(store, whole, tmp_path, m
             train_saes(store, config_of(**OFTEN), tmp_path, progress=False)
     assert not (tmp_path / "saes").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("monoloss.training.sae.SaeRun.training_step", killed)
+        patch.setattr("monoloss.training.run.SaeRun.training_step", killed)
         saes = train_saes(store, config_of(**OFTEN), tmp_path, resume=True, progress=False)
     check_equal(whole, tmp_path, saes)
 

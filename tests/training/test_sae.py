@@ -17,9 +17,9 @@ import sae_reference
 from monoloss.errors import InputError
 from monoloss.sae.config import SAE_CONFIGS, AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training import sae as training
+from monoloss.training import run as training
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.sae import train_saes
+from monoloss.training.run import train_saes
 from sae_checks import check_decoder_rows_after_training, check_l0_at_inference
 from sae_samples import VARIANTS, VARIANTS_WITH_AUX, bits_of, some_sae
 from training_samples import FIGURES, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train

@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from monoloss.runs import checkpoints
+from monoloss.runs.checkpoints import checkpoints_in, newest_readable, step_of
+from monoloss.runs.signals import stop_signals
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
-from monoloss.training import checkpoints
-from monoloss.training import sae as training
-from monoloss.training.checkpoints import checkpoints_in, newest_readable, step_of
-from monoloss.training.sae import train_saes
-from monoloss.training.signals import stop_signals
+from monoloss.training import run as training
+from monoloss.training.run import train_saes
 from sae_samples import bits_of
 from training_samples import SETTINGS, a_run, logged_by
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from monoloss import Evaluation, FeatureStore, InputError, evaluate
-from monoloss.training import engine
-from monoloss.training.sae import train_saes
+from monoloss.runs import trainer as engine
+from monoloss.training.run import train_saes
 from monoloss.training.validation import VALIDATED
 from resume_samples import ALL_FOUR, all_bits, config_of, logged_lines, train_until_killed
 from sae_samples import structured_store

@@ -99,7 +99,7 @@ def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> Non
 
     from monoloss.evaluation.result import Evaluation
     from monoloss.report.table import evaluation_table
-    from monoloss.training.sae import train_saes
+    from monoloss.training.run import train_saes
 
     if config.store is None:
         raise InputError("store", "nothing", "a feature store, as --store or in the configuration")

@@ -24,10 +24,10 @@ from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.finetune.seeded_steps import SeededSteps
+from monoloss.runs.checkpoints import Checkpoints
+from monoloss.runs.signals import StopRequested, stop_signals
+from monoloss.runs.trainer import check_loggers, make_trainer, note, quiet_lightning
 from monoloss.sae.checkpoint_files import Provenance
-from monoloss.training.checkpoints import Checkpoints
-from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning
-from monoloss.training.signals import StopRequested, stop_signals
 
 
 class _Parts(NamedTuple):

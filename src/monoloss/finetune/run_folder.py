@@ -20,8 +20,8 @@ from monoloss.finetune.config_files import (
 )
 from monoloss.finetune.model.folder import load_finetuned, save_finetuned
 from monoloss.finetune.model.model import FineTuneModel
+from monoloss.runs.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, MODEL
-from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.run_folder import check_place, check_same, claimed
 
 _MOVABLE = ("data",)  # where the data lie; what they are is in the fingerprints

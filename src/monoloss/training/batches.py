@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,8 +12,7 @@ from monoloss.checks import check_number
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.read_ahead import read_ahead
 from monoloss.errors import InputError
-
-_BLOCK_ROWS, _BLOCKS_PER_WINDOW = 256, 256
+from monoloss.runs.shuffling import block_shuffled, shuffled
 
 
 class ShuffledBatches:
@@ -26,7 +23,7 @@ class ShuffledBatches:
     which order it is, so that a run goes on in its own order on a machine with more or less memory, too.
 
     ``order`` is settled where it is first needed: "rows", any row beside any other, if the store is loaded then; else
-    "blocks" (:func:`block_shuffled`), which a disk reads at speed, a batch ahead in a thread. Stores of up to 65536
+    "blocks" (``block_shuffled``), which a disk reads at speed, a batch ahead in a thread. Stores of up to 65536
     rows have one order for both.
 
     Raises:
@@ -89,31 +86,6 @@ class ShuffledBatches:
 
     def _identity(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "accumulate": self.accumulate, "store": self.store.fingerprint}
-
-
-def shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of ``n`` rows, ``(n,)`` int64, that follows from the seed and the epoch alone."""
-    return torch.randperm(n, generator=_generator(seed, epoch))
-
-
-def block_shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of ``n`` rows that keeps neighbours near: ``(n,)`` int64, from the seed and the epoch alone.
-
-    Blocks of 256 consecutive rows are shuffled; of 256 blocks after another, the rows are. So 65536 rows from all over
-    the data mix, and are read about once. Up to 65536 rows: as ``shuffled``.
-    """
-    if n <= _BLOCK_ROWS * _BLOCKS_PER_WINDOW:
-        return shuffled(n, seed, epoch)
-    generator = _generator(seed, epoch)
-    blocks = torch.arange(n).split(_BLOCK_ROWS)
-    windows = torch.randperm(len(blocks), generator=generator).split(_BLOCKS_PER_WINDOW)
-    parts = [torch.cat([blocks[number] for number in window.tolist()]) for window in windows]
-    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for rows in parts])
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    mixed = random.Random(f"{seed}/{epoch}").getrandbits(63)  # noqa: S311 - an order, not a secret
-    return torch.Generator().manual_seed(mixed)
 
 
 _ORDERS: Mapping[str, Callable[[int, int, int], Tensor]] = {"rows": shuffled, "blocks": block_shuffled}

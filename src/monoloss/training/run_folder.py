@@ -13,9 +13,9 @@ from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder, check_new_folder, remove_temporaries
 from monoloss.files.lock import only_one
+from monoloss.runs.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE, EVALUATIONS, SAES
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
 

@@ -10,7 +10,7 @@ import torch
 
 from monoloss.checks import check_number
 from monoloss.errors import InputError
-from monoloss.training.batches import shuffled
+from monoloss.runs.shuffling import shuffled
 
 
 class BatchRows(NamedTuple):

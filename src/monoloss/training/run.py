@@ -22,18 +22,19 @@ from monoloss.functional.reconstruction import reconstruction_quality
 from monoloss.functional.score import score_of
 from monoloss.functional.sparsity import activation_counts, l0
 from monoloss.losses import MonoLoss
+from monoloss.runs.checkpoints import Checkpoints
+from monoloss.runs.shuffling import shuffled
+from monoloss.runs.signals import StopRequested, stop_signals
+from monoloss.runs.trainer import check_loggers, make_trainer, note, quiet_lightning
 from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sae.model import MIN_CALIBRATION_ROWS, SaeOutput, SparseAutoencoder
 from monoloss.sae.objectives import Objective, objective
-from monoloss.training.batches import ShuffledBatches, shuffled
-from monoloss.training.checkpoints import Checkpoints
+from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import run_to_dict
-from monoloss.training.engine import check_loggers, make_trainer, note, quiet_lightning
 from monoloss.training.progress import TrainingProgress
 from monoloss.training.run_folder import RunFolder, run_config
 from monoloss.training.schedule import check_warmup, learning_rate_factor
-from monoloss.training.signals import StopRequested, stop_signals
 from monoloss.training.validation import Validation, check_validation
 
 _CALIBRATION_ROWS = 4 * MIN_CALIBRATION_ROWS

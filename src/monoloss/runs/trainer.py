@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from rich.console import Console
 
 from monoloss.errors import InputError
+from monoloss.runs.checkpoints import WholeFiles
 from monoloss.runs.layout import LOGS
-from monoloss.training.checkpoints import WholeFiles
-from monoloss.training.run_settings import RunSettings
+from monoloss.runs.settings import RunSettings
 
 
 def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], **options: Any) -> Trainer:

@@ -15,8 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from monoloss.files.atomic import atomic_file
-from monoloss.training.run_settings import ResumableBatches, RunSettings
-from monoloss.training.signals import StopSignals
+from monoloss.runs.settings import ResumableBatches, RunSettings
+from monoloss.runs.signals import StopSignals
 
 _SUFFIX = ".ckpt"
 _IDENTITY, _BATCHES, _GENERATORS = "monoloss_run", "batches", "generators"
