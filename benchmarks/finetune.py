@@ -39,7 +39,7 @@ from monoloss.finetune.config import (
 )
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.run import fine_tune
-from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.run_folder import validation_measures
 
 N_CLASSES = 100
 BACKBONE = "test_resnet"
@@ -116,7 +116,7 @@ def first_training(data: DataConfig, folder: Path) -> FineTuneConfig:
         seed=1000,
     )
     fine_tune(config, folder / "first", progress=False)
-    print("first training:", FineTuneFolder(folder / "first").figures())
+    print("first training:", validation_measures(folder / "first"))
     weights = folder / "backbone.safetensors"
     save_file(load_finetuned(folder / "first" / "model").backbone.state_dict(), weights)
     return replace(
@@ -134,7 +134,7 @@ def run(config: FineTuneConfig, folder: Path, seed: int, weight: float) -> dict[
     started = time.process_time()
     place = folder / f"{seed}-{weight}"
     fine_tune(replace(config, seed=seed, mono_weight=weight), place, progress=False)
-    figures = FineTuneFolder(place).figures()
+    figures = validation_measures(place)
     print(seed, weight, figures, flush=True)
     return {"seed": seed, "mono_weight": weight, "minutes": (time.process_time() - started) / 60, **figures}
 

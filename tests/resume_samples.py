@@ -15,7 +15,8 @@ from monoloss.data.store import FeatureStore
 from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.run import SaeRun, train_saes
+from monoloss.training.module import SaeRun
+from monoloss.training.run import train_saes
 from sae_samples import bits_of, some_config
 from training_samples import AUX, a_run
 

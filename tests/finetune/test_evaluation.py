@@ -31,7 +31,7 @@ from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.model.folder import load_finetuned, save_finetuned
 from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.run import fine_tune
-from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.run_folder import validation_measures
 from monoloss.report.discovery import find_evaluations
 from monoloss.report.runs import report_runs
 from monoloss.sae.checkpoint_files import Provenance
@@ -222,7 +222,7 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     fine_tune(a_run_config(data_in(tmp_path), "test_vit", **options), "run", progress=False)
     assert main(["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run", "--workers", "1"]) == 0
     summary = Evaluation.load("run/evaluations/run").summary
-    validated = FineTuneFolder("run").figures()
+    validated = validation_measures("run")
     names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
     names |= {name: name for name in ("purity_binary", "purity_weighted")}
     assert {name: summary[name] for name in names.values()} == pytest.approx(

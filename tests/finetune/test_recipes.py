@@ -11,7 +11,7 @@ import pytest
 from monoloss.finetune.config import LoraConfig
 from monoloss.finetune.config_files import read_finetune
 from monoloss.finetune.run import fine_tune
-from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.run_folder import validation_measures
 from picture_samples import labelled, picture_folder, store_of
 
 ROOT = Path(__file__).parents[2]
@@ -132,4 +132,4 @@ def test_every_file_trains_two_steps(name, tmp_path):
     model = fine_tune(config, tmp_path / "run", progress=False)
     assert model.width == {"resnet50": 2048, "clip": 768}[name.split("-")[0]]
     assert (tmp_path / "run" / "checkpoints" / "step=00000002.ckpt").is_file()
-    assert set(FineTuneFolder(tmp_path / "run").figures()) >= {"top1", "top5", "score", "purity_weighted"}
+    assert set(validation_measures(tmp_path / "run")) >= {"top1", "top5", "score", "purity_weighted"}

@@ -29,7 +29,7 @@ from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.finetune.run import fine_tune
-from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.run_folder import validation_measures
 from monoloss.functional.loss import mono_loss
 from monoloss.runs.checkpoints import checkpoints_in, step_of
 from picture_samples import labelled, store_of
@@ -114,7 +114,7 @@ def test_what_is_in_the_folder(data, whole):
     lines = logged_by(folder)
     assert [line["step"] for line in lines if line["loss"]] == [str(N_STEPS - 1)]  # a short run logs its last step
     last = [line for line in lines if line["val_top1"]][-1]
-    figures = FineTuneFolder(folder).figures()
+    figures = validation_measures(folder)
     assert {f"val_{name}" for name in figures} == {name for name in last if name.startswith("val_")}
     for name, value in figures.items():
         assert float(last[f"val_{name}"]) == pytest.approx(value, rel=1e-6)
@@ -126,7 +126,7 @@ def test_what_is_validated_is_the_average_as_it_is_saved(data, whole):
     batches = open_finetune_data(data).validation_batches(config, model.preprocessing)
     with torch.no_grad():
         right = sum(int((model(batch["images"]).argmax(1) == batch["targets"]).sum()) for batch in batches)
-    figures = FineTuneFolder(folder).figures()
+    figures = validation_measures(folder)
     assert figures["top1"] == right / 12
     assert any(float(torch.tensor(value)) != value for value in figures.values())  # they are not rounded to float32
 
@@ -136,13 +136,13 @@ def test_a_run_is_validated_at_its_end_whatever_the_interval(data, tmp_path):
     trained(config, tmp_path / "run")
     assert sum(bool(line["val_top1"]) for line in logged_by(tmp_path / "run")) == 1
     last = logged_by(tmp_path / "run", version=1)[-1]
-    assert float(last["val_score"]) == pytest.approx(FineTuneFolder(tmp_path / "run").figures()["score"], nan_ok=True)
+    assert float(last["val_score"]) == pytest.approx(validation_measures(tmp_path / "run")["score"], nan_ok=True)
 
 
 def test_without_held_out_images_there_are_no_figures(data, tmp_path):
     config = a_run(DataConfig(data.images), mono_weight=0.0, epochs=1)
     trained(config, tmp_path)
-    assert FineTuneFolder(tmp_path).figures() == {}
+    assert validation_measures(tmp_path) == {}
 
 
 def test_evaluation_is_saved_as_the_run_did_it(data, tmp_path):
@@ -211,11 +211,11 @@ def test_a_crash_costs_what_came_after_the_last_checkpoint(data, whole, tmp_path
 
 def test_a_run_of_which_only_the_model_is_missing(data, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(FineTuneFolder, "finish", lambda *_: 1 / 0)
+        patch.setattr("monoloss.finetune.run.finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             trained(a_run(data), tmp_path)
     assert_equal_weights(trained(a_run(data), tmp_path, resume=True), whole[1])
-    assert FineTuneFolder(tmp_path).figures() == pytest.approx(FineTuneFolder(whole[0]).figures(), nan_ok=True)
+    assert validation_measures(tmp_path) == pytest.approx(validation_measures(whole[0]), nan_ok=True)
 
 
 def test_a_finished_run_gives_its_model(data, whole, capsys):
@@ -414,5 +414,5 @@ def test_two_processes_train_as_one(data, tmp_path):
     came = load_finetuned(tmp_path / "run" / "model").state_dict()
     for name, value in alone.items():
         torch.testing.assert_close(came[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    one, two = FineTuneFolder(tmp_path / "alone").figures(), FineTuneFolder(tmp_path / "run").figures()
+    one, two = validation_measures(tmp_path / "alone"), validation_measures(tmp_path / "run")
     assert two == pytest.approx(one, rel=1e-3, nan_ok=True)

@@ -24,7 +24,7 @@ from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sparse import SparseActivations, selection
 from monoloss.sparse.products import codes_matmul
-from monoloss.training.run import SaeRun
+from monoloss.training.module import SaeRun
 
 
 def normalise_before_the_step(self: SaeRun, *args: Any) -> None:

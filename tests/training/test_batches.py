@@ -12,8 +12,8 @@ from torch import Tensor
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
+from monoloss.runs import shuffling
 from monoloss.runs.shuffling import block_shuffled, shuffled
-from monoloss.training import batches as module
 from monoloss.training.batches import ShuffledBatches
 
 
@@ -141,8 +141,8 @@ def test_the_state_of_other_batches_is_refused(store):
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 2 rows, windows of 3 blocks, so that 23 rows are more than a window."""
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 2)
-    monkeypatch.setattr(module, "_BLOCKS_PER_WINDOW", 3)
+    monkeypatch.setattr(shuffling, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(shuffling, "_BLOCKS_PER_WINDOW", 3)
 
 
 @pytest.mark.usefixtures("small_blocks")

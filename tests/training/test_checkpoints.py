@@ -10,12 +10,13 @@ import torch
 import yaml
 
 from monoloss import InputError
-from monoloss.runs import checkpoints
+from monoloss.runs import saving
 from monoloss.runs.checkpoints import checkpoints_in, step_of
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training import run as training
 from monoloss.training.config_files import read_config
-from monoloss.training.run import SaeRun, train_saes
+from monoloss.training.module import SaeRun
+from monoloss.training.run import train_saes
 from resume_samples import ALL_FOUR, all_bits, config_of
 from training_samples import a_run
 
@@ -24,9 +25,7 @@ def saved(store, folder, **options):
     """The steps at which a run of 18 steps was saved."""
     steps, save = [], torch.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            checkpoints.torch, "save", lambda content, path: (steps.append(content["global_step"]), save(content, path))
-        )
+        patch.setattr(torch, "save", lambda content, path: (steps.append(content["global_step"]), save(content, path)))
         config = a_run({"vanilla": ALL_FOUR["vanilla"]}, **options)
         train_saes(store, config, folder, progress=False)
     return steps, [step_of(path) for path in checkpoints_in(folder / "checkpoints")]
@@ -49,7 +48,7 @@ def test_every_so_many_steps_and_at_the_end(store, tmp_path, options, steps, kep
 def test_every_so_many_minutes(store, tmp_path, monkeypatch):
     """A clock that goes on by 20 s with every look at it: one look a step, one at the start and after each save."""
     ticks = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(checkpoints, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr(saving, "monotonic", lambda: next(ticks))
     assert saved(store, tmp_path, checkpoint_every_minutes=2.0)[0] == [6, 12, 18]
 
 
@@ -105,7 +104,7 @@ def test_the_config_is_there_before_the_first_step_and_says_everything(store, tm
 
 @pytest.mark.door
 def test_a_training_that_went_astray_names_its_sae(store, tmp_path, monkeypatch):
-    def astray(module: Any, store: Any) -> None:
+    def astray(module: Any, *_: Any) -> None:
         module.saes[-1].decoder_bias.data.fill_(torch.nan)
 
     monkeypatch.setattr(training, "calibrate", astray)

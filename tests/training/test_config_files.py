@@ -8,14 +8,13 @@ import pytest
 
 from monoloss import InputError
 from monoloss.files.yaml import from_yaml, to_yaml
+from monoloss.runs.config_files import first_difference
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import (
     RunConfig,
     config_text,
-    first_difference,
     read_config,
-    write_config,
 )
 from sae_samples import VARIANTS, some_config
 
@@ -80,7 +79,7 @@ def test_every_variant_comes_back_equal(tmp_path, variant):
         seed=0,
     )
     config = RunConfig(training, "a store: é", "a1", None, None)
-    write_config(tmp_path / "run.yaml", config)
+    (tmp_path / "run.yaml").write_text(config_text(config), encoding="utf-8")
     assert read_config(tmp_path / "run.yaml") == config
     assert type(read_config(tmp_path / "run.yaml").training.saes[variant].sae) is type(
         config.training.saes[variant].sae
@@ -123,7 +122,7 @@ def test_a_sweep_makes_an_sae_of_each_weight(file, tmp_path):
     assert list(saes) == ["base-0.0", "base-0.0001", "base-3e-05", "mono", "threshold.0-2.0"]
     assert [settings.mono_weight for settings in saes.values()] == [0.0, 1e-4, 3e-5, 0.1, 2.0]
     assert saes["base-0.0001"] == replace(saes["base-3e-05"], mono_weight=1e-4)
-    write_config(tmp_path / "out.yaml", config)
+    (tmp_path / "out.yaml").write_text(config_text(config), encoding="utf-8")
     assert "sweep" not in (tmp_path / "out.yaml").read_text(encoding="utf-8")
     assert read_config(tmp_path / "out.yaml") == config
 

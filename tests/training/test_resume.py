@@ -12,7 +12,7 @@ import torch
 
 from monoloss import FeatureStore, InputError, SparseAutoencoder
 from monoloss.runs import checkpoints
-from monoloss.training import run_folder
+from monoloss.runs.folder import RunFolder
 from monoloss.training.run import train_saes
 from resume_samples import (
     ALL_FOUR,
@@ -241,7 +241,7 @@ def test_two_at_once_in_one_folder(store, tmp_path, monkeypatch):
                 train_saes(store, config, tmp_path, resume=resume, progress=False)
             refused.append(caught)
 
-    monkeypatch.setattr(run_folder, "write_config", meanwhile)
+    monkeypatch.setattr(RunFolder, "write_or_check_config", meanwhile)
     train_saes(store, config, tmp_path, progress=False)
     assert len(refused) == 2
 

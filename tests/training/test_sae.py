@@ -17,7 +17,7 @@ import sae_reference
 from monoloss.errors import InputError
 from monoloss.sae.config import SAE_CONFIGS, AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training import run as training
+from monoloss.training import module as training
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
 from sae_checks import check_decoder_rows_after_training, check_l0_at_inference

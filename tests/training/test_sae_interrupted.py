@@ -20,6 +20,7 @@ from monoloss.runs.checkpoints import checkpoints_in, newest_readable, step_of
 from monoloss.runs.signals import stop_signals
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
+from monoloss.training import module
 from monoloss.training import run as training
 from monoloss.training.run import train_saes
 from sae_samples import bits_of
@@ -66,7 +67,7 @@ def test_ctrl_c_is_raised_and_gives_terminal_and_signal_back(store, tmp_path, mo
             signal.raise_signal(signal.SIGINT)
         return objective(*args)
 
-    monkeypatch.setattr(training, "objective", interrupted)
+    monkeypatch.setattr(module, "objective", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
     assert n_calls == 5  # no other step, and this one is done and saved
@@ -122,7 +123,7 @@ def test_an_error_in_a_step_comes_out_as_it_is(store, tmp_path, monkeypatch):
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(training, "objective", broken)
+    monkeypatch.setattr(module, "objective", broken)
     with pytest.raises(ZeroDivisionError, match="a fault"):
         train_saes(store, a_run({"topk": SETTINGS["topk"]}), tmp_path)
     assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")
@@ -136,7 +137,7 @@ class SignalIn:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *batches: int, signum: int = signal.SIGINT) -> None:
         self.n_batches = 0
-        real = training.objective
+        real = module.objective
 
         def hit(*args: Any) -> Any:
             self.n_batches += 1
@@ -144,7 +145,7 @@ class SignalIn:
                 signal.raise_signal(signum)
             return real(*args)
 
-        monkeypatch.setattr(training, "objective", hit)
+        monkeypatch.setattr(module, "objective", hit)
 
 
 def steps_saved(run: Path) -> list[int]:

@@ -84,15 +84,15 @@ def _fine_tune(config: FineTuneConfig, run: Path, *, resume: bool, progress: boo
     from rich.table import Table
 
     from monoloss.finetune.run import fine_tune
-    from monoloss.finetune.run_folder import FineTuneFolder
+    from monoloss.finetune.run_folder import validation_measures
+    from monoloss.runs.layout import MODEL
 
     fine_tune(config, run, resume=resume, progress=progress)
-    folder = FineTuneFolder(run)
-    console, figures = Console(), folder.figures()
+    console, figures = Console(), validation_measures(run)
     if figures:
         table = Table(title="held out")
         for name in figures:
             table.add_column(name.replace("_", " "), justify="right")
         table.add_row(*(f"{value:.0f}" if name == "alive" else f"{value:.4f}" for name, value in figures.items()))
         console.print(table)
-    console.print(f"model: {folder.model}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"model: {run / MODEL}", soft_wrap=True, markup=False, highlight=False)

@@ -196,10 +196,12 @@ def _sae_facts(folder: Path) -> list[tuple[str, object]]:
 
 def _run_parts(folder: Path) -> list[RenderableType]:
     from monoloss.runs.checkpoints import checkpoints_in, step_of
+    from monoloss.runs.folder import RunFolder
+    from monoloss.runs.layout import EVALUATIONS
     from monoloss.training.config_files import read_config, run_to_dict
-    from monoloss.training.run_folder import RunFolder
+    from monoloss.training.run_folder import SAE_RUN
 
-    run = RunFolder(folder)
+    run = RunFolder(folder, SAE_RUN)
     config = run_to_dict(read_config(run.config_file))
     checkpoints = checkpoints_in(run.checkpoints)
     steps = ", ".join(str(step_of(file)) for file in checkpoints)
@@ -209,7 +211,7 @@ def _run_parts(folder: Path) -> list[RenderableType]:
         *((f"SAE {name}", _sae_line(sae)) for name, sae in config.pop("saes").items()),
         *_flat(config),
     ]
-    evaluated = sorted(file.parent for file in run.evaluations.glob("*/evaluation.json"))
+    evaluated = sorted(file.parent for file in (run.path / EVALUATIONS).glob("*/evaluation.json"))
     return [facts_table("run", folder, facts), *_evaluation_table(evaluated)]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal
 
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
+from monoloss.runs.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class OptimisationConfig:
 
 
 @dataclass(frozen=True)
-class FineTuneConfig:
+class FineTuneConfig(RunSettings):
     """A fine-tuning run.
 
     Attributes:
@@ -247,18 +248,9 @@ class FineTuneConfig:
         mono_weight: factor of MonoLoss on the new layer; 0 trains without it. More raises the layer's score.
         mono_memory: ``memory`` of :class:`monoloss.MonoLoss`, in [0, 1).
         mono_center: take the mean of the store's rows off the embeddings that MonoLoss sees.
-        epochs: passes over the images.
-        batch_size: images that go through the model, and MonoLoss, at a time: over all processes together.
-        accumulate_batches: batches whose gradients make one optimiser step (their mean); MonoLoss is of each alone.
-        precision: "32-true", or "bf16-mixed": the model's products run in bfloat16, MonoLoss as before.
-        log_every_steps: optimiser steps between two logged lines.
         validate_every_epochs: epochs between two validations; the last epoch is validated in any case.
-        checkpoint_every_steps: optimiser steps between two checkpoints; None saves by time alone.
-        checkpoint_every_minutes: time between two checkpoints; None saves by steps alone. At the end, and when the run
-            is stopped by Ctrl-C or SIGTERM, it is saved in any case.
-        keep_checkpoints: so many of the newest checkpoints are kept.
-        loggers: where figures go beside ``metrics.csv``: "tensorboard", "wandb".
-        seed: of the new layers, the order of the images and every random choice of the augmentation.
+
+    The others are those of every run, :class:`monoloss.runs.settings.RunSettings`.
 
     Example:
         >>> data = DataConfig("cifar10:data", split="train", embeddings="clip-train")
@@ -273,17 +265,10 @@ class FineTuneConfig:
     mono_weight: float = 0.0
     mono_memory: float = 0.0
     mono_center: bool = False
+    _: KW_ONLY
     epochs: int = 90
     batch_size: int = 1024
-    accumulate_batches: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    log_every_steps: int = 50
     validate_every_epochs: int = 1
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_minutes: float | None = 10.0
-    keep_checkpoints: int = 2
-    loggers: Sequence[Literal["tensorboard", "wandb"]] = ()
-    seed: int = 42
 
     def __post_init__(self) -> None:
         check_type("model", self.model, ModelConfig, "ModelConfig(backbone, ...)")
@@ -293,16 +278,8 @@ class FineTuneConfig:
         check_number("mono_weight", self.mono_weight, at_least=0.0)
         check_number("mono_memory", self.mono_memory, at_least=0.0, below=1.0)
         check_type("mono_center", self.mono_center, bool, "True or False")
-        counts = ("epochs", "batch_size", "accumulate_batches", "log_every_steps", "validate_every_epochs")
-        _check_counts("", self, *counts, "keep_checkpoints", optional=("checkpoint_every_steps",))
-        if self.checkpoint_every_minutes is not None:
-            check_number("checkpoint_every_minutes", self.checkpoint_every_minutes, above=0.0)
-        check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
-        check_type("loggers", self.loggers, list | tuple, "a list of 'tensorboard', 'wandb' or both")
-        for logger in self.loggers:
-            check_choice("loggers", logger, ("tensorboard", "wandb"))
-        object.__setattr__(self, "loggers", tuple(dict.fromkeys(self.loggers)))
-        check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
+        super().__post_init__()
+        check_number("validate_every_epochs", self.validate_every_epochs, at_least=1, integer=True)
         _check_together(self)
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from monoloss.errors import InputError
 from monoloss.files.dataclasses import build, check_known, plain
 from monoloss.files.yaml import to_yaml
 from monoloss.finetune.config import FineTuneConfig
-from monoloss.training.config_files import read_settings
+from monoloss.runs.config_files import read_settings
 
 SETTINGS = tuple(field.name for field in fields(FineTuneConfig))
 
@@ -61,11 +60,3 @@ def finetune_text(record: FineTuneRecord) -> str:
     """A run as YAML, every key, defaults too; fingerprints where there are any."""
     content = record_to_dict(record)
     return to_yaml({key: value for key, value in content.items() if key not in _FINGERPRINTS or value is not None})
-
-
-def is_of_a_finetuning(file: Path) -> bool:
-    """Whether a fine-tuning run has written this file: it then names its data by fingerprint."""
-    try:
-        return read_finetune(file).train_fingerprint is not None
-    except InputError:
-        return False

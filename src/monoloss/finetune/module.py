@@ -79,7 +79,7 @@ class FineTuneRun(LightningModule):
         if config.augmentation.train_crop is not None:
             pooled_width(model.backbone, config.augmentation.train_crop, "augmentation.train_crop")
         self.config, self.model, self.steps_per_epoch = config, model, steps_per_epoch
-        self.log_every_steps = min(config.log_every_steps, config.epochs * steps_per_epoch)  # the last of a short run
+        self.log_every_steps = config.log_every_steps
         self.mono_loss: MonoLoss | None = None
         if config.mono_weight > 0 and width is not None:
             self.mono_loss = _mono_loss(config, center if config.mono_center else None, model.width, width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from monoloss.finetune.config import OptimisationConfig
 from monoloss.finetune.model.model import FineTuneModel
+from monoloss.runs.schedule import factor_after_warmup
 
 
 def make_sgd(model: FineTuneModel, config: OptimisationConfig) -> torch.optim.SGD:
@@ -50,9 +50,6 @@ def learning_rate_factor(config: OptimisationConfig, steps_per_epoch: int, epoch
             return config.warmup_from + (1.0 - config.warmup_from) * step / n_warmup
         if config.schedule == "step":
             return float(config.step_factor ** (step // (steps_per_epoch * config.step_epochs)))
-        if config.schedule == "constant" or n_steps <= n_warmup:
-            return 1.0
-        done = min((step - n_warmup) / (n_steps - n_warmup), 1.0)
-        return (1.0 + math.cos(math.pi * done)) / 2.0
+        return factor_after_warmup(config.schedule, step, n_warmup, n_steps)
 
     return factor

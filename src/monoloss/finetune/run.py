@@ -20,13 +20,15 @@ from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
 from monoloss.finetune.data import FineTuneData, open_finetune_data
 from monoloss.finetune.images.batches import TrainingBatches, ValidationBatches
 from monoloss.finetune.images.transforms import evaluation_preprocessing
+from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
-from monoloss.finetune.run_folder import FineTuneFolder
+from monoloss.finetune.run_folder import FINETUNE_RUN, finish
 from monoloss.finetune.seeded_steps import SeededSteps
-from monoloss.runs.checkpoints import Checkpoints
-from monoloss.runs.signals import StopRequested, stop_signals
-from monoloss.runs.trainer import check_loggers, make_trainer, note, quiet_lightning
+from monoloss.runs.folder import RunFolder
+from monoloss.runs.saving import Checkpoints, SaveSchedule
+from monoloss.runs.signals import stop_signals
+from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_lightning, resume_at_end
 from monoloss.sae.checkpoint_files import Provenance
 
 
@@ -87,8 +89,8 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
         True
     """
     check_type("config", config, FineTuneConfig, "a FineTuneConfig")
-    check_loggers(config)
-    folder = FineTuneFolder(run)
+    check_loggers(config.loggers)
+    folder = RunFolder(run, FINETUNE_RUN)
     folder.check(resume)
     with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's chance is left alone
         ranks.wait()  # until all have looked at the folder as it was
@@ -104,18 +106,18 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
 
 
 def _train(
-    folder: FineTuneFolder, record: FineTuneRecord, parts: _Parts | None, ranks: Ranks, *, resume: bool, progress: bool
+    folder: RunFolder, record: FineTuneRecord, parts: _Parts | None, ranks: Ranks, *, resume: bool, progress: bool
 ) -> FineTuneModel:
-    """The run in a folder that is this one's; without parts where it is finished."""
+    """Train in the claimed folder, or load the model if the run is finished (`parts` is then None)."""
     if parts is not None and not folder.is_finished:
         if not ranks.rank:
-            folder.settle_config(record, resume)
+            folder.write_or_check_config(record_to_dict(record), resume)
         ranks.wait()
         return _fit_and_finish(parts, folder, record_to_dict(record), progress)
     if not ranks.rank:
-        folder.settle_config(record, resume)
+        folder.write_or_check_config(record_to_dict(record), resume)
         note(f"{folder.path} is finished: this is its model")
-    return folder.load_model()
+    return load_finetuned(folder.result)
 
 
 def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
@@ -144,34 +146,26 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     return _Parts(config, data, module, train, validation, ranks)
 
 
-def _fit_and_finish(
-    parts: _Parts, folder: FineTuneFolder, identity: Mapping[str, Any], progress: bool
-) -> FineTuneModel:
+def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any], progress: bool) -> FineTuneModel:
     """Train to the last step, from the newest checkpoint if there is one; validate and save what came of it."""
     module = parts.module
     start = folder.newest_checkpoint(identity, note)
     parts.ranks.wait()  # nobody writes a checkpoint before all have looked
     figures: dict[str, float] = {}
     with quiet_lightning(), stop_signals() as stop:
-        if start is not None and start.n_steps == parts.n_steps:
-            module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
-        else:
+        if not resume_at_end(module, start, parts.n_steps):
             callbacks: list[Callback] = [SeededSteps(parts.config.seed, parts.ranks.rank)]
             if parts.config.optimisation.ema_decay is not None:  # before the checkpoints, which hold the average
                 callbacks.append(AveragedWeights(parts.config, module.steps_per_epoch))
+            config, before = parts.config, module.check_finite
+            schedule = SaveSchedule(
+                config.checkpoint_every_steps, config.checkpoint_every_minutes, config.keep_checkpoints
+            )
             callbacks.append(
-                Checkpoints(
-                    folder.checkpoints, parts.config, parts.n_steps, parts.train, identity, stop, module.check_finite
-                )
+                Checkpoints(folder.checkpoints, schedule, parts.n_steps, parts.train, identity, stop, before)
             )
             trainer = _trainer(parts, folder.path, callbacks, progress)
-            path = None if start is None else start.path
-            try:
-                trainer.fit(module, parts.train, parts.validation, ckpt_path=path, weights_only=True)
-                stop.check()  # for what came after the last step
-            except StopRequested:
-                note(f"stopped after step {trainer.global_step}, and saved; --resume {folder.path} goes on from there")
-                raise
+            fit(trainer, module, parts.train, start, stop, folder.path, parts.validation)
             if parts.config.epochs % parts.config.validate_every_epochs == 0:
                 figures = module.figures
         if parts.validation is not None and not figures:
@@ -180,9 +174,9 @@ def _fit_and_finish(
             figures = module.figures
     model = module.model.cpu().eval()
     if not parts.ranks.rank:
-        folder.finish(model, figures)
+        finish(folder, model, figures)
     parts.ranks.wait()
-    return folder.load_model()
+    return load_finetuned(folder.result)
 
 
 def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool) -> Trainer:

@@ -1,31 +1,66 @@
-"""What every kind of run says of its engine and its checkpoints, and what its batches can do."""
+"""Settings that every run has, whatever it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from monoloss.checks import check_choice, check_number, check_type
 
-@runtime_checkable
-class RunSettings(Protocol):
-    """The fields that configurations of runs share; :class:`monoloss.TrainingConfig` says what they mean."""
+_COUNTS = ("epochs", "batch_size", "accumulate_batches", "log_every_steps", "keep_checkpoints")
 
-    @property
-    def epochs(self) -> int: ...  # noqa: D102
-    @property
-    def accumulate_batches(self) -> int: ...  # noqa: D102
-    @property
-    def precision(self) -> Literal["32-true", "bf16-mixed"]: ...  # noqa: D102
-    @property
-    def log_every_steps(self) -> int: ...  # noqa: D102
-    @property
-    def checkpoint_every_steps(self) -> int | None: ...  # noqa: D102
-    @property
-    def checkpoint_every_minutes(self) -> float | None: ...  # noqa: D102
-    @property
-    def keep_checkpoints(self) -> int: ...  # noqa: D102
-    @property
-    def loggers(self) -> Sequence[Literal["tensorboard", "wandb"]]: ...  # noqa: D102
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the configurations of all runs share. Fields are documented where they stand."""
+
+    epochs: int
+    """Passes over the data."""
+
+    batch_size: int
+    """Rows, or images, that go through the model, and MonoLoss, at a time: over all processes together."""
+
+    accumulate_batches: int = 1
+    """Batches whose gradients make one optimiser step (their mean); MonoLoss is that of each alone. Batches that do not
+    fill a step are left out of that epoch."""
+
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """"bf16-mixed": the model's products run in bfloat16, MonoLoss as before; a JumpReLU encoder, whose bandwidth is
+    finer than that, runs in float32."""
+
+    log_every_steps: int = 50
+    """Optimiser steps between two logged lines, which show the last batch of their step."""
+
+    checkpoint_every_steps: int | None = None
+    """Optimiser steps between two checkpoints; None saves by time alone."""
+
+    checkpoint_every_minutes: float | None = 10.0
+    """Time between two checkpoints; None saves by steps alone. At the end, and when Ctrl-C or SIGTERM stops the run, it
+    is saved in any case."""
+
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+
+    loggers: Sequence[Literal["tensorboard", "wandb"]] = ()
+    """Where figures go beside ``metrics.csv``."""
+
+    seed: int = 42
+    """Of everything random in the run: order of the rows, new layers, augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            check_number(name, getattr(self, name), at_least=1, integer=True)
+        if self.checkpoint_every_steps is not None:
+            check_number("checkpoint_every_steps", self.checkpoint_every_steps, at_least=1, integer=True)
+        if self.checkpoint_every_minutes is not None:
+            check_number("checkpoint_every_minutes", self.checkpoint_every_minutes, above=0.0)
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
+        check_type("loggers", self.loggers, list | tuple, "a list of 'tensorboard', 'wandb' or both")
+        for logger in self.loggers:
+            check_choice("loggers", logger, ("tensorboard", "wandb"))
+        object.__setattr__(self, "loggers", tuple(dict.fromkeys(self.loggers)))
+        check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
 
 
 @runtime_checkable

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
 from monoloss.errors import InputError
-from monoloss.runs.checkpoints import WholeFiles
+from monoloss.runs.checkpoints import Checkpoint
 from monoloss.runs.layout import LOGS
+from monoloss.runs.saving import WholeFiles
 from monoloss.runs.settings import RunSettings
+from monoloss.runs.signals import StopRequested, StopSignals
 
 
 def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], **options: Any) -> Trainer:
@@ -43,9 +46,40 @@ def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], 
     return Trainer(**shared | options)
 
 
-def check_loggers(config: RunSettings) -> None:
+def resume_at_end(module: LightningModule, start: Checkpoint | None, n_steps: int) -> bool:
+    """Load a checkpoint of the last step; False, and nothing is loaded, where there is still something to train."""
+    if start is None or start.n_steps != n_steps:
+        return False
+    module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
+    return True
+
+
+def fit(
+    trainer: Trainer,
+    module: LightningModule,
+    batches: Iterable[Any],
+    start: Checkpoint | None,
+    stop: StopSignals,
+    run: Path,
+    held_out: Iterable[Any] | None = None,
+) -> None:
+    """Train to the last step, from ``start`` if there is one; say how to resume where a signal stops the run.
+
+    Raises:
+        StopRequested: a signal came; the run is saved.
+    """
+    path = None if start is None else start.path
+    try:
+        trainer.fit(module, batches, held_out, ckpt_path=path, weights_only=True)
+        stop.check()  # for what came after the last step
+    except StopRequested:
+        note(f"stopped after step {trainer.global_step}, and saved; --resume {run} goes on from there")
+        raise
+
+
+def check_loggers(names: Sequence[str]) -> None:
     """Refuse loggers that are not installed, before any work."""
-    for name in config.loggers:
+    for name in names:
         if find_spec(name) is None:
             raise InputError("loggers", f"{name!r}, which is not installed", f"pip install {name}")
 

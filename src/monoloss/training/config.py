@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
+from monoloss.runs.settings import RunSettings
 from monoloss.sae.config import SAE_CONFIGS, JumpReluConfig, SaeConfig
 
 MONO_OPTIONS: Mapping[str, object] = {"mono_memory": 0.0, "mono_center": False, "mono_embeddings": "inputs"}
@@ -76,25 +77,14 @@ class SaeTraining:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(RunSettings):
     """A run: the SAEs by name, and what they share.
 
     Attributes:
         saes: each SAE under the name that its figures carry (letters, digits and ``_ - . +``).
-        batch_size: rows that go through the SAEs, and MonoLoss, at a time.
-        accumulate_batches: batches whose gradients make one optimiser step (their mean); what does not fill a step is
-            left out of that epoch.
-        epochs: passes over the data.
-        precision: "32-true", or "bf16-mixed": the encoder's product runs in bfloat16, but for JumpReLU, whose bandwidth
-            is finer than that.
-        log_every_steps: optimiser steps between two logged lines, which show the last batch of their step.
         validate_every_steps: optimiser steps between two evaluations on the validation store; None for one at the end.
-        checkpoint_every_steps: optimiser steps between two checkpoints; None saves by time alone.
-        checkpoint_every_minutes: time between two checkpoints; None saves by steps alone. At the end, and when the run
-            is stopped by Ctrl-C or SIGTERM, it is saved in any case.
-        keep_checkpoints: so many of the newest checkpoints are kept.
-        loggers: where figures go beside ``metrics.csv``: "tensorboard", "wandb".
-        seed: of the order of the rows.
+
+    The others are those of every run, :class:`monoloss.runs.settings.RunSettings`.
 
     Example:
         >>> from dataclasses import replace
@@ -105,39 +95,22 @@ class TrainingConfig:
     """
 
     saes: Mapping[str, SaeTraining]
+    _: KW_ONLY
     batch_size: int = 2048
-    accumulate_batches: int = 1
     epochs: int = 50
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    log_every_steps: int = 50
     validate_every_steps: int | None = None
-    checkpoint_every_steps: int | None = None
-    checkpoint_every_minutes: float | None = 10.0
-    keep_checkpoints: int = 2
-    loggers: Sequence[Literal["tensorboard", "wandb"]] = ()
-    seed: int = 42
 
     def __post_init__(self) -> None:
         check_type("saes", self.saes, Mapping, "a mapping from names to SaeTraining")
         if not self.saes:
             raise InputError("saes", "no SAE", "at least one")
-        check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
         _check_names(self.saes)
         for name, training in self.saes.items():
             check_type(f"saes[{name!r}]", training, SaeTraining, "SaeTraining(sae, ...)")
             _check_together(f"saes.{name}", training)
-        for field in ("batch_size", "accumulate_batches", "epochs", "log_every_steps", "keep_checkpoints"):
-            check_number(field, getattr(self, field), at_least=1, integer=True)
-        for field in ("validate_every_steps", "checkpoint_every_steps"):
-            if getattr(self, field) is not None:
-                check_number(field, getattr(self, field), at_least=1, integer=True)
-        if self.checkpoint_every_minutes is not None:
-            check_number("checkpoint_every_minutes", self.checkpoint_every_minutes, above=0.0)
-        check_choice("precision", self.precision, ("32-true", "bf16-mixed"))
-        check_type("loggers", self.loggers, list | tuple, "a list of 'tensorboard', 'wandb' or both")
-        for logger in self.loggers:
-            check_choice("loggers", logger, ("tensorboard", "wandb"))
-        object.__setattr__(self, "loggers", tuple(dict.fromkeys(self.loggers)))
+        super().__post_init__()
+        if self.validate_every_steps is not None:
+            check_number("validate_every_steps", self.validate_every_steps, at_least=1, integer=True)
 
 
 def _check_names(saes: Mapping[str, SaeTraining]) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.files.atomic import atomic_file
 from monoloss.files.dataclasses import build, check_known, plain, unknown_key
-from monoloss.files.yaml import from_yaml, to_yaml
+from monoloss.files.yaml import to_yaml
+from monoloss.runs.config_files import read_settings
 from monoloss.training.config import MONO_OPTIONS, TrainingConfig
 
 
@@ -56,29 +56,7 @@ def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> Ru
         InputError: no such file, or not YAML; an unknown key, an option of another SAE variant, a value of a wrong type
             or out of range. The error names the file or the key, from the top.
     """
-    return run_from_dict(read_settings(file, options))
-
-
-def read_settings(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """The nested plain values of a run's file, with options over them.
-
-    Raises:
-        InputError: no such file, or not YAML; an option that is not, or that has no place.
-    """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        came = getattr(error, "strerror", None) or "a file that is not text"
-        raise InputError(str(file), came, "a readable YAML file") from error
-    content = from_yaml(text, str(file))
-    check_type(str(file), content, Mapping, "a YAML mapping of keys and values")
-    try:
-        content = plain(content)  # anchors share what they name; an option is meant for one place
-    except RecursionError:
-        raise InputError(str(file), "an anchor inside of itself", "nested keys and values") from None
-    for key, value in options:
-        _set(content, key, from_yaml(value, f"--{key}"))
-    return dict(content)
+    return run_from_dict(read_settings(file, options, _split))
 
 
 def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
@@ -102,29 +80,6 @@ def run_to_dict(config: RunConfig) -> dict[str, Any]:
 def config_text(config: RunConfig) -> str:
     """A run as YAML, every key, defaults too."""
     return to_yaml(run_to_dict(config))
-
-
-def write_config(file: str | Path, config: RunConfig) -> None:
-    """Write a run as YAML, whole."""
-    with atomic_file(file) as temporary:
-        temporary.write_text(config_text(config), encoding="utf-8")
-
-
-def first_difference(
-    before: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = (), prefix: str = ""
-) -> tuple[str, Any, Any] | None:
-    """The first key at which two nested mappings differ, with both values; keys in ``but`` are not looked at."""
-    for key in dict.fromkeys([*before, *now]):
-        if key in but:
-            continue
-        was, is_now = before.get(key), now.get(key)
-        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            found = first_difference(was, is_now, prefix=f"{prefix}{key}.")
-            if found is not None:
-                return found
-        elif was != is_now or (key in before) != (key in now):
-            return f"{prefix}{key}", was, is_now
-    return None
 
 
 def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,29 +117,22 @@ def _weights(name: str, weights: object) -> list[float]:
     return [float(weight) for weight in weights]
 
 
-def _set(content: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value in its place; of SAEs only those that are there, because a misspelt name would make a new one."""
+def _split(content: Mapping[str, Any], key: str) -> list[str]:
+    """The parts of a dotted key. Of SAEs only those that are there: a misspelt name would make a new one."""
     first, _, rest = key.partition(".")
-    path = [first]
-    if rest and first == "saes":
-        names = content.get("saes") or {}
-        check_type("saes", names, Mapping, "a mapping from names to SAEs")
-        names = [name for name in names if isinstance(name, str)]
-        fitting = [name for name in names if rest == name or rest.startswith(f"{name}.")]
-        if not fitting:
-            raise unknown_key("saes.", rest.partition(".")[0], tuple(names))
-        name = max(fitting, key=len)  # a name may hold dots
-        path, rest = [first, name], rest[len(name) + 1 :]
-    elif first == _SWEEP:
-        path, rest = [first, *([rest] if rest else [])], ""
-    path += rest.split(".") if rest else []
-    place = content
-    for depth, part in enumerate(path[:-1]):
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
-        check_type(".".join(path[: depth + 1]), place, dict, f"keys and values, because of --{key}")
-    place[path[-1]] = value
+    if first == _SWEEP:
+        return [first, rest] if rest else [first]
+    if first != "saes" or not rest:
+        return key.split(".")
+    saes = content.get("saes") or {}
+    check_type("saes", saes, Mapping, "a mapping from names to SAEs")
+    names = [name for name in saes if isinstance(name, str)]
+    fitting = [name for name in names if rest == name or rest.startswith(f"{name}.")]
+    if not fitting:
+        raise unknown_key("saes.", rest.partition(".")[0], tuple(names))
+    name = max(fitting, key=len)  # a name may hold dots
+    rest = rest[len(name) + 1 :]
+    return [first, name, *(rest.split(".") if rest else [])]
 
 
 def with_place(config: RunConfig, name: str, folder: str | None) -> RunConfig:

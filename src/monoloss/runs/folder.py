@@ -1,0 +1,139 @@
+"""The folder of a resumable run: what lies where, who may write to it, and whether it is finished."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monoloss.data.store.format import MANIFEST
+from monoloss.errors import InputError
+from monoloss.files.atomic import atomic_file, check_new_folder, remove_temporaries
+from monoloss.files.lock import only_one
+from monoloss.files.yaml import to_yaml
+from monoloss.runs.checkpoints import Checkpoint, checkpoints_in, newest_readable
+from monoloss.runs.config_files import first_difference
+from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """What tells the runs of one kind from others.
+
+    Attributes:
+        result: folder that holds what was trained; it appears last, whole, and so marks a finished run.
+        read: the nested plain values of a ``config.yaml``; raises `InputError` for one of another kind.
+        fingerprint: key of ``config.yaml`` that only a run fills in, not a user.
+        movable: keys that may differ when a run is resumed: where its data lie.
+        written: folders, beside the checkpoints, in which a killed process may leave temporary ones.
+    """
+
+    result: str
+    read: Callable[[Path], Mapping[str, Any]]
+    fingerprint: str
+    movable: tuple[str, ...]
+    written: tuple[str, ...] = ()
+
+
+class RunFolder:
+    """``config.yaml``, ``logs/``, ``checkpoints/`` for resuming, and at the end the folder of the results.
+
+    Args:
+        path: the folder; it need not exist.
+        kind: of the run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], kind: RunKind) -> None:
+        if not os.fspath(path):
+            raise InputError("run", "an empty text", "a folder")
+        self.path, self.kind = Path(path), kind
+        self.config_file = self.path / CONFIG_FILE
+        self.checkpoints, self.result = self.path / CHECKPOINTS, self.path / kind.result
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the results are there."""
+        return self.result.is_dir()
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether anything was saved here."""
+        return self.is_finished or bool(checkpoints_in(self.checkpoints))
+
+    def check(self, resume: bool) -> None:
+        """Refuse, before anything is written, a place where the run cannot be.
+
+        A run of which nothing was saved holds nothing: its place may be taken.
+
+        Raises:
+            InputError: no folder can be made there; it holds another run, a feature store, or a ``config.yaml`` that no
+                run has written.
+        """
+        check_new_folder(self.path, allow_full=True)
+        if resume:
+            if self.holds_a_run and not self.config_file.is_file():
+                raise InputError(str(self.config_file), "no such file", "the config.yaml of the run that is to go on")
+        elif self.holds_a_run:
+            needed = "a new folder, or --resume (resume=True) to go on with it"
+            raise InputError(str(self.path), "a folder that holds a run", needed)
+        if (self.path / MANIFEST).exists():
+            raise InputError(str(self.path), "the folder of a feature store", "a folder of its own for the run")
+        if self.config_file.exists() and not self._wrote_config():
+            raise InputError(str(self.config_file), "a file that no run has written", "a folder of its own for the run")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder and keep other processes from training in it.
+
+        A killed process leaves no claim behind; what it left half-written is deleted.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            came = f"a place that cannot be written ({error.strerror})"
+            raise InputError(str(self.path), came, "another") from error
+        with only_one(self.path, "training"):
+            if self.config_file.exists():
+                for folder in (self.path, self.checkpoints, *(self.path / name for name in self.kind.written)):
+                    remove_temporaries(folder)
+            yield
+
+    def write_or_check_config(self, config: Mapping[str, Any], resume: bool) -> None:
+        """Write ``config.yaml``; when resuming, check that the existing one is equal.
+
+        Raises:
+            InputError: it differs; the error names the first key.
+        """
+        if resume and self.config_file.exists():
+            self._check_same(self.config_file, self.kind.read(self.config_file), config)
+        else:
+            with atomic_file(self.config_file) as temporary:
+                temporary.write_text(to_yaml(config), encoding="utf-8")
+
+    def newest_checkpoint(self, identity: Mapping[str, Any], note: Callable[[str], None]) -> Checkpoint | None:
+        """Return the newest checkpoint that can be read; ``note`` is told of newer ones that cannot.
+
+        Raises:
+            InputError: it is of a run under another configuration, or on other data.
+        """
+        checkpoint = newest_readable(self.checkpoints, note)
+        if checkpoint is not None:
+            self._check_same(checkpoint.path, checkpoint.identity, identity)
+        return checkpoint
+
+    def _check_same(self, file: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Refuse to resume under another configuration or on other data."""
+        difference = first_difference(written, config, but=self.kind.movable)
+        if difference is not None:
+            key, before, now = difference
+            raise InputError(key, f"{now!r}", f"{before!r} as in {file}, or another folder for a new run")
+
+    def _wrote_config(self) -> bool:
+        """Whether a run of this kind has written ``config.yaml``: it then names its data by fingerprint."""
+        try:
+            return self.kind.read(self.config_file).get(self.kind.fingerprint) is not None
+        except InputError:
+            return False

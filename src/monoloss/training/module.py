@@ -1,0 +1,180 @@
+"""The SAEs of a run with their losses, as Lightning trains them: each as if it were alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from monoloss.errors import InputError
+from monoloss.functional.moments import batch_moments, unit_rows
+from monoloss.functional.reconstruction import reconstruction_quality
+from monoloss.functional.score import score_of
+from monoloss.functional.sparsity import activation_counts, l0
+from monoloss.losses import MonoLoss
+from monoloss.sae.model import SaeOutput, SparseAutoencoder
+from monoloss.sae.objectives import Objective, objective
+from monoloss.training.config import SaeTraining
+from monoloss.training.schedule import learning_rate_factor
+
+
+class TrainedSae(NamedTuple):
+    """One SAE of a run.
+
+    Attributes:
+        settings: how it is trained.
+        sae: the model.
+        mono_loss: its MonoLoss, with the memory of its own.
+    """
+
+    settings: SaeTraining
+    sae: SparseAutoencoder
+    mono_loss: MonoLoss
+
+
+class SaeRun(LightningModule):
+    """The SAEs of a run with their losses: one optimiser, a parameter group and a clipping norm each.
+
+    The loss is the sum over the SAEs, so no SAE's gradient sees another; adding one leaves the rest bit-equal.
+
+    Args:
+        saes: the SAEs by name.
+        n_steps: optimiser steps of the whole run. (Lightning, asked for it, would begin to read the batches before a
+            checkpoint has said where they stand.)
+        log_every_steps: optimiser steps between two logged lines.
+    """
+
+    def __init__(self, saes: Mapping[str, TrainedSae], n_steps: int, log_every_steps: int) -> None:
+        super().__init__()
+        self.n_steps, self.log_every_steps = n_steps, log_every_steps
+        self.settings = {name: each.settings for name, each in saes.items()}
+        self.saes = nn.ModuleList(each.sae for each in saes.values())  # a module's key may hold no dot, a name may
+        self.mono_losses = nn.ModuleList(each.mono_loss for each in saes.values())
+
+    def parts(self) -> Iterator[tuple[str, SaeTraining, SparseAutoencoder, MonoLoss]]:
+        """Name, settings, model and MonoLoss of each SAE."""
+        for (name, settings), sae, mono in zip(self.settings.items(), self.saes, self.mono_losses, strict=True):
+            assert isinstance(sae, SparseAutoencoder)  # noqa: S101 - what ModuleList forgets, for the type checker
+            assert isinstance(mono, MonoLoss)  # noqa: S101
+            yield name, settings, sae, mono
+
+    def by_name(self) -> dict[str, SparseAutoencoder]:
+        """The SAEs by name."""
+        return {name: sae for name, _, sae, _ in self.parts()}
+
+    def configure_optimizers(self) -> Any:
+        """One Adam and one schedule; a parameter group a SAE, and another for learned thresholds."""
+        groups, factors = [], []
+        for name, settings, sae, _ in self.parts():
+            thresholds = list(sae.activation.parameters())
+            rest = [parameter for parameter in sae.parameters() if all(parameter is not other for other in thresholds)]
+            rates = {
+                name: (rest, settings.lr),
+                f"{name}.thresholds": (thresholds, settings.threshold_lr or settings.lr),
+            }
+            for group, (parameters, lr) in rates.items():
+                if parameters:
+                    groups.append({"params": parameters, "lr": lr, "eps": settings.adam_eps, "name": group})
+                    factors.append(learning_rate_factor(settings.lr_schedule, settings.warmup_steps, self.n_steps))
+        adam = torch.optim.Adam(groups, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factors)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Lay the optimiser's moments out as their parameters, whatever was loaded: the fused step pairs memory."""
+        (adam,) = self.trainer.optimizers
+        for parameter, state in adam.state.items():
+            for name, moment in state.items():
+                if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter).copy_(moment)
+
+    def training_step(self, batch: Float[Tensor, "n d"], batch_idx: int) -> Tensor:
+        """The sum of the SAEs' losses on one batch."""
+        embeddings = unit_rows(batch)
+        total = batch.new_zeros(())
+        ends_a_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        logged = ends_a_step and (self.global_step + 1) % self.log_every_steps == 0
+        for name, settings, sae, mono in self.parts():
+            output = sae(batch)
+            terms = objective(sae, output)
+            loss = terms.total
+            if settings.mono_weight > 0:
+                compared = embeddings if settings.mono_embeddings == "inputs" else output.scaled
+                loss = loss + settings.mono_weight * mono(compared, output.codes)
+            total = total + loss
+            sae.count_activity_(output.codes)
+            if logged:
+                if not torch.isfinite(loss.detach()):
+                    raise _diverged(name, f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
+                figures = {"loss": loss.detach()} | _figures(embeddings, sae, output, terms)
+                self.log_dict({f"{name}/{key}": value for key, value in figures.items()})
+        return total
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Before the step: the decoder's gradient along its rows is removed, then each SAE's norm is clipped."""
+        for _, settings, sae, _ in self.parts():
+            sae.project_decoder_gradient_()
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(sae.parameters(), settings.clip_norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The step, and after it what must hold again: decoder rows of length 1; now and then dead latents anew."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        n_steps = self.global_step + 1  # Lightning counts this step when this hook has returned
+        for _, settings, sae, _ in self.parts():
+            sae.constrain_()
+            every = settings.redraw_dead_every_steps
+            if every is not None and n_steps % every == 0 and sae.dead.any():
+                _redraw_dead(sae, optimizer, seed=settings.seed + n_steps)
+
+    def check_finite(self) -> None:
+        """Refuse to save or judge what has diverged; the last good checkpoint stays.
+
+        Raises:
+            InputError: weights are no finite numbers.
+        """
+        for name, sae in self.by_name().items():
+            if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
+                raise _diverged(name, f"weights that are no finite numbers after step {self.global_step}")
+
+
+def _diverged(name: str, came: str) -> InputError:
+    return InputError(f"saes.{name}", came, "a smaller lr or mono_weight: its training has diverged")
+
+
+def _figures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:
+    """What is logged of one batch: detached scalars."""
+    with torch.no_grad():
+        codes = output.codes.detach()
+        quality = reconstruction_quality(output.target, output.reconstruction)
+        return {
+            "reconstruction": terms.reconstruction.detach(),
+            "sparsity": terms.sparsity.detach(),
+            "aux": terms.aux.detach(),
+            "score": score_of(batch_moments(embeddings, codes)).nanmean().float(),
+            "explained_variance": quality.explained_variance.float(),
+            "l0": l0(activation_counts(codes), len(codes)).float(),
+            "dead": sae.dead.sum().float(),
+        }
+
+
+def _redraw_dead(sae: SparseAutoencoder, optimizer: Any, seed: int) -> None:
+    """Draw dead latents anew and let Adam forget them."""
+    dead = sae.dead
+    sae.redraw_(dead, seed)
+    by_latent = [(sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)]
+    by_latent += [(threshold, 0) for threshold in sae.activation.parameters()]
+    for parameter, along in by_latent:
+        state = {} if parameter is None else optimizer.state[parameter]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in state:
+                state[moment].index_fill_(along, dead.nonzero().squeeze(1), 0.0)
