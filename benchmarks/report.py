@@ -24,8 +24,8 @@ from targets import Target, print_targets
 
 from monoloss import BatchTopKConfig, Evaluation, FeatureStore, SparseAutoencoder, evaluate
 from monoloss.benchmark.measure import random_rows
+from monoloss.files.model_folder import Provenance
 from monoloss.report.page import write_report
-from monoloss.sae.checkpoint_files import Provenance
 
 SIDE, K, N_CLASSES = 64, 64, 1000
 

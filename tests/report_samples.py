@@ -16,7 +16,7 @@ from PIL import Image
 from monoloss.data.store import FeatureStore
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.sae.checkpoint_files import Provenance
+from monoloss.files.model_folder import Provenance
 from monoloss.sae.model import SparseAutoencoder
 from sae_samples import some_config, structured_rows
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, LORA, pictures, small_model, stirred
 from monoloss.errors import InputError
+from monoloss.files.model_folder import Provenance
 from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.model.folder import is_finetuned, load_finetuned, save_finetuned
 from monoloss.finetune.model.lora import SplitQkv
 from monoloss.finetune.model.model import build_model
-from monoloss.sae.checkpoint_files import Provenance
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.dataclasses import plain
+from monoloss.files.model_folder import Provenance
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run
 from monoloss.finetune.images.join import images_of_rows
@@ -34,7 +35,6 @@ from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.report.discovery import find_evaluations
 from monoloss.report.runs import report_runs
-from monoloss.sae.checkpoint_files import Provenance
 from picture_samples import CLASSES, labelled, picture_folder, store_of
 from report_samples import cell_of, page_data
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_samples import ALL_STEPS, CASES, D, K, M, contents_of, sample_rows, saved, trained_sae
 from monoloss.errors import InputError
-from monoloss.sae import checkpoint
-from monoloss.sae.checkpoint_files import Provenance
+from monoloss.files.model_folder import Provenance
+from monoloss.sae import folder as sae_folder
 from monoloss.sae.config import BatchTopKConfig, TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from sae_samples import bits_of
@@ -36,7 +36,7 @@ def no_network(monkeypatch):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr(sae_folder, "snapshot_download", refuse)
 
 
 # The same model comes back
@@ -136,7 +136,7 @@ class Killed(BaseException):
     """Like KeyboardInterrupt: no `except Exception` sees it."""
 
 
-@pytest.mark.parametrize("step", ["write_tensors", "write_facts", "ModelCard.save"])
+@pytest.mark.parametrize("step", ["write_tensors", "write_model_config", "ModelCard.save"])
 def test_a_save_that_breaks_off_leaves_the_old_checkpoint(step, tmp_path, monkeypatch):
     _, folder = saved("topk", tmp_path)
     before = contents_of(tmp_path)
@@ -145,7 +145,7 @@ def test_a_save_that_breaks_off_leaves_the_old_checkpoint(step, tmp_path, monkey
         raise Killed
 
     *owner, name = step.split(".")
-    monkeypatch.setattr(ModelCard if owner else checkpoint, name, fail)
+    monkeypatch.setattr(ModelCard if owner else sae_folder, name, fail)
     with pytest.raises(Killed):
         trained_sae("vanilla").save_pretrained(folder)
     with pytest.raises(Killed):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoint_samples import D, M, trained_sae
 from monoloss.errors import InputError
-from monoloss.sae import checkpoint
+from monoloss.sae import folder as sae_folder
 from monoloss.sae.model import SparseAutoencoder
 
 pytestmark = pytest.mark.door
@@ -189,7 +189,7 @@ def no_download(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", refuse)
+    monkeypatch.setattr(sae_folder, "snapshot_download", refuse)
 
 
 @pytest.mark.parametrize(("where", "damage", "text"), DAMAGES)

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard, hub_mixin
 
 from checkpoint_samples import D, K, M, contents_of, sample_rows, saved, trained_sae
 from monoloss.errors import InputError
-from monoloss.sae import checkpoint
-from monoloss.sae.checkpoint_files import Provenance
+from monoloss.files.model_folder import Provenance
+from monoloss.sae import folder as sae_folder
 from monoloss.sae.config import BatchTopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from sae_samples import bits_of
@@ -131,7 +131,7 @@ def test_a_name_on_the_hub_is_downloaded(tmp_path, monkeypatch):
         asked.append((name, options))
         return str(folder)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(sae_folder, "snapshot_download", download)
     back = SparseAutoencoder.from_pretrained("hf-hub:user/name", revision="v2", token=TOKEN, cache_dir=tmp_path)
     assert bits_of(back) == bits_of(sae)
     options = {"revision": "v2", "token": TOKEN, "cache_dir": tmp_path}

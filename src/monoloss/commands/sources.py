@@ -17,7 +17,7 @@ from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.json import read_json
 from monoloss.finetune.model.folder import is_finetuned
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, MODEL, SAES
-from monoloss.sae.checkpoint import HUB
+from monoloss.sae.folder import HUB
 from monoloss.sae.model import SparseAutoencoder
 
 _SAE_FILES = ("config.json", "model.safetensors")

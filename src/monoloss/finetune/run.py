@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from monoloss.checks import check_type
 from monoloss.distributed import Ranks, processes_per_machine, training_processes
 from monoloss.files.dataclasses import plain
+from monoloss.files.model_folder import Provenance
 from monoloss.finetune.averaging import AveragedWeights
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
@@ -29,7 +30,6 @@ from monoloss.runs.folder import RunFolder
 from monoloss.runs.saving import Checkpoints, SaveSchedule
 from monoloss.runs.signals import stop_signals
 from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_lightning, resume_at_end
-from monoloss.sae.checkpoint_files import Provenance
 
 
 class _Parts(NamedTuple):

@@ -16,8 +16,8 @@ from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
-from monoloss.sae.checkpoint import Checkpointed
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
+from monoloss.sae.folder import Checkpointed
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul, linear

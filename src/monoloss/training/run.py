@@ -14,6 +14,7 @@ from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
 from monoloss.evaluation.run import evaluate
 from monoloss.files.dataclasses import plain
+from monoloss.files.model_folder import Provenance
 from monoloss.losses import MonoLoss
 from monoloss.runs.folder import RunFolder
 from monoloss.runs.layout import EVALUATIONS
@@ -21,7 +22,6 @@ from monoloss.runs.saving import Checkpoints, SaveSchedule
 from monoloss.runs.shuffling import shuffled
 from monoloss.runs.signals import stop_signals
 from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_lightning, resume_at_end
-from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sae.model import MIN_CALIBRATION_ROWS, SparseAutoencoder
 from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import TrainingConfig

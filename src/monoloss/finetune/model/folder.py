@@ -1,38 +1,51 @@
 """Fine-tuned models as folders: written whole, read strictly.
 
-- `model.safetensors`: every weight and buffer under its name in the model, floating-point ones in float32; low-rank
-  updates are merged, so that the backbone's names are timm's.
-- `config.json`: `format_version`, `library`, `library_version`, `kind`, `class_names`, `width` (of the
-  layer), `top_k`, `backbone` (what timm builds it from), `preprocessing` (in evaluation), and of the `Provenance`
-  `encoder` and `store_fingerprint` (of the embeddings) and `training`, each null where unknown.
+- `model.safetensors`, as in every model folder; low-rank updates are merged, so that the backbone's names are timm's.
+- `config.json`: with `kind`, `class_names`, `width` (of the layer), `top_k`, `backbone` (what timm builds it from),
+  `preprocessing` (in evaluation); encoder and store of its `Provenance` are those of the embeddings.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
-from monoloss.files.atomic import atomic_folder, check_new_folder
+from monoloss.files.atomic import atomic_folder
 from monoloss.files.dataclasses import check_known, plain
-from monoloss.files.json import read_json, write_json
+from monoloss.files.json import read_json
+from monoloss.files.model_folder import (
+    CONFIG,
+    TENSORS,
+    Provenance,
+    check_replaceable,
+    check_savable,
+    model_config,
+    opened_tensors,
+    peek_config,
+    read_provenance,
+    read_tensors,
+    write_model_config,
+    write_tensors,
+)
 from monoloss.finetune.model.backbone import Backbone, rebuild_backbone
 from monoloss.finetune.model.model import FineTuneModel, merged
-from monoloss.sae.checkpoint_files import LIBRARY, Provenance, check_savable, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
-TENSORS, FACTS, KIND = "model.safetensors", "config.json", "fine-tuned model"
-_DESCRIBED = tuple(field.name for field in fields(Provenance))
-_HEAD = {"library": str, "library_version": str, "kind": str, "class_names": list, "width": int, "top_k": int | None}
+KIND = "fine-tuned model"
+_KEYS = {
+    "kind": str,
+    "class_names": list,
+    "width": int,
+    "top_k": int | None,
+    "backbone": Mapping,
+    "preprocessing": Mapping,
+}
 _BACKBONE = {"architecture": str, "pretrained_cfg": Mapping, "args": Mapping}
 _PREPROCESSING = {
     "input_size": list,
@@ -70,22 +83,19 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
     folder = Path(folder)
     plainly = merged(model)
     check_savable(plainly)
-    _check_replaceable(folder)
-    content = {
-        "library": LIBRARY,
-        "library_version": version(LIBRARY),
+    check_replaceable(folder, (TENSORS, CONFIG), is_ours=is_finetuned(folder), kind=KIND)
+    described = {
         "kind": KIND,
         "class_names": list(model.class_names),
         "width": model.width,
         "top_k": model.top_k,
         "backbone": plain(model.recipe),
         "preprocessing": plain(model.preprocessing),
-        **asdict(model.provenance),
     }
-    _read_facts(FACTS, content)  # what could not be read is not written
+    _read_config(CONFIG, model_config(described, model.provenance))  # what could not be read is not written
     with atomic_folder(folder, replace=True) as temporary:
         write_tensors(temporary / TENSORS, plainly)
-        write_json(temporary / FACTS, content, format_version=FORMAT_VERSION)
+        write_model_config(temporary / CONFIG, described, model.provenance, format_version=FORMAT_VERSION)
     return folder
 
 
@@ -108,19 +118,16 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
     if not folder.is_dir():
         came = "a file" if folder.exists() else "no such folder"
         raise InputError(str(folder), came, "the folder of a fine-tuned model")
-    path = folder / FACTS
+    path = folder / CONFIG
     content = read_json(path, format_version=FORMAT_VERSION)
-    provenance = _read_facts(str(path), content)
+    provenance = _read_config(str(path), content)
     try:
         with torch.device("meta"):
             empty = _built(content)  # a wrong figure in config.json cannot fill the memory
-        with safe_open(folder / TENSORS, framework="pt") as file:
+        with opened_tensors(folder / TENSORS) as file:
             tensors = read_tensors(file, folder / TENSORS, empty.state_dict())
         model = _built(content)
         model.load_state_dict(tensors)
-    except (OSError, SafetensorError) as error:
-        came = f"an unreadable file ({error})" if (folder / TENSORS).is_file() else "no such file"
-        raise InputError(str(folder / TENSORS), came, "the file as it was written") from error
     except InputError as error:
         if error.argument.startswith(str(folder)):
             raise
@@ -136,11 +143,7 @@ def is_finetuned(folder: str | os.PathLike[str]) -> bool:
         >>> is_finetuned("/")
         False
     """
-    try:
-        content = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("kind") == KIND
+    return peek_config(Path(folder)).get("kind") == KIND
 
 
 def _built(content: Mapping[str, Any]) -> FineTuneModel:
@@ -151,28 +154,25 @@ def _built(content: Mapping[str, Any]) -> FineTuneModel:
     return FineTuneModel(backbone, content["class_names"], top_k=content["top_k"])
 
 
-def _read_facts(where: str, content: Mapping[str, Any]) -> Provenance:
-    """Refuse the content of a config.json that is not whole; what it says of the model's origin."""
+def _read_config(where: str, content: Mapping[str, Any]) -> Provenance:
+    """Refuse the content of a config.json that is not whole; return what it says of the model's origin."""
     if content.get("kind") != KIND:
         raise InputError(where, "a file of something else", f"the config.json of a {KIND} of monoloss")
-    _check_keys(where, content, {**_HEAD, "backbone": Mapping, "preprocessing": Mapping}, _DESCRIBED)
+    provenance = read_provenance(where, content, tuple(_KEYS))
+    _check_kinds(where, content, _KEYS)
     check_number(f"{where}: width", content["width"], at_least=1, below=2**20, integer=True)
-    _check_keys(f"{where}: backbone", content["backbone"], _BACKBONE)
-    _check_keys(f"{where}: preprocessing", content["preprocessing"], _PREPROCESSING)
+    for key, kinds in {"backbone": _BACKBONE, "preprocessing": _PREPROCESSING}.items():
+        check_known(content[key], tuple(kinds), f"{where}: {key}: ")
+        _check_kinds(f"{where}: {key}", content[key], kinds)
     _check_preprocessing(f"{where}: preprocessing", content["preprocessing"])
-    try:
-        return Provenance(**{name: content[name] for name in _DESCRIBED})
-    except InputError as error:
-        raise InputError(f"{where}: {error.argument}", error.came, error.needed) from None
+    return provenance
 
 
-def _check_keys(where: str, content: Mapping[str, Any], kinds: Mapping[str, Any], others: Sequence[str] = ()) -> None:
-    """Refuse keys that are unknown, missing, or hold a value of another kind."""
-    check_known(content, [*kinds, *others], f"{where}: ")
-    for key in (*kinds, *others):
+def _check_kinds(where: str, content: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse keys that are missing, or hold a value of another kind."""
+    for key, kind in kinds.items():
         if key not in content:
             raise InputError(f"{where}: {key}", "nothing", "a value for this key")
-    for key, kind in kinds.items():
         check_type(f"{where}: {key}", content[key], kind, _word(kind))
 
 
@@ -190,14 +190,6 @@ def _check_preprocessing(where: str, content: Mapping[str, Any]) -> None:
     check_number(f"{where}: crop_pct", content["crop_pct"], above=0)
     check_choice(f"{where}: crop_mode", content["crop_mode"], _CROP_MODES)
     check_choice(f"{where}: interpolation", content["interpolation"], _INTERPOLATIONS)
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse a folder to save in unless it is new, empty, or holds a fine-tuned model and nothing else."""
-    check_new_folder(folder, allow_full=True)
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    if names and not (names <= {TENSORS, FACTS} and is_finetuned(folder)):
-        raise InputError(str(folder), "a folder with other files", f"a new folder, or one with a {KIND} only")
 
 
 def _word(kind: Any) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
+from monoloss.files.model_folder import Provenance
 from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.model.backbone import Backbone, load_backbone
 from monoloss.finetune.model.lora import add_lora, merge_lora
-from monoloss.sae.checkpoint_files import Provenance
 from monoloss.sparse.selection import largest_of_rows
 
 

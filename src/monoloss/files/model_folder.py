@@ -1,16 +1,15 @@
-"""What the files of a SAE checkpoint hold; `checkpoint` puts them into a folder and takes them from there.
+"""What every folder of a model holds, and how its files are written whole and read strictly.
 
 - `model.safetensors`: every parameter and buffer under its name in the model; floating-point ones in float32.
-- `config.json`: `format_version`, `library`, `library_version`, `d_in`, `sae` (the configuration, every field), and of
-  the `Provenance` `encoder`, `store_fingerprint` and `training`, each null where unknown.
-- `README.md`: the model card, for people; nothing reads it back.
+- `config.json`: `format_version`, `library`, `library_version`, what the model is, and of the `Provenance` `encoder`,
+  `store_fingerprint` and `training`, each null where unknown.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -24,20 +23,16 @@ from torch import Tensor, nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder, save_tensors
-from monoloss.files.dataclasses import check_known, plain, read_value
-from monoloss.files.json import read_json, write_json
-from monoloss.sae.config import SaeConfig
+from monoloss.files.dataclasses import check_known, read_value
+from monoloss.files.json import write_json
 
-FORMAT_VERSION = 1
-TENSORS, FACTS, CARD = "model.safetensors", "config.json", "README.md"
-LIBRARY = "monoloss"
-_NOT_NEGATIVE = ("activation.threshold", "samples_since_active")  # codes are never below 0, nor are counts
+TENSORS, CONFIG, LIBRARY = "model.safetensors", "config.json", "monoloss"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a SAE comes from: what its checkpoint says besides what the model is. All of it may be unknown.
+    """Where a model comes from: what its folder says besides what the model is. All of it may be unknown.
 
     Attributes:
         encoder: name, weights and preprocessing of the image model whose embeddings it was trained on.
@@ -63,39 +58,60 @@ class Provenance:
             object.__setattr__(self, name, _plain(getattr(self, name), name))  # as it will be read back
 
 
-def check_replaceable(folder: Path) -> None:
-    """Refuse a folder to save in unless it is new, empty, or holds a SAE checkpoint and nothing else."""
+def check_replaceable(folder: Path, names: Collection[str], *, is_ours: bool, kind: str) -> None:
+    """Refuse a folder to save in unless it is new, empty, or holds a model and nothing else.
+
+    Args:
+        folder: where to save.
+        names: of the files that a folder of such a model has.
+        is_ours: whether its ``config.json`` is that of such a model.
+        kind: what such a model is called, for the error.
+    """
     check_new_folder(folder, allow_full=True)
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    if names and not (names <= {TENSORS, FACTS, CARD} and _is_ours(folder / FACTS)):
-        raise InputError(str(folder), "a folder with other files", "a new folder, or one with a SAE checkpoint only")
+    present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if present and not (present <= set(names) and is_ours):
+        raise InputError(str(folder), "a folder with other files", f"a new folder, or one with a {kind} only")
 
 
-def write_facts(path: Path, d_in: int, config: SaeConfig, provenance: Provenance) -> None:
-    """Write `config.json`."""
-    library = {"library": LIBRARY, "library_version": version(LIBRARY)}
-    content = {**library, "d_in": d_in, "sae": plain(config), **asdict(provenance)}
-    write_json(path, content, format_version=FORMAT_VERSION)
-
-
-def read_facts(path: Path) -> tuple[int, SaeConfig, Provenance]:
-    """Read `config.json`: width of the inputs, configuration, provenance; whatever is wrong with it, `InputError`."""
-    content = read_json(path, format_version=FORMAT_VERSION)
-    if content.get("library") != LIBRARY:
-        raise InputError(str(path), "a file of another library", "the config.json of a SAE checkpoint of monoloss")
-    described = [field.name for field in fields(Provenance)]
-    keys = ["library", "library_version", "d_in", "sae", *described]
-    check_known(content, keys, f"{path}: ")
-    for key in keys:
-        if key not in content:
-            raise InputError(f"{path}: {key}", "nothing", "a value for this key")
-    read_value(str, content["library_version"], f"{path}: library_version")
-    d_in = read_value(int, content["d_in"], f"{path}: d_in")
-    config: SaeConfig = read_value(SaeConfig, content["sae"], f"{path}: sae", complete=True)
+def peek_config(folder: Path) -> dict[str, Any]:
+    """Read a ``config.json`` of whatever version and kind; empty where there is none, or it is no JSON object."""
     try:
-        return d_in, config, Provenance(**{name: content[name] for name in described})
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_model_config(
+    path: Path, described: Mapping[str, Any], provenance: Provenance, *, format_version: int
+) -> None:
+    """Write ``config.json``: the library, what the model is, and where it comes from."""
+    write_json(path, model_config(described, provenance), format_version=format_version)
+
+
+def model_config(described: Mapping[str, Any], provenance: Provenance) -> dict[str, Any]:
+    """The content of a ``config.json``, but for its format version."""
+    return {"library": LIBRARY, "library_version": version(LIBRARY), **described, **asdict(provenance)}
+
+
+def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str]) -> Provenance:
+    """Check that ``content`` has ``keys``, those of the library and of a `Provenance`, no others; return the latter.
+
+    Raises:
+        InputError: a key is unknown or missing, or holds a value of another kind.
+    """
+    described = [field.name for field in fields(Provenance)]
+    known = ["library", "library_version", *keys, *described]
+    check_known(content, known, f"{where}: ")
+    for key in known:
+        if key not in content:
+            raise InputError(f"{where}: {key}", "nothing", "a value for this key")
+    for key in ("library", "library_version"):
+        read_value(str, content[key], f"{where}: {key}")
+    try:
+        return Provenance(**{name: content[name] for name in described})
     except InputError as error:
-        raise InputError(f"{path}: {error.argument}", error.came, error.needed) from None
+        raise InputError(f"{where}: {error.argument}", error.came, error.needed) from None
 
 
 def check_savable(model: nn.Module) -> None:
@@ -120,10 +136,11 @@ def write_tensors(path: Path, model: nn.Module) -> None:
 
 
 @contextmanager
-def opened_tensors(path: Path, d_in: int, n_latents: int) -> Iterator[Any]:
-    """`model.safetensors`, opened, once its encoder has the size that `config.json` says.
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """Open `model.safetensors`; no tensor is read yet.
 
-    Until then nothing of that size is made: a wrong figure in `config.json` cannot fill the memory.
+    Raises:
+        InputError: no such file, a pickle in its place, or a file that cannot be read, also while it is open.
     """
     if not path.is_file():
         pickles = sorted(file.name for file in path.parent.iterdir() if file.suffix in _PICKLES)
@@ -133,45 +150,39 @@ def opened_tensors(path: Path, d_in: int, n_latents: int) -> Iterator[Any]:
         raise InputError(str(path), "no such file", "the file as it was written")
     try:
         with safe_open(path, framework="pt") as file:
-            if "encoder_weight" in file.keys():  # noqa: SIM118 (it is no mapping)
-                _check_shape(path, "encoder_weight", file.get_slice("encoder_weight").get_shape(), (d_in, n_latents))
-                yield file
-            else:
-                raise InputError(str(path), "no tensor 'encoder_weight'", "the tensors that config.json describes")
+            yield file
     except (OSError, SafetensorError) as error:
         raise InputError(str(path), f"an unreadable file ({error})", "the file as it was written") from error
 
 
-def read_tensors(file: Any, path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of an opened file, which must be those of ``expected``: names, shapes, types; and finite."""
+def read_tensors(
+    file: Any, path: Path, expected: Mapping[str, Tensor], not_negative: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Read all tensors of an opened file, which must be those of ``expected``.
+
+    Raises:
+        InputError: other names, shapes or dtypes; NaN or infinity; a number below 0 where ``not_negative`` names it.
+    """
     names = set(file.keys())
     for wrong, came in ((expected.keys() - names, "no tensor"), (names - expected.keys(), "a tensor")):
         if wrong:
             raise InputError(str(path), f"{came} {min(wrong)!r}", "the tensors that config.json describes")
     tensors = {name: file.get_tensor(name) for name in expected}
     for name, tensor in tensors.items():
-        _check_shape(path, name, tensor.shape, expected[name].shape)
+        check_shape(path, name, tensor.shape, expected[name].shape)
         if tensor.dtype != expected[name].dtype:
             raise InputError(str(path), f"{name} of dtype {tensor.dtype}", str(expected[name].dtype))
         if not torch.isfinite(tensor).all():
             raise InputError(str(path), f"{name} with NaN or infinity", "finite numbers")
-        if name in _NOT_NEGATIVE and bool((tensor < 0).any()):
+        if name in not_negative and bool((tensor < 0).any()):
             raise InputError(str(path), f"{name} below 0", "numbers of at least 0")
     return tensors
 
 
-def _check_shape(path: Path, name: str, came: Any, needed: Any) -> None:
+def check_shape(path: Path, name: str, came: Any, needed: Any) -> None:
+    """Refuse a tensor of a file that has not the shape that config.json says."""
     if tuple(came) != tuple(needed):
         raise InputError(str(path), f"{name} of shape {tuple(came)}", f"shape {tuple(needed)}, as config.json says")
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is the `config.json` of a SAE checkpoint, of whatever version."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("library") == LIBRARY
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -1,4 +1,9 @@
-"""Sparse autoencoders as folders, on the disk and on the Hugging Face Hub: written whole, read strictly."""
+"""Sparse autoencoders as folders, on the disk and on the Hugging Face Hub: written whole, read strictly.
+
+- `model.safetensors`, as in every model folder.
+- `config.json`: with `d_in`, and `sae` (the configuration, every field).
+- `README.md`: the model card, for people; nothing reads it back.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +21,30 @@ from torch import nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder
-from monoloss.files.dataclasses import plain
-from monoloss.sae.checkpoint_files import (
-    CARD,
-    FACTS,
+from monoloss.files.dataclasses import plain, read_value
+from monoloss.files.json import read_json
+from monoloss.files.model_folder import (
+    CONFIG,
     LIBRARY,
     TENSORS,
     Provenance,
     check_replaceable,
     check_savable,
+    check_shape,
     opened_tensors,
-    read_facts,
+    peek_config,
+    read_provenance,
     read_tensors,
-    write_facts,
+    write_model_config,
     write_tensors,
 )
 from monoloss.sae.config import SaeConfig
 from monoloss.sae.model_card import model_card_text
 
+FORMAT_VERSION = 1
+CARD = "README.md"
 HUB = "hf-hub:"
+_NOT_NEGATIVE = ("activation.threshold", "samples_since_active")  # codes are never below 0, nor are counts
 _Model = TypeVar("_Model", bound="Checkpointed")  # Self would say it too, but the type checker of the tests cannot
 
 
@@ -104,7 +114,8 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         given: dict[str, Any] = {"evaluation": evaluation, "license": license, **(model_card_kwargs or {})}
         card, folder = self.generate_model_card(**given), Path(save_directory)
         check_savable(cast(nn.Module, self))
-        check_replaceable(folder)
+        is_ours = peek_config(folder).get("library") == LIBRARY
+        check_replaceable(folder, (TENSORS, CONFIG, CARD), is_ours=is_ours, kind="SAE checkpoint")
         with atomic_folder(folder, replace=True) as temporary:
             self._save_pretrained(temporary)
             card.save(temporary / CARD)
@@ -199,7 +210,8 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the two files that make a model into a folder that is there."""
         write_tensors(save_directory / TENSORS, cast(nn.Module, self))
-        write_facts(save_directory / FACTS, self.d_in, self.config, self.provenance)
+        described = {"d_in": self.d_in, "sae": plain(self.config)}
+        write_model_config(save_directory / CONFIG, described, self.provenance, format_version=FORMAT_VERSION)
 
     @classmethod
     def _from_pretrained(
@@ -208,18 +220,36 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         """Read the two files that make a model, from a folder or from the Hub."""
         _check_device(device)
         folder = _folder_of(model_id, hub_options)
-        d_in, config, provenance = read_facts(folder / FACTS)
+        d_in, config, provenance = _read_config(folder / CONFIG)
         build = cast(Callable[..., _Model], cls)  # the constructor of the model, which this class does not know
-        with opened_tensors(folder / TENSORS, d_in, config.n_latents) as file:
+        with opened_tensors(folder / TENSORS) as file:
+            _check_size(file, folder / TENSORS, d_in, config.n_latents)
             try:
                 sae = build(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
             except InputError as error:
-                raise InputError(f"{folder / FACTS}: {error.argument}", error.came, error.needed) from None
+                raise InputError(f"{folder / CONFIG}: {error.argument}", error.came, error.needed) from None
             module = cast(nn.Module, sae)
-            module.load_state_dict(read_tensors(file, folder / TENSORS, module.state_dict()))
+            module.load_state_dict(read_tensors(file, folder / TENSORS, module.state_dict(), _NOT_NEGATIVE))
         sae.provenance = provenance
         module.to(device).eval()
         return sae
+
+
+def _read_config(path: Path) -> tuple[int, SaeConfig, Provenance]:
+    """Read `config.json`: width of the inputs, configuration, provenance; `InputError` for whatever is wrong."""
+    content = read_json(path, format_version=FORMAT_VERSION)
+    if content.get("library") != LIBRARY:
+        raise InputError(str(path), "a file of another library", "the config.json of a SAE checkpoint of monoloss")
+    provenance = read_provenance(str(path), content, ("d_in", "sae"))
+    d_in = read_value(int, content["d_in"], f"{path}: d_in")
+    return d_in, read_value(SaeConfig, content["sae"], f"{path}: sae", complete=True), provenance
+
+
+def _check_size(file: Any, path: Path, d_in: int, n_latents: int) -> None:
+    """Refuse an encoder of another size than `config.json` says, before anything of that size is made."""
+    if "encoder_weight" not in file.keys():  # noqa: SIM118 (it is no mapping)
+        raise InputError(str(path), "no tensor 'encoder_weight'", "the tensors that config.json describes")
+    check_shape(path, "encoder_weight", file.get_slice("encoder_weight").get_shape(), (d_in, n_latents))
 
 
 def _check_no_config(config: object) -> None:
@@ -240,7 +270,7 @@ def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
     """The folder itself, or the one that a name on the Hub is downloaded to."""
     if name.startswith(HUB):
         try:
-            return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, FACTS], **hub_options))
+            return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, CONFIG], **hub_options))
         except Exception as error:  # bad name, no network, no such repository, no access, ...: of no common kind
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(name, f"no download ({reason})", "a SAE on the Hub, and a network to reach it") from error
