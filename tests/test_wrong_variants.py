@@ -64,16 +64,12 @@ def undefined_latents_count_as_zero_in_the_loss(patch: Patch) -> None:
 
 def undefined_latents_count_as_zero_in_the_mean(patch: Patch) -> None:
     right = monoloss.metrics.mono_score.score_of
-    patch.setattr(monoloss.metrics, "score_of", lambda sums, **_: right(sums, undefined="zero"))
+    patch.setattr(monoloss.metrics.mono_score, "score_of", lambda sums, **_: right(sums, undefined="zero"))
 
 
 def memory_without_the_rule(patch: Patch) -> None:
     """Takes part as soon as u^2 > v, not only while u^2 >= 2 v."""
-
-    def remembered_scores(h: Tensor, z: Tensor, sums: MonoMoments, gain: Tensor) -> tuple[Tensor, Tensor]:
-        return loss._attach(h, z, loss._Summed(sums, score.is_defined(sums), None, gain, own=False))
-
-    patch.setattr(monoloss.losses, "remembered_scores", remembered_scores)
+    patch.setattr(loss, "_takes_part", score.is_defined)
 
 
 def gradient_without_the_share_of_the_minimum(patch: Patch) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_rows, check_vector
 from monoloss.errors import InputError
-from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
-from monoloss.functional.moments import MonoMoments, merge, unit_rows
+from monoloss.functional.loss import Memory, batch_scores, loss_of, remembered_scores
+from monoloss.functional.moments import unit_rows
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
@@ -133,22 +133,11 @@ class MonoLoss(nn.Module):
             came = f"{m} latents of width {d}"
             remembered = "{} latents of width {}".format(*self.memory_w.shape)
             raise InputError("activations", came, f"as in the steps remembered, {remembered}; or reset()")
+        memory = Memory(self.step, self.memory_u, self.memory_v, self.memory_w)
         h = unit_rows(embeddings, self.center)
-        batch, world = global_moments(h, activations, self.process_group, sync=True)
-        _check_not_negative(batch.b)
-        batch = about_zero(batch)
-        total = merge(self._remembered(batch), batch, fade=self.memory, reuse=True) if self.memory_w.numel() else batch
-        with torch.no_grad():
-            self.step = self.step + 1
-            self.memory_u, self.memory_v, self.memory_w = total.u, total.v, total.w
-        gain = (1.0 - self.memory ** self.step.to(total.u)) / (1.0 - self.memory)
-        return remembered_scores(h, activations, total, world * gain)
-
-    def _remembered(self, like: MonoMoments) -> MonoMoments:
-        zero = torch.zeros_like(like.n)
-        sums = (part.to(like.u.device) for part in (self.memory_u, self.memory_v, self.memory_w))
-        u, v, w = sums
-        return MonoMoments(n=zero, h_sum=torch.zeros_like(like.h_sum), b=like.b, u=u, v=v, w=w.to(like.w.dtype))
+        scores, defined, memory = remembered_scores(h, activations, memory, self.memory, self.process_group)
+        self.step, self.memory_u, self.memory_v, self.memory_w = memory
+        return scores, defined
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MonoLoss:
         # .half() or .to(bfloat16) of a whole model must not lower the sums, and they stay where there is float64;
@@ -174,11 +163,3 @@ def _moved(buffer: Tensor, device: torch.device, *, summed: bool) -> Tensor:
     if summed or sums_device(device) == device:
         return buffer.to(sums_device(device))
     return buffer.to(device, torch.float32)
-
-
-def _check_not_negative(lowest: Tensor) -> None:
-    """Refuse minima below 0, on every process of the group alike; on a GPU they are not waited for."""
-    if lowest.device.type == "cpu" and bool((lowest < 0).any()):
-        latent = int((lowest < 0).nonzero()[0])
-        came = f"{float(lowest[latent]):.4g} on latent {latent}"
-        raise InputError("activations", came, "values of at least 0, because of memory")

@@ -13,7 +13,7 @@ from monoloss.errors import InputError
 from monoloss.functional import streaming
 from monoloss.functional.moments import MonoMoments, batch_moments, merge, unit_rows
 from monoloss.functional.score import mono_score, score_of
-from monoloss.functional.streaming import RecentProducts, add_batch
+from monoloss.functional.streaming import add_batch
 from monoloss.sparse import SparseActivations
 
 NAMES = [field.name for field in dataclasses.fields(MonoMoments)]
@@ -31,14 +31,11 @@ def streamed(
     embeddings: Tensor,
     activations: Tensor | SparseActivations,
     sizes: list[int],
-    recent: RecentProducts | None = None,
 ) -> MonoMoments:
     total, start = MonoMoments.zeros(embeddings.shape[1], activations.shape[1]), 0
     for size in sizes:
         rows = slice(start, start + size)
-        total, start = add_batch(total, unit_rows(embeddings[rows]), rows_of(activations, rows), recent), start + size
-    if recent is not None:
-        recent.move_into(total.w)
+        total, start = add_batch(total, unit_rows(embeddings[rows]), rows_of(activations, rows)), start + size
     return total
 
 
@@ -75,56 +72,6 @@ def test_w_is_overwritten_and_nothing_else():
         assert torch.equal(getattr(total, name), before[name])
 
 
-@pytest.mark.parametrize("most", [2, 16])  # batches that are added up in float32
-@pytest.mark.parametrize("block", [24, 2**19])
-@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_products_that_wait_in_float32(layout, offset, block, most, monkeypatch):
-    monkeypatch.setattr(streaming, "_BLOCK_ELEMENTS", block)
-    monkeypatch.setattr(streaming, "_MOST_BATCHES", most)
-    embeddings = some_embeddings(150, dtype=torch.float32)
-    falling = torch.linspace(1.0, 0.0, 150)[:, None] * (offset != 0)
-    activations = LAYOUTS[layout](some_activations(150, dtype=torch.float32, offset=offset) + falling)
-    needed = merged(embeddings, activations.to(torch.float64), [150])
-    recent = RecentProducts()
-    for sizes in ([150], [1, 0, 99, 50], [30] * 5, [5] * 30):  # one after the other: nothing is left of the one before
-        assert_same(streamed(embeddings, activations, sizes, recent), needed, 2e-6)
-
-
-def test_how_long_products_wait():
-    embeddings = unit_rows(some_embeddings(dtype=torch.float32))
-    codes = SparseActivations.from_dense(some_activations(dtype=torch.float32).relu())
-    total, recent = MonoMoments.zeros(8, 13), RecentProducts()
-    for n_batches in range(1, 40):
-        total = add_batch(total, embeddings, codes, recent)
-        assert recent.n_batches == n_batches % 16
-        assert bool(total.w.any()) == (n_batches >= 16)
-    whole = add_batch(total, embeddings.double(), codes, recent)  # float64 goes straight in
-    assert recent.n_batches == 39 % 16
-    recent.move_into(whole.w)
-    once = batch_moments(embeddings.double(), codes.to(torch.float64)).w
-    torch.testing.assert_close(whole.w, 40 * once, rtol=1e-6, atol=1e-5)
-
-
-@pytest.mark.parametrize("offset", [0.0, 100.0, -100.0])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_w_held_before_counts_for_nothing_where_it_is_said_to_be_empty(layout, offset):
-    embeddings = some_embeddings(150, dtype=torch.float32)
-    activations = LAYOUTS[layout](some_activations(150, dtype=torch.float32, offset=offset))
-    needed = merged(embeddings, activations.to(torch.float64), [150])
-    total, recent = MonoMoments.zeros(8, 13), RecentProducts()
-    total.w.fill_(1e6)
-    recent.forget(w_is_empty=True)
-    for rows in (slice(0, 60), slice(60, 60), slice(60, 150)):
-        total = add_batch(total, unit_rows(embeddings[rows]), rows_of(activations, rows), recent)
-    recent.move_into(total.w)
-    assert_same(total, needed, 2e-6)
-    total.w.fill_(1e6)
-    recent.forget(w_is_empty=True)
-    recent.move_into(total.w)
-    assert not total.w.any()
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dominating_rows_leave_the_others_their_digits(layout):
     """A row of 10^5 in the first batch and one in a later one: what the rows of 1 add must not be rounded away."""
@@ -136,11 +83,9 @@ def test_dominating_rows_leave_the_others_their_digits(layout):
     activations = LAYOUTS[layout](dense)
     sizes = [250] * 16
     scores = score_of(streamed(embeddings, activations, sizes))
-    waited = score_of(streamed(embeddings, activations, sizes, RecentProducts()))
     h = unit_rows(embeddings).double()
     exact = score_of(batch_moments(h, activations.to(torch.float64)))
     torch.testing.assert_close(scores, exact, rtol=1e-5, atol=0)
-    torch.testing.assert_close(waited, exact, rtol=1e-5, atol=0)
     if layout != "dense":
         torch.testing.assert_close(scores, exact, rtol=1e-7, atol=0)
 

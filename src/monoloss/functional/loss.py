@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from monoloss.checks import check_rows
@@ -16,6 +16,7 @@ from monoloss.functional.moments import (
     MonoMoments,
     all_reduce,
     batch_moments,
+    merge,
     rebase,
     stored_in_every_row,
     unit_rows,
@@ -93,15 +94,52 @@ def batch_scores(
     return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), own))
 
 
-def remembered_scores(
-    unit_embeddings: Float[Tensor, "n d"], activations: Activations, moments: MonoMoments, gain: Tensor | float
-) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """Differentiable scores of moments about 0 that hold this batch and decayed older ones.
+class Memory(NamedTuple):
+    """Decayed sums of earlier batches, about 0.
 
-    A latent takes part only while ``u^2 >= 2 v`` (see :class:`monoloss.MonoLoss`); its gradient is times ``gain``.
+    Attributes:
+        step: how many batches they hold.
+        u: sums of activations, ``(m,)``.
+        v: sums of their squares, ``(m,)``.
+        w: sums of activations times unit rows, ``(m, d)``; empty before the first batch.
     """
-    defined = is_defined(moments) & (moments.u.square() >= 2.0 * moments.v)
-    return _attach(unit_embeddings, activations, _Summed(moments, defined, None, gain, own=False))
+
+    step: Int[Tensor, ""]
+    u: Float[Tensor, " m"]
+    v: Float[Tensor, " m"]
+    w: Float[Tensor, "*m_d"]
+
+
+def remembered_scores(
+    unit_embeddings: Float[Tensor, "n d"],
+    activations: Activations,
+    memory: Memory,
+    fade: float,
+    process_group: dist.ProcessGroup | None,
+) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"], Memory]:
+    """Differentiable scores of the (global) batch and what is remembered: ``T <- fade T_old + batch``.
+
+    A latent takes part only while ``u^2 >= 2 v`` (see :class:`monoloss.MonoLoss`). Step ``t`` multiplies the gradient
+    by ``(1 - fade^t) / (1 - fade)``.
+
+    Returns:
+        Scores, 0 where undefined; which latents take part; and the memory after this batch.
+
+    Raises:
+        InputError: on the CPU, a negative activation.
+    """
+    batch, world = global_moments(unit_embeddings, activations, process_group, sync=True)
+    _check_not_negative(batch.b)
+    total = batch = rebase(batch, torch.zeros_like(batch.b))
+    if memory.w.numel():
+        u, v, w = (part.to(batch.u.device) for part in memory[1:])
+        none = torch.zeros_like(batch.h_sum)
+        old = MonoMoments(torch.zeros_like(batch.n), none, batch.b, u, v, w.to(batch.w.dtype))
+        total = merge(old, batch, fade=fade, reuse=True)
+    step = memory.step + 1
+    gain = (1.0 - fade ** step.to(total.u)) / (1.0 - fade)
+    summed = _Summed(total, _takes_part(total), None, world * gain, own=False)
+    return *_attach(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
 
 
 def global_moments(
@@ -117,11 +155,6 @@ def global_moments(
         raise InputError("process_group", "a group without this process", "one that this process belongs to, or None")
     moments = batch_moments(unit_embeddings, activations)
     return (all_reduce(moments, process_group) if world > 1 else moments), world
-
-
-def about_zero(moments: MonoMoments) -> MonoMoments:
-    """Moments of activations >= 0, taken about 0."""
-    return rebase(moments, torch.zeros_like(moments.b))
 
 
 class _Summed(NamedTuple):
@@ -175,6 +208,19 @@ def _at(z: Activations, b: Tensor) -> Tensor:
     if isinstance(z, SparseActivations):
         return z.values == lowest[z.indices]
     return z == lowest
+
+
+def _takes_part(total: MonoMoments) -> Tensor:
+    """Which latents have a score in [-1, 1], although the memory takes self-pairs off about ``1 + fade`` times."""
+    return is_defined(total) & (total.u.square() >= 2.0 * total.v)
+
+
+def _check_not_negative(lowest: Tensor) -> None:
+    """Refuse minima below 0, on every process of the group alike; on a GPU they are not waited for."""
+    if lowest.device.type == "cpu" and bool((lowest < 0).any()):
+        latent = int((lowest < 0).nonzero()[0])
+        came = f"{float(lowest[latent]):.4g} on latent {latent}"
+        raise InputError("activations", came, "values of at least 0, because of memory")
 
 
 class _Scores(torch.autograd.Function):

@@ -16,86 +16,16 @@ from monoloss.sparse.products import bag_sums, codes_t_matmul
 
 _BLOCK_ELEMENTS = 2**19  # of w that are added in one go: they stay in the cache between the product and the sum
 _LONGEST_SUM = 256  # entries of a latent that are added up in float32 before they go into float64
-_MOST_BATCHES = 16  # whose products are added up in float32 before they go into float64
-
-
-class RecentProducts:
-    """The float32 sum of the products of up to 16 batches, on its way into the float64 ``w``.
-
-    Half as many bytes as ``w``: adding a batch to ``w`` itself can take longer than its product.
-
-    Attributes:
-        n_batches: how many are in the sum.
-        w_is_empty: whether ``w`` stands for zeros, whatever it holds: to fill so much memory takes as long as a batch.
-
-    Example:
-        >>> codes, recent = SparseActivations.from_dense(torch.tensor([[0.0], [2.0]])), RecentProducts()
-        >>> total = add_batch(MonoMoments.zeros(2, 1), torch.eye(2), codes, recent)
-        >>> recent.n_batches, total.w.tolist()
-        (1, [[0.0, 0.0]])
-        >>> recent.move_into(total.w)
-        >>> recent.n_batches, total.w.tolist()
-        (0, [[0.0, 2.0]])
-    """
-
-    def __init__(self) -> None:
-        self.n_batches = 0
-        self.w_is_empty = False
-        self._sum: Tensor | None = None
-
-    def forget(self, *, w_is_empty: bool) -> None:
-        """Drop the sum, with what ``w`` holds or without."""
-        self.n_batches, self.w_is_empty = 0, w_is_empty
-
-    def settle(self, w: Float[Tensor, "m d"]) -> Tensor:
-        """``w`` as it stands without the sum, to be added to."""
-        if self.w_is_empty:
-            w.zero_()
-            self.w_is_empty = False
-        return w
-
-    def to_add_to(self, m: int, d: int) -> Tensor:
-        """The sum ``(m, d)``; what is in it counts only where ``n_batches`` is not 0."""
-        if self._sum is None or self._sum.shape != (m, d):
-            with torch.inference_mode(mode=False):  # else it could not be changed later, outside that mode
-                self._sum = torch.empty(m, d)
-        return self._sum
-
-    def move_into(self, w: Float[Tensor, "m d"]) -> None:
-        """Add the sum to ``w``, and begin a new one."""
-        if self.n_batches and self._sum is not None:
-            for latents in _blocks(w):
-                if self.w_is_empty:
-                    w[latents] = self._sum[latents]
-                else:
-                    w[latents] += self._sum[latents]
-            self.forget(w_is_empty=False)
-        self.settle(w)
-
-    def total(self, w: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-        """``w`` with the sum in it; the sum alone, as it is, where ``w`` is empty: two passes less over ``w``."""
-        if self.w_is_empty and self.n_batches and self._sum is not None:
-            return self._sum
-        self.move_into(w)
-        return w
 
 
 @torch.no_grad()
-def add_batch(
-    total: MonoMoments,
-    unit_embeddings: Float[Tensor, "n d"],
-    activations: Activations,
-    recent: RecentProducts | None = None,
-) -> MonoMoments:
+def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoMoments:
     """Moments of ``total`` and of a batch of unit rows: ``merge(total, batch_moments(...))``, overwriting ``total.w``.
 
     A batch of few entries touches few of the numbers of ``w``, but its product is as large as ``w``. Here both are
     made a block of latents at a time, so that the block of the product never leaves the cache: no second ``(m, d)``
     tensor, and one pass over the sums. Weights that dominate a latent (see ``moments``) go into the float64
     sums by themselves. The sums of a latent do not depend on the latents beside it where the activations are sparse.
-
-    With ``recent``, sparse float32 products on the CPU are added up there, and go into ``total.w`` every 16 batches;
-    until ``recent.move_into`` is called ``total.w`` lacks the latest.
 
     Raises:
         InputError: on the CPU, an activation that is not finite; ``total`` is then as it was.
@@ -112,15 +42,11 @@ def add_batch(
         dtype = product_dtype(h.dtype, z.dtype)
         h = h.to(dtype)
         if isinstance(z, SparseActivations):
-            return _add_sparse(total, h, z, RecentProducts() if recent is None else recent, waits=recent is not None)
-        if recent is not None:
-            recent.settle(total.w)
+            return _add_sparse(total, h, z)
         return _add_dense(total, h, z)
 
 
-def _add_sparse(
-    total: MonoMoments, h: Tensor, z: SparseActivations, recent: RecentProducts, *, waits: bool
-) -> MonoMoments:
+def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations) -> MonoMoments:
     batch = weigh_sparse(h, z, h.dtype)
     w, b = total.w, torch.minimum(total.b, batch.b)
     none = w.new_zeros(z.n_latents, 0)
@@ -132,49 +58,37 @@ def _add_sparse(
     for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)):
         if bool(t.any()):
             for latents in _blocks(w):
-                recent.settle(w)[latents].addr_(t[latents], h_sum)
+                w[latents].addr_(t[latents], h_sum)
     codes = z.with_values(batch.rest.reshape(z.values.shape))
     if h.device.type == "cpu":
-        _add_product(w, codes, batch.h, recent, waits=waits and batch.h.dtype == torch.float32)
+        _add_product(w, codes, batch.h)
     else:
-        recent.settle(w).add_(codes_t_matmul(codes, batch.h).to(w.device))
+        w.add_(codes_t_matmul(codes, batch.h).to(w.device))
     entries = batch.large
     if len(entries):
         weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
-        recent.settle(w).index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
+        w.index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)
 
 
-def _add_product(w: Tensor, codes: SparseActivations, h: Tensor, recent: RecentProducts, *, waits: bool) -> None:
+def _add_product(w: Tensor, codes: SparseActivations, h: Tensor) -> None:
     """Add ``codes^T h``, on the CPU: each latent a bag of rows of ``h``, which fit the cache."""
     grouped = codes.by_latent
     weights = codes.flat_values.index_select(0, grouped.order)
     if not len(weights):
         return
-    into = recent.to_add_to(*w.shape) if waits else recent.settle(w)
-    is_first = waits and recent.n_batches == 0
     is_long = grouped.offsets.diff() > _LONGEST_SUM
     of_long = is_long.repeat_interleave(grouped.offsets.diff()) if bool(is_long.any()) else None
     short = weights if of_long is None else weights.masked_fill(of_long, 0.0)
     for latents in _blocks(w):
         starts = grouped.offsets[latents.start : latents.stop + 1]
         first, last = int(starts[0]), int(starts[-1])
-        if is_first and first == last:
-            into[latents] = 0.0
-        elif first < last:
-            product = bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last])
-            if is_first:
-                into[latents] = product
-            else:
-                into[latents] += product
+        if first < last:
+            w[latents] += bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last])
     if of_long is not None:
         long = is_long.nonzero().squeeze(1)
         sums = _sums_in_parts(grouped.rows[of_long], h, grouped.offsets.diff()[long], weights[of_long])
-        into.index_add_(0, long, sums.to(into))
-    if waits:
-        recent.n_batches += 1
-        if recent.n_batches == _MOST_BATCHES:
-            recent.move_into(w)
+        w.index_add_(0, long, sums.to(w))
 
 
 def _sums_in_parts(rows: Tensor, h: Tensor, counts: Tensor, weights: Tensor) -> Tensor:

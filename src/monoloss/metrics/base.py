@@ -19,11 +19,6 @@ from monoloss.precision import sums_device
 SumsT = TypeVar("SumsT")
 
 
-def can_change(state: Tensor) -> bool:
-    """Whether torch lets a tensor be changed in place here: one made in inference mode only there."""
-    return torch.is_inference_mode_enabled() or not state.is_inference()
-
-
 class SumsMetric(Metric, Generic[SumsT]):
     """A metric whose states are the fields of one dataclass of float64 sums.
 
@@ -59,14 +54,12 @@ class SumsMetric(Metric, Generic[SumsT]):
         finally:
             self._defaults = defaults
         for name, default in defaults.items():
-            self._empty(name, torch.as_tensor(default))
-
-    def _empty(self, name: str, empty: Tensor) -> None:
-        state = getattr(self, name)
-        if state.shape == empty.shape and can_change(state):
-            state.copy_(empty)
-        else:
-            setattr(self, name, empty.clone().to(state.device))
+            state, empty = getattr(self, name), torch.as_tensor(default)
+            can_change = torch.is_inference_mode_enabled() or not state.is_inference()
+            if state.shape == empty.shape and can_change:
+                state.copy_(empty)
+            else:
+                setattr(self, name, empty.clone().to(state.device))
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take over the rows that another metric of the same sizes has seen.

@@ -15,8 +15,8 @@ from monoloss.errors import InputError
 from monoloss.functional import moments as mono
 from monoloss.functional.moments import MonoMoments, unit_rows
 from monoloss.functional.score import ScoreSummary, Undefined, score_of, summarise
-from monoloss.functional.streaming import RecentProducts, add_batch
-from monoloss.metrics.base import SumsMetric, can_change
+from monoloss.functional.streaming import add_batch
+from monoloss.metrics.base import SumsMetric
 from monoloss.sparse import Activations
 
 Average = Literal["none", "mean"]
@@ -61,6 +61,7 @@ class MonoScore(SumsMetric[MonoMoments]):
     b: Tensor
     u: Tensor
     v: Tensor
+    w: Tensor
 
     def __init__(
         self,
@@ -77,52 +78,30 @@ class MonoScore(SumsMetric[MonoMoments]):
         check_choice("undefined", undefined, ("nan", "zero"))
         if center is not None:
             check_vector("center", center, d)
-        self._recent = RecentProducts()
         super().__init__(MonoMoments.zeros(d, m), **kwargs)
         self.average = average
         self.undefined = undefined
         self.register_buffer("center", None if center is None else center.detach().clone())
 
-    @property
-    def w(self) -> Float[Tensor, "m d"]:
-        """The state ``w``, with the latest batches in it."""
-        self._recent.move_into(self._w)
-        return self._w
-
-    @w.setter
-    def w(self, w: Float[Tensor, "m d"]) -> None:
-        self._recent.forget(w_is_empty=False)
-        self._w = w
-
     def update(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> None:
         """Add rows: embeddings ``(n, d)`` and activations ``(n, m)``, dense or sparse."""
         check_rows(embeddings, activations, self.center)
-        m, d = self._w.shape
+        m, d = self.w.shape
         if embeddings.shape[1] != d:
             raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        total = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, self._w)
-        total = add_batch(total, unit_rows(embeddings.detach(), self.center), activations, self._recent)
-        self.n, self.h_sum, self.b, self.u, self.v = total.n, total.h_sum, total.b, total.u, total.v
+        self._take(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Scores ``(m,)``, or their mean; float64, NaN where undefined."""
-        w = self._recent.total(self._w)
-        sums = MonoMoments(self.n, self.h_sum, self.b, self.u, self.v, w)
-        scores = score_of(_checked(sums), undefined=self.undefined)
+        scores = score_of(_checked(self.sums), undefined=self.undefined)
         return scores.nanmean() if self.average == "mean" else scores
 
     def summary(self) -> ScoreSummary:
         """Mean, median, p90, number defined, chance, lift and n_eff, over all rows and processes."""
         result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
         return result
-
-    def _empty(self, name: str, empty: Tensor) -> None:
-        if name == "w" and self._w.shape == empty.shape and can_change(self._w):
-            self._recent.forget(w_is_empty=True)
-        else:
-            super()._empty(name, empty)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take over the rows that another metric has seen.
