@@ -74,8 +74,8 @@ class FakeEncoder:
         self._on_call = on_call
 
     def __call__(self, images: Tensor) -> Tensor:
-        means = images.mean(dim=(2, 3))
-        rows = torch.stack([mean @ torch.from_numpy(_PROJECTION) for mean in means])
+        # one at a time: an image has the same row to the bit in a batch of any size
+        rows = torch.stack([image.mean(dim=(1, 2)) @ torch.from_numpy(_PROJECTION) for image in images])
         if self.patch_grid is not None:
             rows = rows[:, None] * torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
         if self._on_call is not None:
