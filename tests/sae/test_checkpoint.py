@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import shutil
 import socket
@@ -42,10 +43,11 @@ def no_network(monkeypatch):
 # The same model comes back
 
 NEW_PROCESS = """
-import sys, torch
+import sys, torch, rounding
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from monoloss import SparseAutoencoder
+rounding.start_if_asked()
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)  # as in the other process: with a graph it may be another kernel
 folder = Path(sys.argv[1])
@@ -63,7 +65,8 @@ def test_a_new_process_encodes_to_the_same_bits(tmp_path):
     rows = sample_rows()
     save_file({"rows": rows}, tmp_path / "rows.safetensors")
     saes = {case: saved(case, tmp_path)[0] for case in CASES}
-    subprocess.run([sys.executable, "-c", NEW_PROCESS, str(tmp_path), *saes], check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    subprocess.run([sys.executable, "-c", NEW_PROCESS, str(tmp_path), *saes], check=True, env=environment)
     for case, sae in saes.items():
         came = load_file(tmp_path / f"{case}.safetensors")
         output = sae(rows)
