@@ -35,12 +35,14 @@ lint: $(VENV)/.installed-dev
 # uv is several times faster than pip; where it cannot be had, pip installs the same.
 $(VENV)/.installed-demo: EXTRAS := demo
 $(VENV)/.installed-dev: EXTRAS := all,dev
+# Tests start many processes: what they import is compiled once, also where Python is told not to write bytecode.
+$(VENV)/.installed-dev: COMPILE := --compile-bytecode
 $(VENV)/.installed-demo $(VENV)/.installed-dev: $(SETUP)
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"monoloss needs Python 3.11 or newer, this is %s; choose another with PYTHON=..." % sys.version.split()[0])'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv \
 		|| echo "uv cannot be installed here: going on with pip, which is slower"
-	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install $(COMPILE) --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
 		else set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'; fi
 	@touch $@

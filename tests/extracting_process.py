@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import rounding
 from extract_samples import FakeEncoder, ListSource
 from monoloss.data.extraction.run import extract
 from monoloss.data.images import open_images
@@ -70,6 +71,7 @@ SCENARIOS: dict[str, Callable[[Path], None]] = {
 }
 
 if __name__ == "__main__":
+    rounding.start_if_asked()  # as the process whose store is compared with this one's
     torch.set_num_threads(1)
     folder, scenarios = Path(sys.argv[1]), sys.argv[2:]
     for name in scenarios:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import bounds
 from monoloss.evaluation.run import evaluate
 from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SparseAutoencoder
@@ -37,20 +38,31 @@ def calibrated_sae(variant: str, d: int = 64, m: int = 256, k: int = 8) -> tuple
     return sae.eval(), rows
 
 
+def assert_same_codes(sae: SparseAutoencoder, rows: Tensor, apart: Tensor, together: Tensor) -> None:
+    """Two ways to the codes of some rows: the same latents, but for ties at the edge; values equal but for rounding.
+
+    At a width of 64 that is 1e-6 to 1e-5 for values around 1; half precision would be 0.003 off at 768, not 0.0002.
+    """
+    allowed = bounds.of_product(sae.scale(rows).scaled - sae.decoder_bias, sae.encoder_weight)
+    if sae.config.variant == "topk":
+        edge = together.where(together > 0, torch.inf).amin(1, keepdim=True)
+    else:
+        edge = getattr(sae.activation, "threshold", torch.zeros(()))
+    assert bool((together > 0).any())
+    differs = (apart > 0) != (together > 0)
+    is_tie = (torch.maximum(apart, together) - edge).abs() <= allowed
+    assert bool((differs <= is_tie).all()), f"{int(differs.sum())} other latents"
+    bounds.assert_within(apart.where(~differs, 0.0), together.where(~differs, 0.0), allowed)
+
+
 @torch.no_grad()
 def check_a_row_is_its_own_affair(variant: str) -> None:
-    """A row's code alone, in a batch of 7 and of 2048: the same latents, but for ties; values within 1e-6."""
+    """A row's code alone, in a batch of 7 and of 2048."""
     sae, rows = calibrated_sae(variant)
     together = sae.encode(rows[:2048]).to_dense()[:70]
-    smallest = together.where(together > 0, torch.inf).amin(1, keepdim=True)  # what a tie at the edge is near to
-    assert bool((together > 0).any())
     for size in (1, 7):
         apart = torch.cat([sae.encode(part).to_dense() for part in rows[:70].split(size)])
-        differs = (apart > 0) != (together > 0)
-        edge = torch.maximum(apart, together)
-        assert bool((differs <= ((edge - smallest).abs() <= 1e-6 * edge)).all()), f"{int(differs.sum())} other latents"
-        both = (apart > 0) & (together > 0)
-        torch.testing.assert_close(apart[both], together[both], rtol=1e-6, atol=0)
+        assert_same_codes(sae, rows[:70], apart, together)
 
 
 def check_small_batches_encode_as_large_ones(width: int) -> None:
@@ -60,8 +72,7 @@ def check_small_batches_encode_as_large_ones(width: int) -> None:
     together = sae.encode(rows).to_dense()
     for size in (1, 2, 3, 7, 40):
         apart = torch.cat([sae.encode(part).to_dense() for part in rows.split(size)])
-        assert torch.equal(apart > 0, together > 0)
-        torch.testing.assert_close(apart, together, rtol=1e-6, atol=0)
+        assert_same_codes(sae, rows, apart, together)
 
 
 def train_two(folder: Path, epochs: int = 4, **options: object) -> dict[str, SparseAutoencoder]:

@@ -113,8 +113,11 @@ def check_a_step_has_the_gradients_of_a_dense_step(
 
 
 def check_the_switch(variant: str) -> None:
-    """One entry more than the constant allows, and codes are dense; either way the gradients are those of both."""
-    most = int(model._SPARSE_UP_TO * N * M)
+    """One entry more than the constant allows, and codes are dense; either way the gradients are those of both.
+
+    Vanilla has entries above 0 by a hair, 5e-5: MonoLoss of a latent of such a row and another magnifies any rounding.
+    """
+    most, allowed = int(model._SPARSE_UP_TO * N * M), 1e-10 if variant == "jump_relu" else 1e-7
     for n_stored in (most - 40, most, most + 1, most + 40):
         sae, rows = some_sparse_sae(variant, n_stored)
         if variant == "jump_relu":  # so many are above the lowest that is stored
@@ -126,7 +129,7 @@ def check_the_switch(variant: str) -> None:
             assert len(output.codes.values) == n_stored
         came = gradients_of(sae, output, rows, MonoLoss())
         for sparse in (True, False):
-            check_same_gradients(came, gradients_of(sae, pass_of(sae, rows, sparse=sparse), rows, MonoLoss()), 1e-10)
+            check_same_gradients(came, gradients_of(sae, pass_of(sae, rows, sparse=sparse), rows, MonoLoss()), allowed)
 
 
 NEAR_ONLY, NEAR_OR_ACTIVE, ALWAYS_ACTIVE, NEVER_STORED = range(4)
@@ -197,4 +200,4 @@ def check_mono_loss_of_stored_zeros(rows: Tensor, codes: SparseActivations, dens
         torch.testing.assert_close(of_stored, at_entries, rtol=1e-9, atol=1e-14)
         near = codes.values == 0
         assert at_entries[near].norm() > 0.01 * at_entries.norm()
-    assert float(mono_loss(rows, codes)) == float(mono_loss(rows, codes, sync=True))
+    assert float(mono_loss(rows, codes)) == float(mono_loss(rows, codes, sync=True))  # without processes the same call

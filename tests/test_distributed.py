@@ -63,4 +63,5 @@ def test_both_processes_hold_the_same_memory(ranks):
     names = [key for key in ranks[0]["loss_with_memory"] if "memory_" in key]
     assert len(names) == 6
     for name in names:
+        # a sum of two numbers, which both processes are told
         assert torch.equal(ranks[0]["loss_with_memory"][name], ranks[1]["loss_with_memory"][name])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import bounds
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, ModelConfig
@@ -53,12 +54,13 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def check_equal(one: list[ImageBatch], other: list[ImageBatch]) -> None:
+def check_equal(one: list[ImageBatch], other: list[ImageBatch], embeddings_apart: float = 0.0) -> None:
     assert len(one) == len(other)
     for left, right in zip(one, other, strict=True):
         assert left.keys() == right.keys()
         for name in left:
-            assert torch.equal(left[name], right[name]), name
+            apart = embeddings_apart if name == "embeddings" else 0.0
+            torch.testing.assert_close(left[name], right[name], rtol=0, atol=apart, msg=name)
 
 
 def epochs(batches: TrainingBatches, n: int = 2) -> list[ImageBatch]:
@@ -141,7 +143,10 @@ def test_processes_share_a_batch(run: Run, mixed: dict[str, Any]) -> None:
     alone = epochs(run.batches(config, **options))
     shares = [epochs(run.batches(config, **options, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, one, other in zip(alone, *shares, strict=True):
-        check_equal([batch], [{name: torch.cat([one[name], other[name]]) for name in batch}])
+        joined = {name: torch.cat([one[name], other[name]]) for name in batch}
+        check_equal(
+            [batch], [joined], bounds.of_sum(5, 1.0, torch.float32)
+        )  # unit rows of 5 numbers, of 4 or of 2 to 3 at once
 
 
 def test_copies_of_an_image_differ(run: Run) -> None:

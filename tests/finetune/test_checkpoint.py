@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bounds
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, LORA, pictures, small_model, stirred
 from monoloss.errors import InputError
@@ -77,7 +78,8 @@ def test_low_rank_updates_are_merged_in_the_file_and_stay_in_the_model(tmp_path)
     again = load_finetuned(save_finetuned(model, tmp_path / "model"))
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == small_model("test_vit").state_dict().keys()
     with torch.no_grad():
-        torch.testing.assert_close(again(pictures()), model(pictures()))
+        needed = model(pictures())
+        torch.testing.assert_close(again(pictures()), needed, rtol=0, atol=bounds.of_network(again, needed))
     assert isinstance(model.backbone.blocks[0].attn.qkv, SplitQkv)
     assert all(parameter.requires_grad for parameter in again.parameters())
 

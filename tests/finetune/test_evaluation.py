@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds
 import reference
 from finetune_models import LORA, small_config, stirred
 from finetune_runs import a_run as a_run_config
@@ -64,13 +65,18 @@ def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tenso
         return model.forward_both(pictures)
 
 
+def assert_near(model: FineTuneModel, came: Tensor, needed: Tensor) -> None:
+    """The same activations from batches of other sizes: 0.009 apart at most, where rows are 0.27 apart at least."""
+    torch.testing.assert_close(came, needed, rtol=0, atol=bounds.of_network(model, needed) if len(needed) else 0)
+
+
 @pytest.mark.parametrize(("batch_size", "image_batch_size"), [(2048, 64), (5, 3), (1, 5), (4, 4)])
 def test_activations_follow_the_rows_of_the_store(images, store, batch_size, image_batch_size):
     model = a_model()
     logits, activations = by_hand(model, images)
     rows = ImageActivations(model, images, store, batch_size=image_batch_size)
     parts = [rows.rows(i, min(i + batch_size, N)) for i in range(0, N, batch_size)]
-    torch.testing.assert_close(torch.cat(parts), activations.flip(0))
+    assert_near(model, torch.cat(parts), activations.flip(0))
     right = logits.argmax(1) == images.labels
     assert rows.figures() == {"top1": pytest.approx(float(right.float().mean())), "top5": 1.0}
     assert len(rows) == N
@@ -81,20 +87,22 @@ def test_rows_in_any_order(images, store):
     expected = by_hand(model, images).activations.flip(0)
     rows = ImageActivations(model, images, store, batch_size=5)
     for start, stop in ((7, 9), (9, 12), (3, 3), (0, 12), (0, 1), (1, 2)):
-        torch.testing.assert_close(rows.rows(start, stop), expected[start:stop])
+        assert_near(model, rows.rows(start, stop), expected[start:stop])
 
 
 def test_worker_processes_change_nothing(images, store):
     model = a_model()
     one, other = (ImageActivations(model, images, store, batch_size=4, workers=workers) for workers in (0, 2))
-    assert torch.equal(one.rows(0, N), other.rows(0, N))
+    assert torch.equal(one.rows(0, N), other.rows(0, N))  # the model sees the same batches, in this process
 
 
 @pytest.mark.parametrize("latents_per_pass", [None, 50])
 def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_path, latents_per_pass):
-    model = a_model(top_k=20).train()
-    model_activations = by_hand(model.eval(), images).activations.flip(0)
-    np.save(tmp_path / "a.npy", model_activations.numpy())
+    model = a_model(top_k=20)
+    rows = ImageActivations(model, images, store, batch_size=5)
+    activations = torch.cat([rows.rows(start, min(start + 7, N)) for start in range(0, N, 7)])  # as evaluated below
+    assert_near(model, activations, by_hand(model, images).activations.flip(0))
+    np.save(tmp_path / "a.npy", activations.numpy())
     model.train()
     models = {
         "mine": ImageActivations(model, images, store, batch_size=5),
@@ -103,12 +111,11 @@ def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_p
     found = evaluate(store, models, batch_size=7, latents_per_pass=latents_per_pass)
     mine, file = found["mine"], found["file"]
     assert model.training  # as it was
-    assert {name: value for name, value in mine.summary.items() if name in file.summary} == pytest.approx(
-        dict(file.summary), rel=1e-5, nan_ok=True
-    )
+    found_alike = {name: value for name, value in mine.summary.items() if name in file.summary}
+    assert found_alike == bounds.close_summary(file.summary, bounds.of_score(7))
     assert mine.summary.keys() - file.summary.keys() == {"top1", "top5"}
-    scores = reference.mono_score_pairwise(store.rows(torch.arange(N)), model_activations)
-    np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=1e-4, atol=1e-6)
+    scores = reference.mono_score_pairwise(store.rows(torch.arange(N)), activations)
+    np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=0, atol=bounds.of_score(7))
     assert torch.equal(mine.examples.rows, file.examples.rows)
     assert mine.facts["model"].startswith("the layer of a fine-tuned test_resnet on imagefolder:")
 
@@ -137,7 +144,7 @@ def test_rows_of_a_part_of_the_images(images, tmp_path):
     assert images_of_rows(images, part, "name").tolist() == [7, 2]
     model = a_model()
     rows = ImageActivations(model, images, part, join_on="name")
-    torch.testing.assert_close(rows.rows(0, 2), by_hand(model, images).activations[[7, 2]])
+    assert_near(model, rows.rows(0, 2), by_hand(model, images).activations[[7, 2]])
 
 
 @pytest.mark.door
@@ -196,22 +203,22 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
     place = f"imagefolder:{tmp_path / 'images'}"
     model = a_run(tmp_path / "run", DataConfig("imagefolder:elsewhere", validation=place))
     np.save(tmp_path / "codes.npy", torch.rand(N, 3).numpy())
-    command = ["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run"]
-    assert main([*command, "--activations", "codes.npy", "--image_batch_size", "5"]) == 0
+    command = ["evaluate", "--progress", "false", "--store", "store", "--finetuned", "run", "--image_batch_size", "5"]
+    assert main([*command, "--activations", "codes.npy"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "fine-tuned" in out
     assert "run is right in " in out
     written = Evaluation.load(tmp_path / "run" / "evaluations" / "run")
-    expected = evaluate(store, {"run": ImageActivations(model, images, store)})["run"]
-    assert written.summary == pytest.approx(dict(expected.summary), rel=1e-5, nan_ok=True)
+    expected = evaluate(store, {"run": ImageActivations(model, images, store, batch_size=5)})["run"]
+    assert written.summary == bounds.close_summary(expected.summary, bounds.of_score(N))
     assert written.name == "run"
     assert written.facts["source"] == str(Path("run") / "model")
     assert written.facts["backbone"] == "test_resnet"
     assert written.facts["training"] == model.provenance.training
     assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
     again = Evaluation.load(tmp_path / "mine" / "run")
-    assert again.summary == pytest.approx(dict(written.summary), rel=1e-5, nan_ok=True)
+    assert again.summary == bounds.close_summary(written.summary, bounds.of_score(N))
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -225,9 +232,9 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     validated = validation_measures("run")
     names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
     names |= {name: name for name in ("purity_binary", "purity_weighted")}
-    assert {name: summary[name] for name in names.values()} == pytest.approx(
-        {names[name]: value for name, value in validated.items() if name in names}, rel=1e-4
-    )
+    needed = {names[name]: value for name, value in validated.items() if name in names}
+    # merged updates and larger batches move activations by 4e-5 of their size, and scores by a few times that
+    assert {name: summary[name] for name in names.values()} == bounds.close_summary(needed, 1e-4)
 
 
 def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkeypatch):

@@ -96,13 +96,14 @@ def test_ties_at_the_minimum_share_its_gradient(layout):
 
 
 def test_ties_of_different_sizes_in_closed_form():
-    """Two rows at the minimum against one far above: by symmetry both get half of what the minimum gets."""
-    embeddings = some_embeddings(4)
+    """Two equal rows at the minimum against three above: by symmetry both get half of what the minimum gets."""
+    embeddings = some_embeddings(5)
     embeddings[1] = embeddings[0]
-    activations = torch.tensor([[-1.0], [-1.0], [0.5], [1.0]]).double()
+    activations = torch.tensor([[-1.0], [-1.0], [0.5], [1.0], [2.0]]).double()
     (gradient,) = gradients(lambda z: mono_loss(embeddings, z), activations)
-    torch.testing.assert_close(gradient[0], gradient[1], rtol=0, atol=1e-16)
-    torch.testing.assert_close(gradient.sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-15)  # shifts
+    assert gradient.abs().min() > 1e-3
+    torch.testing.assert_close(gradient[0], gradient[1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(gradient.sum(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-14)  # shifts
 
 
 @pytest.mark.parametrize("layout", ["dense", "every_entry", "ragged", "fixed_k"])
@@ -138,7 +139,7 @@ def test_stored_zeros_get_the_gradient_of_the_dense_tensor():
     codes, embeddings = every_entry(dense), some_embeddings(20)
     (of_dense,) = gradients(lambda z: mono_loss(embeddings, z), dense)
     (of_values,) = gradients(lambda v: loss_of_values(embeddings, codes, v), codes.values)
-    torch.testing.assert_close(of_values, of_dense.gather(1, codes.indices), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(of_values, of_dense.gather(1, codes.indices), rtol=1e-12, atol=1e-14)
     assert of_values[codes.values == 0].abs().min() > 0
 
 
@@ -236,7 +237,7 @@ def test_gradients_keep_the_dtype_and_memory_layout_is_free():
     came = torch.autograd.grad(mono_loss(*(tensor[::2, ::2] for tensor in wide)), wide)
     needed = gradients(mono_loss, embeddings[::2, ::2].contiguous(), activations[::2, ::2].contiguous())
     for one, other in zip(came, needed, strict=True):
-        torch.testing.assert_close(one[::2, ::2], other, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(one[::2, ::2], other, rtol=1e-12, atol=1e-13)
     halves = gradients(mono_loss, embeddings.bfloat16(), activations.half())
     assert [gradient.dtype for gradient in halves] == [torch.bfloat16, torch.float16]
 
@@ -245,7 +246,7 @@ def test_batch_scores_are_the_scores():
     embeddings, activations = some_embeddings(), some_activations()
     scores, defined = batch_scores(embeddings, activations)
     needed = mono_score(embeddings, activations, undefined="zero")
-    torch.testing.assert_close(scores, needed, rtol=0, atol=0)
+    torch.testing.assert_close(scores, needed, rtol=0, atol=1e-13)
     assert torch.equal(defined, ~torch.isnan(mono_score(embeddings, activations)))
 
 

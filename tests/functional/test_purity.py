@@ -117,7 +117,7 @@ def test_order_split_and_scale_do_not_matter(multi, seed, cuts, scale):
     factors = torch.ones(9, dtype=torch.float64)
     factors[4] = scale
     scaled = class_purity(z * factors, labels, 4)
-    torch.testing.assert_close(scaled.binary, plain.binary, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(scaled.binary, plain.binary, equal_nan=True, rtol=0, atol=0)  # ratios of counts
     torch.testing.assert_close(scaled.weighted, plain.weighted, equal_nan=True, rtol=1e-12, atol=0)
     torch.testing.assert_close(scaled.mass, plain.mass * factors, rtol=1e-12, atol=0)
 
@@ -163,7 +163,7 @@ def test_by_hand():
 
 
 def test_pure_latents_are_exactly_one_and_no_row_is_nan():
-    z = torch.full((1000, 1), 0.1)
+    z = torch.full((1000, 1), 0.1)  # of float32, so that sums in float64 are exact
     result = class_purity(z, torch.zeros(1000, dtype=torch.uint8), 3)
     assert result.binary.item() == result.weighted.item() == 1.0
     empty = class_purity(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds
 from mono_samples import LAYOUTS, as_dense, rows_of, some_activations, some_embeddings
 from monoloss.errors import InputError
 from monoloss.functional import streaming
@@ -86,20 +87,22 @@ def test_dominating_rows_leave_the_others_their_digits(layout):
     h = unit_rows(embeddings).double()
     exact = score_of(batch_moments(h, activations.to(torch.float64)))
     torch.testing.assert_close(scores, exact, rtol=1e-5, atol=0)
-    if layout != "dense":
-        torch.testing.assert_close(scores, exact, rtol=1e-7, atol=0)
+    if layout != "dense":  # the dominating rows alone are added in float64: closer by far
+        torch.testing.assert_close(scores, exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("layout", ["ragged", "every_entry"])
-def test_a_latent_has_the_same_bits_whatever_stands_beside_it(layout, monkeypatch):
+def test_a_latent_has_the_same_sums_whatever_stands_beside_it(layout, monkeypatch):
     embeddings = some_embeddings(150, dtype=torch.float32)
     dense = some_activations(150, dtype=torch.float32)
     whole = streamed(embeddings, LAYOUTS[layout](dense), [50, 100])
     monkeypatch.setattr(streaming, "_BLOCK_ELEMENTS", 24)
     for latents in (slice(0, 13), slice(0, 1), slice(4, 9)):
         part = streamed(embeddings, LAYOUTS[layout](dense[:, latents]), [50, 100])
-        for name in ("b", "u", "v", "w"):
+        for name in ("b", "u", "v"):  # added one entry after the other
             assert torch.equal(getattr(part, name), getattr(whole, name)[latents]), name
+        allowed = bounds.of_sum(150, part.u[:, None], torch.float32)
+        bounds.assert_within(part.w, whole.w[latents], allowed)
 
 
 @pytest.mark.door

@@ -81,7 +81,7 @@ def test_start(variant):
         assert torch.equal(sae.decoder_rows, sae.encoder_weight.t())
     else:
         expected = columns / columns.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(sae.decoder_rows.double(), expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(sae.decoder_rows.double(), expected, rtol=0, atol=5e-7)  # eps is 1.2e-7
         assert sae.decoder_rows.data_ptr() != sae.encoder_weight.data_ptr()
     assert not sae.decoder_bias.any()
     assert sae.encoder_bias is None or not sae.encoder_bias.any()
@@ -259,7 +259,7 @@ def test_redraw_changes_the_given_latents_only(variant):
             state.movedim(latents_along[name], 0) for state in (before[name], tensor, dict(start.state_dict())[name])
         )
         assert torch.equal(new[~chosen], old[~chosen])
-        torch.testing.assert_close(new[chosen], drawn[chosen], rtol=0, atol=1e-7, msg=name)  # as at the start
+        torch.testing.assert_close(new[chosen], drawn[chosen], rtol=0, atol=5e-7, msg=name)  # as at the start
         assert not torch.equal(new[chosen], old[chosen])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import bounds
 from monoloss.losses import MonoLoss
 from monoloss.sae.activations import BatchTopK, JumpRelu
 from monoloss.sae.config import InputScaling
@@ -150,8 +151,8 @@ def test_encode_is_sparse_and_decode_whole_under_autocast(variant, training):
         assert isinstance(codes, SparseActivations)
         came, of_dense = sae.decode(codes), sae.decode(codes.to_dense())
     assert came.dtype == of_dense.dtype == torch.float32
-    torch.testing.assert_close(came, of_dense, rtol=1e-5, atol=1e-6)
-    if variant == "jump_relu":
+    bounds.assert_within(came, of_dense, bounds.of_product(codes.to_dense(), sae.decoder_rows))
+    if variant == "jump_relu":  # of which nothing is lowered: the same call
         assert torch.equal(codes.to_dense(), whole.encode(rows).to_dense())
 
 

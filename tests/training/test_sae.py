@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import bounds
 import reference
 import sae_reference
 from monoloss.errors import InputError
@@ -22,7 +23,7 @@ from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
 from sae_checks import check_decoder_rows_after_training, check_l0_at_inference
 from sae_samples import VARIANTS, VARIANTS_WITH_AUX, bits_of, some_sae
-from training_samples import FIGURES, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train
+from training_samples import BATCH, FIGURES, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -33,9 +34,11 @@ def test_bit_equal_to_a_loop_by_hand(store, tmp_path, name):
     came, needed = bits_of(trained), bits_of(expected)
     threshold = "activation.threshold"
     if settings.sae.variant == "batch_topk":  # calibrated on the same rows in another order, so rounded apart
-        torch.testing.assert_close(trained.activation.threshold, expected.activation.threshold, rtol=1e-6, atol=0)
+        apart = float(bounds.of_product(expected.scale(store.embeddings()).scaled, expected.encoder_weight).max())
+        torch.testing.assert_close(trained.activation.threshold, expected.activation.threshold, rtol=0, atol=apart)
+        assert expected.activation.threshold > 1000 * apart
         del came[threshold], needed[threshold]
-    assert came == needed
+    assert came == needed  # the loop has the same shapes and calls the same kernels
     assert steps[-1].loss < steps[0].loss
     if settings.sae.variant in ("jump_relu", "vanilla"):
         assert {step.are_stored for step in steps} == {True, False}  # codes were dense in some steps, stored in others
@@ -55,18 +58,18 @@ def test_figures_are_those_of_the_logged_steps(store, tmp_path):
             step = steps[int(line["step"])]
             came = {figure: float(line[f"{name}/{figure}"]) for figure in FIGURES}
             scores = reference.mono_score_pairwise(step.batch, step.codes)
-            assert came["score"] == pytest.approx(np.nanmean(scores), abs=1e-5)
+            assert came["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(BATCH))
             assert came["loss"] == pytest.approx(step.loss, rel=1e-6)
             assert came["l0"] == pytest.approx(reference.l0(step.codes), rel=1e-6)
             assert came["dead"] == step.n_dead
             variance = reference.explained_variance(step.target, step.reconstruction)
-            assert came["explained_variance"] == pytest.approx(variance, rel=1e-5, abs=1e-6)
+            assert came["explained_variance"] == pytest.approx(variance, rel=0, abs=1e-5)
             error = reference.nmse if settings.sae.variant == "topk" else reference.mse
             assert came["reconstruction"] == pytest.approx(error(step.target, step.reconstruction), rel=1e-5)
         if settings.mono_weight == 0:
             assert came["loss"] == pytest.approx(came["reconstruction"] + came["aux"] / 32, rel=1e-6)
         if settings.sae.variant == "jump_relu":
-            assert came["sparsity"] == pytest.approx((came["l0"] / 2 - 1) ** 2, rel=1e-5)
+            assert came["sparsity"] == pytest.approx((came["l0"] / 2 - 1) ** 2, rel=1e-5, abs=1e-7)
         elif settings.sae.variant == "vanilla":
             assert came["sparsity"] == pytest.approx(sae_reference.l1(step.codes.double().numpy()), rel=1e-5)
         else:
