@@ -17,7 +17,8 @@ from monoloss.errors import InputError, missing_extra
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
+from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
+from monoloss.tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
