@@ -5,15 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from monoloss.errors import InputError, MissingExtraError, missing_extra
-from monoloss.functional.loss import mono_loss
-from monoloss.functional.moments import MonoMoments
-from monoloss.functional.purity import class_purity
-from monoloss.functional.reconstruction import reconstruction_quality
-from monoloss.functional.score import mono_score
-from monoloss.losses import MonoLoss
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpReluConfig, TopKConfig, VanillaConfig
-from monoloss.sparse import SparseActivations
+from monoloss.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from monoloss.data.encoders import load_encoder
@@ -24,15 +16,24 @@ if TYPE_CHECKING:
     from monoloss.data.import_torch import import_pt
     from monoloss.data.importers import import_npy, import_npz
     from monoloss.data.store import FeatureStore
+    from monoloss.errors import InputError, MissingExtraError
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
     from monoloss.finetune.checkpoint import load_finetuned
     from monoloss.finetune.config import FineTuneConfig
     from monoloss.finetune.run import fine_tune
+    from monoloss.functional.loss import mono_loss
+    from monoloss.functional.moments import MonoMoments
+    from monoloss.functional.purity import class_purity
+    from monoloss.functional.reconstruction import reconstruction_quality
+    from monoloss.functional.score import mono_score
+    from monoloss.losses import MonoLoss
     from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
     from monoloss.regularizer import ActivationRegularizer
     from monoloss.report.page import write_report
+    from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpReluConfig, TopKConfig, VanillaConfig
     from monoloss.sae.model import SparseAutoencoder
+    from monoloss.sparse import SparseActivations
     from monoloss.training.config import SaeTraining, TrainingConfig
     from monoloss.training.sae import train_saes
 
@@ -77,18 +78,29 @@ __all__ = [
     "write_report",
 ]
 
-# names whose modules import more than torch and safetensors: found on first use
-_ON_FIRST_USE = {
+_MODULE_OF = {  # every name is found on first use: the command line answers without torch, the rest without extras
     "ActivationRegularizer": "monoloss.regularizer",
+    "AuxLoss": "monoloss.sae.config",
+    "BatchTopKConfig": "monoloss.sae.config",
     "ClassPurity": "monoloss.metrics",
     "Evaluation": "monoloss.evaluation.result",
     "FeatureStore": "monoloss.data.store",
     "FineTuneConfig": "monoloss.finetune.config",
+    "InputError": "monoloss.errors",
+    "InputScaling": "monoloss.sae.config",
+    "JumpReluConfig": "monoloss.sae.config",
+    "MissingExtraError": "monoloss.errors",
+    "MonoLoss": "monoloss.losses",
+    "MonoMoments": "monoloss.functional.moments",
     "MonoScore": "monoloss.metrics",
     "Reconstruction": "monoloss.metrics",
     "SaeTraining": "monoloss.training.config",
+    "SparseActivations": "monoloss.sparse",
     "SparseAutoencoder": "monoloss.sae.model",
+    "TopKConfig": "monoloss.sae.config",
     "TrainingConfig": "monoloss.training.config",
+    "VanillaConfig": "monoloss.sae.config",
+    "class_purity": "monoloss.functional.purity",
     "evaluate": "monoloss.evaluation.run",
     "extract": "monoloss.data.extract",
     "fine_tune": "monoloss.finetune.run",
@@ -99,23 +111,22 @@ _ON_FIRST_USE = {
     "import_pt": "monoloss.data.import_torch",
     "load_encoder": "monoloss.data.encoders",
     "load_finetuned": "monoloss.finetune.checkpoint",
+    "mono_loss": "monoloss.functional.loss",
+    "mono_score": "monoloss.functional.score",
     "open_images": "monoloss.data.images",
+    "reconstruction_quality": "monoloss.functional.reconstruction",
     "train_saes": "monoloss.training.sae",
     "write_report": "monoloss.report.page",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'monoloss' has no attribute {name!r}")
-    try:
-        module = import_module(_ON_FIRST_USE[name])
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
-    value = getattr(module, name)
+    value = getattr(import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

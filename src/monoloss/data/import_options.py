@@ -19,7 +19,6 @@ from monoloss.data.store_stream import RowColumns
 from monoloss.data.store_writer import StoreOptions
 from monoloss.errors import InputError, missing_extra
 
-HUB = "hf-hub:"  # what a name on the Hugging Face Hub starts with
 EMBEDDING_KEYS = ("embeddings", "features")
 LABEL_KEYS = ("labels", "targets")
 ID_KEYS = ("ids",)
