@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -120,12 +121,45 @@ _MODULE_OF = {  # every name is found on first use: the command line answers wit
 }
 
 
+_NEEDS = {  # what these names take beyond the base: they are there without it, and say so when they are called
+    "extract": "vision",
+    "fine_tune": "finetune",
+    "import_dataset": "interop",
+    "import_lmdb": "interop",
+    "load_encoder": "vision",
+    "load_finetuned": "finetune",
+    "open_images": "vision",
+    "train_saes": "train",
+    "write_report": "report",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'monoloss' has no attribute {name!r}")
-    value = getattr(import_module(_MODULE_OF[name]), name)
+    try:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        return _without_extra(name, error)  # not kept: the extra may be installed meanwhile
     globals()[name] = value
     return value
+
+
+def _without_extra(name: str, error: ModuleNotFoundError) -> Callable[..., Any]:
+    """A function in the place of one whose extra is not installed, so that ``from monoloss import *`` and help work."""
+    from monoloss.errors import MissingExtraError, missing_extra
+
+    missing = missing_extra(error, _NEEDS.get(name))
+    if name not in _NEEDS or not isinstance(missing, MissingExtraError):
+        raise missing from error
+
+    def absent(*_: Any, **_options: Any) -> Any:
+        raise MissingExtraError(*missing.args) from error
+
+    absent.__name__ = absent.__qualname__ = name
+    absent.__module__ = __name__
+    absent.__doc__ = f"Not there: {missing}."
+    return absent
 
 
 def __dir__() -> list[str]:

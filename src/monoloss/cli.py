@@ -132,7 +132,7 @@ def _run(words: list[str]) -> int:
         options = read_options(f"monoloss {name}", function, rest)
     except SystemExit as stop:  # --help, or an argument that argparse has already explained
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
-    function(**options, **given)
+    function(**{**options, **given})
     return 0
 
 

@@ -31,7 +31,7 @@ from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.functional.loss import mono_loss
-from monoloss.training.checkpoints import checkpoints_in, step_of
+from monoloss.training.checkpoint_files import checkpoints_in, step_of
 from picture_samples import labelled, store_of
 
 PATIENCE_S = 600.0

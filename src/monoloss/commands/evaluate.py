@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -134,13 +134,11 @@ class _OnImages(NamedTuple):
 
     def load(self, path: str, store: FeatureStore, device: Device) -> ImageActivations:
         """What the model of a folder makes of the images of a store."""
-        try:
+        with needs_extra("finetune"):
             from monoloss.finetune.checkpoint import load_finetuned
             from monoloss.finetune.config import DataConfig
             from monoloss.finetune.evaluation import ImageActivations, images_of_run
             from monoloss.finetune.image_data import open_labelled
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
 
         model = load_finetuned(path, device)
         if self.images is None:

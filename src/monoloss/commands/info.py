@@ -195,7 +195,7 @@ def _sae_facts(folder: Path) -> list[tuple[str, object]]:
 
 
 def _run_parts(folder: Path) -> list[RenderableType]:
-    from monoloss.training.checkpoints import checkpoints_in, step_of
+    from monoloss.training.checkpoint_files import checkpoints_in, step_of
     from monoloss.training.config_files import read_config, run_to_dict
     from monoloss.training.run_folder import RunFolder
 

@@ -8,8 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-_FLAGS = ("verify", "skipped", "classes")  # options without a value
-_NO_OPTIONS = ("settings", "print_config")  # which `take_settings` of the command's module gives
+_FLAGS = ("verify", "skipped", "classes", "print_config")  # options without a value
 
 
 def read_options(program: str, function: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def read_options(program: str, function: Callable[..., None], words: Sequence[st
     hints = get_type_hints(function)
     arguments = signature(function).parameters
     for line in parse_docstring(text).params:
-        if line.arg_name not in _NO_OPTIONS:
+        if line.arg_name != "settings":  # which `take_settings` of the command's module gives
             _add(parser, arguments[line.arg_name], hints[line.arg_name], line.description or "")
     options: dict[str, Any] = parser.parse_args(list(words)).as_dict()
     return options
