@@ -10,7 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_number, check_rows, check_vector
+from monoloss.checks import check_number
+from monoloss.checks.tensors import check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.loss import Memory, batch_scores, loss_of, remembered_scores
 from monoloss.functional.moments import unit_rows

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_choice, check_matrix, check_type
+from monoloss.checks import check_choice, check_type
+from monoloss.checks.tensors import check_matrix
 from monoloss.errors import InputError
 from monoloss.losses import MonoLoss
 

@@ -14,10 +14,10 @@ import torch
 from monoloss.errors import InputError
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.evaluation.stored_activations import StoredActivations
+from monoloss.files.hub import HUB
 from monoloss.files.json import read_json
 from monoloss.finetune.model.folder import is_finetuned
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, MODEL, SAES
-from monoloss.sae.folder import HUB
 from monoloss.sae.model import SparseAutoencoder
 
 _SAE_FILES = ("config.json", "model.safetensors")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_matrix
+from monoloss.checks.tensors import check_matrix
 from monoloss.errors import InputError
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations

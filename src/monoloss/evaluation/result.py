@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.files.atomic import atomic_folder, check_new_folder, save_tensors
+from monoloss.files.atomic import atomic_folder, check_new_folder
 from monoloss.files.json import read_json, write_json
+from monoloss.files.tensors import save_tensors
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
@@ -152,10 +153,8 @@ class Evaluation(EvaluationRecord):
             >>> found["one"].plot(found["other"])
             <charts of 'one', 'other': score, lift, n_eff, score-against-explained-variance, score-against-r2>
         """
-        try:
+        with needs_extra("report"):
             from monoloss.evaluation.charts.overview_view import OverviewView
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
         return OverviewView([self, *others])
 
     def latent(
@@ -191,12 +190,10 @@ class Evaluation(EvaluationRecord):
             ...     view.save(folder + "/latent-3.html").name, list(view.rows)
             ('latent-3.html', ['Most active', 'Around the median', 'Least active'])
         """
-        try:
+        with needs_extra("report"):
             from monoloss.evaluation.charts.latent_view import LatentView
 
             return LatentView(self, latent, store, images)
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
 
     def _parts(self) -> dict[str, Tensor]:
         """All but the columns of the latents, as the file names them."""

@@ -12,7 +12,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files.atomic import check_new_folder, save_tensors
+from monoloss.files.atomic import check_new_folder
 from monoloss.files.dataclasses import check_known, read_value
 from monoloss.files.json import write_json
+from monoloss.files.tensors import save_tensors
+from monoloss.version import __version__
 
 TENSORS, CONFIG, LIBRARY = "model.safetensors", "config.json", "monoloss"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -91,7 +92,7 @@ def write_model_config(
 
 def model_config(described: Mapping[str, Any], provenance: Provenance) -> dict[str, Any]:
     """The content of a ``config.json``, but for its format version."""
-    return {"library": LIBRARY, "library_version": version(LIBRARY), **described, **asdict(provenance)}
+    return {"library": LIBRARY, "library_version": __version__, **described, **asdict(provenance)}
 
 
 def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str]) -> Provenance:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_rows
+from monoloss.checks.tensors import check_rows
 from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,

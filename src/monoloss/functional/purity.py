@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from monoloss.checks import check_same_device
+from monoloss.checks.tensors import check_same_device
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import ActiveEntries, active_entries, check_activations, count_not_finite
 from monoloss.precision import sums_device

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monoloss.checks import check_matrix, check_same_device
+from monoloss.checks.tensors import check_matrix, check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import sums_device
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from monoloss.checks import check_matrix
+from monoloss.checks.tensors import check_matrix
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from monoloss.checks import check_choice, check_number, check_rows, check_vector
+from monoloss.checks import check_choice, check_number
+from monoloss.checks.tensors import check_rows, check_vector
 from monoloss.errors import InputError
 from monoloss.functional import moments as mono
 from monoloss.functional.moments import MonoMoments, unit_rows

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from monoloss.checks import check_choice, check_matrix, check_number
+from monoloss.checks import check_choice, check_number
+from monoloss.checks.tensors import check_matrix
 from monoloss.functional.reconstruction import ReconstructionQuality, ReconstructionSums
 from monoloss.metrics.base import SumsMetric
 

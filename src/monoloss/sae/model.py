@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from monoloss.checks import check_matrix, check_number, check_same_device, check_type, check_vector
+from monoloss.checks import check_number, check_type
+from monoloss.checks.tensors import check_matrix, check_same_device, check_vector
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_matrix, check_number, check_same_device
+from monoloss.checks import check_number
+from monoloss.checks.tensors import check_matrix, check_same_device
 from monoloss.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_same_device
+from monoloss.checks.tensors import check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse.activations import SparseActivations

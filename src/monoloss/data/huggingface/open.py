@@ -13,8 +13,8 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from monoloss.data.importers.options import HUB
 from monoloss.errors import InputError
+from monoloss.files.hub import HUB
 
 AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
 

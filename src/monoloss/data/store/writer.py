@@ -40,7 +40,8 @@ from monoloss.data.store.rows import (
     to_tensor,
 )
 from monoloss.errors import InputError
-from monoloss.files.atomic import atomic_file, check_new_folder, remove_temporaries, save_tensors, write_text
+from monoloss.files.atomic import atomic_file, check_new_folder, remove_temporaries, write_text
+from monoloss.files.tensors import save_tensors
 
 
 class StoreOptions(TypedDict, total=False):

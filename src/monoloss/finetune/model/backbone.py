@@ -12,7 +12,7 @@ from torch import Tensor
 from monoloss.data.encoders import PRESETS
 from monoloss.data.encoders.encoders import data_config
 from monoloss.data.encoders.outputs import ImageModel
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.files.dataclasses import plain
 from monoloss.finetune.config import ModelConfig
 
@@ -56,12 +56,10 @@ def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
         >>> load_backbone(ModelConfig("resnet10t", pretrained=False, image_size=32)).width
         512
     """
-    try:
+    with needs_extra("finetune"):
         from timm.models import filter_pretrained_cfg, get_model_args
 
         from monoloss.data.encoders import weights
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
 
     preset = PRESETS.get(config.backbone)
     name, size = config.backbone, config.image_size
@@ -101,10 +99,8 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
         InputError: a recipe that the installed timm cannot follow.
         MissingExtraError: timm is not installed.
     """
-    try:
+    with needs_extra("finetune"):
         import timm
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
     for key in _NOT_OF_A_RECIPE:  # they would make timm read other files
         if key in recipe["args"]:
             raise InputError(f"backbone.args.{key}", "a value", "no such key")
