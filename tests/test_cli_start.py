@@ -73,7 +73,7 @@ WITH_PARSER_AND_SETTINGS = {
     "finetune --data.images x": "--config: got nothing",
     "finetune --config run.yaml --epochs 3": "saes: got an unknown key",
 }
-DATACLASSES = {"monoloss.checks", "monoloss.files.dataclasses"}
+DATACLASSES = {"monoloss.checks", "monoloss.checks.values", "monoloss.files.dataclasses"}
 
 
 def started(lines: list[str], folder: Path) -> tuple[list[str], set[str], set[str]]:
@@ -102,7 +102,18 @@ def test_what_needs_no_parser(tmp_path):
     check_answers(WITHOUT_PARSER, answers)
     assert packages == set()
     commands = {command.module for command in COMMANDS.values()}
-    light = {"cli", "commands", "commands.settings", "errors", "files", "hub", "quantities", "version"}
+    light = {
+        "cli",
+        "commands",
+        "commands.settings",
+        "errors",
+        "files",
+        "files.atomic",
+        "files.hub",
+        "runs",
+        "runs.layout",
+    }
+    light |= {"terminal", "version"}
     assert ours == {*commands, *DATACLASSES, *(f"monoloss.{name}" for name in light)}
 
 

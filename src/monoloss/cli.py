@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None) -> int:
             InputError(str(error.filename or "a file"), os.strerror(error.errno), "a place that can hold it")
         )
     except KeyboardInterrupt:
-        exec("")  # noqa: S102 - after one inside a dataclass's `exec`, Python would kill itself at its end, but for a later one
+        # One that left an `exec`, as dataclasses use, makes Python kill itself at its end, unless another one succeeds
+        exec("")  # noqa: S102
         print("monoloss: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except _Terminated:
@@ -122,12 +123,13 @@ def _run(words: list[str]) -> int:
         unknown = unknown_key("", name, list(COMMANDS))
         raise InputError(name, "an unknown option" if name.startswith("-") else "an unknown command", unknown.needed)
     module = import_module(COMMANDS[name].module)
-    given = {}
-    if hasattr(module, "take_settings"):
-        rest, given = module.take_settings(rest)
+    function, given = getattr(module, COMMANDS[name].function), {}
+    if hasattr(module, "SETTINGS_IN"):
+        from monoloss.commands.settings import take_settings
+
+        rest, given = take_settings(rest, function, module.SETTINGS_IN)
     from monoloss.commands.options import read_options
 
-    function = getattr(module, COMMANDS[name].function)
     try:
         options = read_options(f"monoloss {name}", function, rest)
     except SystemExit as stop:  # --help, or an argument that argparse has already explained

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from monoloss.commands.settings import device_of_process
 from monoloss.errors import InputError, needs_extra
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
             raise InputError(f"--{option}", repr(value), "fine-tuned models to make use of it")
     if split is not None and images is None:
         raise InputError("--split", repr(split), "images to make use of it")
+    import torch
     from rich.console import Console
     from rich.markup import escape
 
@@ -83,7 +85,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from monoloss.report.table import chance_line, evaluation_table
 
     rows = FeatureStore(store)
-    where = _device(device)
+    where = torch.device(device_of_process(device))
     sources = {source.name: source for source in find_sources(saes or [], activations or [], finetuned or [])}
     folders = evaluation_folders(
         list(sources.values()), out, {"store_fingerprint": rows.fingerprint, "centred": center}
@@ -146,11 +148,3 @@ class _OnImages(NamedTuple):
         else:
             images, join_on = open_labelled(DataConfig(self.images, split=self.split)), self.join_on or "id"
         return ImageActivations(model, images, store, join_on=join_on, batch_size=self.batch_size, workers=self.workers)
-
-
-def _device(name: str) -> Device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device", "'cuda' on a machine without it", "'cpu' or 'auto'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

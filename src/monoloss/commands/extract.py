@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from monoloss.errors import InputError
+from monoloss.commands.settings import device_of_process
 
 
 def extract_features(  # noqa: PLR0913 - each is an option
@@ -98,7 +98,7 @@ def extract_features(  # noqa: PLR0913 - each is an option
         crop=crop,
         dtype=encoder_dtype,
         patches=patches,
-        device=_device(device),
+        device=device_of_process(device),
     )
     extraction = Extraction(
         source,
@@ -129,17 +129,3 @@ def extract_features(  # noqa: PLR0913 - each is an option
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _device(name: str) -> str:
-    """The device as torch calls it: with several processes on a machine, each its own GPU."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cuda":
-        return name
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if local >= torch.cuda.device_count():
-        raise InputError("device", f"cuda for process {local} of this machine", "a GPU for each process, or cpu")
-    return f"cuda:{local}"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from monoloss.commands.settings import part_settings
+from monoloss.commands.settings import config_of_run
 from monoloss.errors import InputError
 
 if TYPE_CHECKING:
     from monoloss.finetune.config import FineTuneConfig
 
-_OF_THE_DATA = "data."
+SETTINGS_IN = "monoloss.finetune.config_files"  # they may be given as options too
 
 
 def finetune(
@@ -39,48 +38,19 @@ def finetune(
         progress: show a progress bar
         settings: the settings that were given as options
     """
-    if resume is not None:
-        given = {"config": config, "out": out, "print_config": print_config or None}
-        others = [name for name, value in given.items() if value is not None]
-        others += [key for key, _ in settings if not key.startswith(_OF_THE_DATA)]
-        if others:
-            needed = "none: a run goes on with the settings it has"
-            raise InputError(f"--{others[0]}", "a value beside --resume", needed)
-        config = str(Path(resume) / "config.yaml")
-        if not Path(config).is_file():
-            raise InputError(config, "no such file", "the folder of a run for --resume")
-    if config is None:
-        raise InputError("--config", "nothing", "a YAML file, or --resume with the folder of a run")
+    file = config_of_run(config, resume, {"out": out, "print_config": print_config}, settings, movable="data.")
     from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
 
-    settled = read_finetune(config, settings).config
+    settled = read_finetune(file, settings).config
     if print_config:
         from rich.console import Console
 
         Console(soft_wrap=True).out(finetune_text(FineTuneRecord(settled)), end="", highlight=False)
         return
-    if not (out or resume):
+    folder = resume or out
+    if not folder:
         raise InputError("--out", "nothing", "a folder for the run")
-    _fine_tune(settled, Path(resume or out or ""), resume=resume is not None, progress=progress)
-
-
-def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Part the settings of a run from the other options, and say what is neither.
-
-    Returns:
-        What is left to parse, and arguments of ``finetune``.
-
-    Raises:
-        InputError: an option that is neither, or a setting without a value.
-    """
-    options = [name for name in signature(finetune).parameters if name != "settings"]
-    return part_settings(argv, options, _settings)
-
-
-def _settings() -> Sequence[str]:
-    from monoloss.finetune.config_files import SETTINGS
-
-    return SETTINGS
+    _fine_tune(settled, Path(folder), resume=resume is not None, progress=progress)
 
 
 def _fine_tune(config: FineTuneConfig, run: Path, *, resume: bool, progress: bool) -> None:

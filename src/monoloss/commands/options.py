@@ -30,7 +30,7 @@ def read_options(program: str, function: Callable[..., None], words: Sequence[st
     hints = get_type_hints(function)
     arguments = signature(function).parameters
     for line in parse_docstring(text).params:
-        if line.arg_name != "settings":  # which `take_settings` of the command's module gives
+        if line.arg_name != "settings":  # which `take_settings` gives
             _add(parser, arguments[line.arg_name], hints[line.arg_name], line.description or "")
     options: dict[str, Any] = parser.parse_args(list(words)).as_dict()
     return options

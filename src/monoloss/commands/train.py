@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from monoloss.commands.settings import part_settings
+from monoloss.commands.settings import config_of_run
 from monoloss.errors import InputError
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
     from monoloss.training.config_files import RunConfig
+
+
+SETTINGS_IN = "monoloss.training.config_files"  # they may be given as options too
 
 
 def train(
@@ -43,58 +45,23 @@ def train(
         progress: show progress bars
         settings: the settings that were given as options
     """
-    if resume is not None:
-        given = {"config": config, "out": out, "print_config": print_config or None}
-        others = [name for name, value in given.items() if value is not None] + [key for key, _ in settings]
-        if others:
-            raise InputError(
-                f"--{others[0]}", "a value beside --resume", "none: a run goes on with the settings it has"
-            )
-        _go_on(Path(resume), store, validation, progress)
-        return
-    if config is None:
-        raise InputError("--config", "nothing", "a YAML file, or --resume with the folder of a run")
+    file = config_of_run(config, resume, {"out": out, "print_config": print_config}, settings)
     from monoloss.training.config_files import config_text, read_config, with_place
 
-    settled = with_place(with_place(read_config(config, settings), "store", store), "validation", validation)
+    run = read_config(file, settings)
+    if resume is not None:  # on the same data, which may have moved
+        run = replace(run, store=store or run.store, validation=validation or run.validation)
+    else:
+        run = with_place(with_place(run, "store", store), "validation", validation)
     if print_config:
         from rich.console import Console
 
-        Console(soft_wrap=True).out(config_text(settled), end="", highlight=False)
+        Console(soft_wrap=True).out(config_text(run), end="", highlight=False)
         return
-    if not out:
+    folder = resume or out
+    if not folder:
         raise InputError("--out", "nothing", "a folder for the run")
-    _train(settled, Path(out), resume=False, progress=progress)
-
-
-def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Part the settings of a run from the other options, and say what is neither.
-
-    Returns:
-        What is left to parse, and arguments of ``train``.
-
-    Raises:
-        InputError: an option that is neither, or a setting without a value.
-    """
-    options = [name for name in signature(train).parameters if name != "settings"]
-    return part_settings(argv, options, _settings)
-
-
-def _settings() -> Sequence[str]:
-    from monoloss.training.config_files import SETTINGS
-
-    return SETTINGS
-
-
-def _go_on(run: Path, store: str | None, validation: str | None, progress: bool) -> None:
-    from monoloss.training.config_files import read_config
-
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise InputError(str(file), "no such file", "the folder of a run for --resume")
-    config = read_config(file)
-    config = replace(config, store=store or config.store, validation=validation or config.validation)  # if they moved
-    _train(config, run, resume=True, progress=progress)
+    _train(run, Path(folder), resume=resume is not None, progress=progress)
 
 
 def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> None:
@@ -103,6 +70,7 @@ def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> Non
 
     from monoloss.evaluation.result import Evaluation
     from monoloss.report.table import evaluation_table
+    from monoloss.runs.layout import EVALUATIONS, SAES
     from monoloss.training.run import train_saes
 
     if config.store is None:
@@ -114,10 +82,10 @@ def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> Non
     saes = train_saes(store, config.training, run, validation=validation, resume=resume, progress=progress)
     console = Console()
     if validation is not None:
-        evaluations = [Evaluation.load(run / "evaluations" / name) for name in saes]
+        evaluations = [Evaluation.load(run / EVALUATIONS / name) for name in saes]
         title = escape(f"{validation.n_rows} rows of {validation.folder.resolve().name}")
         console.print(evaluation_table({"held out": evaluations}, title))
-    console.print(f"SAEs: {run / 'saes'}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"SAEs: {run / SAES}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _opened(name: str, folder: str, fingerprint: str | None) -> FeatureStore:
