@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 # Names without namespace, overload and trailing underscore. Element-wise operations, `index_add`, `scatter`, `cumsum`
 # and the optimisers' fused steps are left alone: they round in one way everywhere, or are not vectorised.
 PRODUCTS = {
-    "_linear_pointwise", "_sparse_mm", "_sparse_mm_reduce_impl", "_trilinear", "addbmm", "addmm", "addmv", "baddbmm",
+    "_sparse_mm", "_sparse_mm_reduce_impl", "_trilinear", "addbmm", "addmm", "addmv", "baddbmm",
     "bmm", "cdist", "dot", "inner", "linear", "matmul", "mm", "mv", "sparse_sampled_addmm", "tensordot", "vdot",
 }  # fmt: skip
 REDUCTIONS = {

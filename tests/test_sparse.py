@@ -19,7 +19,7 @@ from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
 from monoloss.sparse import SparseActivations
 from monoloss.sparse.activations import offsets_of_sorted_rows
-from monoloss.sparse.products import codes_matmul, codes_t_matmul, has_sparse_kernels, linear, sampled_matmul
+from monoloss.sparse.products import codes_matmul, codes_t_matmul, has_sparse_kernels, sampled_matmul
 
 
 def integers(*values: object) -> Tensor:
@@ -297,26 +297,3 @@ def test_factors_that_do_not_fit_are_refused(call, text):
     with pytest.raises(InputError) as refusal:
         call(with_gaps())
     assert str(refusal.value).startswith(text)
-
-
-@pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n", [0, 1, 70])
-def test_the_dense_product_of_an_encoder(n, dtype, with_bias, onednn, monkeypatch):
-    if not onednn:
-        monkeypatch.setattr(monoloss.sparse.products, "_has_onednn", lambda _: False)
-    generator = torch.Generator().manual_seed(n)
-    rows, weight, bias = (torch.randn(*size, generator=generator, dtype=dtype) for size in ((n, 24), (50, 24), (50,)))
-    for r, w in ((rows, weight), (rows.t().contiguous().t(), weight.t().contiguous().t())):
-        came = linear(r, w.requires_grad_(), bias if with_bias else None)
-        needed = rows.double() @ weight.double().t() + bias.double() * with_bias
-        assert came.dtype == dtype
-        assert not came.requires_grad
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-        torch.testing.assert_close(came.double(), needed.detach(), rtol=0, atol=tolerance)
-
-
-def test_the_dense_product_obeys_autocast():
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert linear(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4)).dtype == torch.bfloat16

@@ -21,7 +21,7 @@ from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, Sa
 from monoloss.sae.folder import Checkpointed
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
-from monoloss.sparse.products import codes_matmul, linear
+from monoloss.sparse.products import codes_matmul
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ
@@ -176,10 +176,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             weight, bias = weight.t()[latents].t(), None if bias is None else bias[latents]
         weight = weight.to(rows.dtype)  # of a model in half precision: products run in float32
         with autocast_off(rows.device) if is_jump_relu else nullcontext():
-            bias = None if bias is None else bias.to(rows.dtype)
-            if not torch.is_grad_enabled():
-                return linear(rows, weight.t(), bias)
-            return rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+            return nn.functional.linear(rows, weight.t(), None if bias is None else bias.to(rows.dtype))
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
         """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""

@@ -123,28 +123,6 @@ def bag_sums(
     return sums
 
 
-@torch.no_grad()
-def linear(
-    rows: Float[Tensor, "n d"], weight: Float[Tensor, "m d"], bias: Float[Tensor, " m"] | None
-) -> Float[Tensor, "n m"]:
-    """``rows @ weight^T + bias`` without a graph: a dense product, with the library that is the fastest at it.
-
-    On CPUs with MKL that is oneDNN: it adds the bias as it writes, where ``addmm`` fills the result with it before.
-    """
-    if _has_onednn(rows) and rows.is_contiguous() and weight.is_contiguous():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # noqa: SLF001
-        return result
-    return rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
-
-
-def _has_onednn(rows: Tensor) -> bool:
-    """Whether torch's own operator for oneDNN, which compiled models call, can take a product of float32 ``rows``."""
-    here = rows.device.type == "cpu" and rows.dtype == torch.float32 and rows.numel() > 0
-    there = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-    wanted = bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
-    return here and there and wanted and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
 def has_sparse_kernels(device: torch.device) -> bool:
     """Whether torch's CSR products run on ``device``: a CPU with MKL, or CUDA."""
     return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
