@@ -2,14 +2,17 @@
 #   make demo                  the main result on real images in two minutes; options: make demo ARGS="--seed 1 --out folder"
 #   make test                  every test but the slow ones; make test SLOW=1 runs those too
 #   make test ROUNDING=1       the same as another processor would round: tests that take two routes for equal fail
+#   make test LOWEST=1         the same with the lowest versions that pyproject.toml allows, in .venv-lowest; with Python 3.11
 #   make lint                  formatting, lint rules, types
 # Another Python: make test PYTHON=python3.13 (asked once, when .venv is created).
 
-PYTHON ?= python3
+LOWEST ?=
+PYTHON ?= $(if $(LOWEST),python3.11,python3)
 ARGS ?=
 SLOW ?=
 ROUNDING ?=
-VENV := .venv
+VENV := $(if $(LOWEST),.venv-lowest,.venv)
+VERSIONS := $(if $(LOWEST),--resolution lowest-direct,-c constraints.txt)
 BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 SETUP := pyproject.toml constraints.txt Makefile
@@ -43,6 +46,7 @@ $(VENV)/.installed-demo $(VENV)/.installed-dev: $(SETUP)
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv \
 		|| echo "uv cannot be installed here: going on with pip, which is slower"
-	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install $(COMPILE) --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
+	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install $(COMPILE) --python $(BIN)/python $(VERSIONS) -e '.[$(EXTRAS)]'; \
+		elif test -n '$(LOWEST)'; then echo "LOWEST=1 needs uv: pip cannot choose the lowest versions"; exit 1; \
 		else set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'; fi
 	@touch $@

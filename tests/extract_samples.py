@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from float_bounds import sum_bound
+import bounds
 from monoloss.data.image_source import SourceImage
 
 WIDTH = 6
 SIDE = 4
 _PROJECTION = np.random.default_rng(7).normal(size=(3, WIDTH)).astype(np.float32)
 # Of a row: means of 16 pixels, then sums of 3 products. About 1e-5; the next shade of a colour is 4e-3 entries away.
-ROW_ERROR = sum_bound(torch.float32, SIDE**2 + 3, np.abs(_PROJECTION).sum(0).max())
+ROW_ERROR = float(bounds.of_sum(SIDE**2 + 3, np.abs(_PROJECTION).sum(0).max(), torch.float32))
 
 
 def png(color: tuple[int, int, int]) -> bytes:

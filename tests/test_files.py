@@ -13,18 +13,18 @@ import torch
 from safetensors import SafetensorError
 
 from disk_limit import file_size_limit
-from monoloss import files
+from monoloss import tensor_files
 from monoloss.errors import InputError
 from monoloss.files import (
     atomic_file,
     atomic_folder,
     read_json,
     remove_temporaries,
-    save_tensors,
     sha256,
     write_json,
     write_text,
 )
+from monoloss.tensor_files import save_tensors
 
 
 def everything_in(folder: Path) -> list[str]:
@@ -211,7 +211,7 @@ def test_what_safetensors_says_of_a_full_disk(tmp_path: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise SafetensorError(text)
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save_tensors({}, tmp_path / "x")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "x"))
@@ -221,7 +221,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise SafetensorError("no header")
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(SafetensorError, match="no header"):
         save_tensors({}, tmp_path / "x")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import monoloss
 
 SOURCE = Path(monoloss.__file__).parent
 
-# What `import monoloss` must not load, with every extra installed.
+# What the score and the loss must not load, with every extra installed.
 HEAVY = [
     "datasets", "huggingface_hub", "jsonargparse", "lightning", "lmdb", "matplotlib", "pandas", "peft", "PIL", "plotly",
     "pyarrow", "pytorch_lightning", "rich",
@@ -28,9 +29,13 @@ FLOORS = {
     "checks": 0,
     "files": 0,
     "folder_lock": 0,
+    "hub": 0,
     "plain_values": 0,
     "precision": 0,
     "quantities": 0,
+    "tensor_checks": 0,
+    "tensor_files": 0,
+    "version": 0,
     "sparse": 1,
     "products": 1,
     "functional": 1,
@@ -96,19 +101,35 @@ def circle(graph: dict[str, set[str]]) -> list[str] | None:
     return None
 
 
-def test_import_is_light():
-    code = "import sys, monoloss; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+def loaded_by(code: str) -> set[str]:
+    """The packages that a piece of code loads, beside those that Python has loaded by itself."""
+    code = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(run.stdout.split())
+    return {name.partition(".")[0] for name in run.stdout.split()}
+
+
+def test_import_loads_the_standard_library_alone():
+    assert loaded_by("import monoloss; monoloss.__version__; dir(monoloss)") - sys.stdlib_module_names == {"monoloss"}
+
+
+def test_score_and_loss_are_light():
+    loaded = loaded_by("from monoloss import MonoLoss, SparseActivations, TopKConfig, mono_loss, mono_score")
     assert "torch" in loaded
     assert not loaded & set(HEAVY)
 
 
+def test_configurations_need_no_torch():
+    loaded = loaded_by("from monoloss import FineTuneConfig, InputError, SaeTraining, TopKConfig, TrainingConfig")
+    assert loaded - sys.stdlib_module_names == {"monoloss"}
+
+
 def test_metrics_come_on_first_use():
-    code = "import sys, monoloss; monoloss.MonoScore; print('torchmetrics' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "True"
+    assert "torchmetrics" in loaded_by("import monoloss; monoloss.MonoScore")
     assert isinstance(monoloss.MonoScore, type)
+
+
+def test_version_is_that_of_the_metadata():
+    assert monoloss.__version__ == importlib.metadata.version("monoloss")
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from monoloss.errors import InputError, MissingExtraError, missing_extra
-from monoloss.functional.loss import mono_loss
-from monoloss.functional.moments import MonoMoments
-from monoloss.functional.purity import class_purity
-from monoloss.functional.reconstruction import reconstruction_quality
-from monoloss.functional.score import mono_score
-from monoloss.losses import MonoLoss
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpReluConfig, TopKConfig, VanillaConfig
-from monoloss.sparse import SparseActivations
+from monoloss.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from monoloss.data.encoders import load_encoder
@@ -24,15 +17,24 @@ if TYPE_CHECKING:
     from monoloss.data.import_torch import import_pt
     from monoloss.data.importers import import_npy, import_npz
     from monoloss.data.store import FeatureStore
+    from monoloss.errors import InputError, MissingExtraError
     from monoloss.evaluation.result import Evaluation
     from monoloss.evaluation.run import evaluate
     from monoloss.finetune.checkpoint import load_finetuned
     from monoloss.finetune.config import FineTuneConfig
     from monoloss.finetune.run import fine_tune
+    from monoloss.functional.loss import mono_loss
+    from monoloss.functional.moments import MonoMoments
+    from monoloss.functional.purity import class_purity
+    from monoloss.functional.reconstruction import reconstruction_quality
+    from monoloss.functional.score import mono_score
+    from monoloss.losses import MonoLoss
     from monoloss.metrics import ClassPurity, MonoScore, Reconstruction
     from monoloss.regularizer import ActivationRegularizer
     from monoloss.report.page import write_report
+    from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, JumpReluConfig, TopKConfig, VanillaConfig
     from monoloss.sae.model import SparseAutoencoder
+    from monoloss.sparse import SparseActivations
     from monoloss.training.config import SaeTraining, TrainingConfig
     from monoloss.training.sae import train_saes
 
@@ -77,18 +79,29 @@ __all__ = [
     "write_report",
 ]
 
-# names whose modules import more than torch and safetensors: found on first use
-_ON_FIRST_USE = {
+_MODULE_OF = {  # every name is found on first use: the command line answers without torch, the rest without extras
     "ActivationRegularizer": "monoloss.regularizer",
+    "AuxLoss": "monoloss.sae.config",
+    "BatchTopKConfig": "monoloss.sae.config",
     "ClassPurity": "monoloss.metrics",
     "Evaluation": "monoloss.evaluation.result",
     "FeatureStore": "monoloss.data.store",
     "FineTuneConfig": "monoloss.finetune.config",
+    "InputError": "monoloss.errors",
+    "InputScaling": "monoloss.sae.config",
+    "JumpReluConfig": "monoloss.sae.config",
+    "MissingExtraError": "monoloss.errors",
+    "MonoLoss": "monoloss.losses",
+    "MonoMoments": "monoloss.functional.moments",
     "MonoScore": "monoloss.metrics",
     "Reconstruction": "monoloss.metrics",
     "SaeTraining": "monoloss.training.config",
+    "SparseActivations": "monoloss.sparse",
     "SparseAutoencoder": "monoloss.sae.model",
+    "TopKConfig": "monoloss.sae.config",
     "TrainingConfig": "monoloss.training.config",
+    "VanillaConfig": "monoloss.sae.config",
+    "class_purity": "monoloss.functional.purity",
     "evaluate": "monoloss.evaluation.run",
     "extract": "monoloss.data.extract",
     "fine_tune": "monoloss.finetune.run",
@@ -99,23 +112,55 @@ _ON_FIRST_USE = {
     "import_pt": "monoloss.data.import_torch",
     "load_encoder": "monoloss.data.encoders",
     "load_finetuned": "monoloss.finetune.checkpoint",
+    "mono_loss": "monoloss.functional.loss",
+    "mono_score": "monoloss.functional.score",
     "open_images": "monoloss.data.images",
+    "reconstruction_quality": "monoloss.functional.reconstruction",
     "train_saes": "monoloss.training.sae",
     "write_report": "monoloss.report.page",
 }
 
 
+_NEEDS = {  # what these names take beyond the base: they are there without it, and say so when they are called
+    "extract": "vision",
+    "fine_tune": "finetune",
+    "import_dataset": "interop",
+    "import_lmdb": "interop",
+    "load_encoder": "vision",
+    "load_finetuned": "finetune",
+    "open_images": "vision",
+    "train_saes": "train",
+    "write_report": "report",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'monoloss' has no attribute {name!r}")
     try:
-        module = import_module(_ON_FIRST_USE[name])
+        value = getattr(import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
-    value = getattr(module, name)
+        return _without_extra(name, error)  # not kept: the extra may be installed meanwhile
     globals()[name] = value
     return value
 
 
+def _without_extra(name: str, error: ModuleNotFoundError) -> Callable[..., Any]:
+    """A function in the place of one whose extra is not installed, so that ``from monoloss import *`` and help work."""
+    from monoloss.errors import MissingExtraError, missing_extra
+
+    missing = missing_extra(error, _NEEDS.get(name))
+    if name not in _NEEDS or not isinstance(missing, MissingExtraError):
+        raise missing from error
+
+    def absent(*_: Any, **_options: Any) -> Any:
+        raise MissingExtraError(*missing.args) from error
+
+    absent.__name__ = absent.__qualname__ = name
+    absent.__module__ = __name__
+    absent.__doc__ = f"Not there: {missing}."
+    return absent
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

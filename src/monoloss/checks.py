@@ -1,61 +1,12 @@
-"""The door: what shapes, dtypes and devices must be, said in one sentence when they are not."""
+"""The door: what types, choices and numbers must be, said in one sentence when they are not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from types import UnionType
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from monoloss.errors import InputError
-
-
-def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int | None = None) -> None:
-    """Refuse what is not a floating-point ``(rows, width)`` tensor; None leaves a side free."""
-    needed = f"a floating-point tensor of shape ({rows or 'n'}, {width or 'any width'})"
-    if not isinstance(value, Tensor):
-        raise InputError(name, type(value).__name__, needed)
-    if not value.is_floating_point():
-        raise InputError(name, f"dtype {value.dtype}", needed)
-    fits = value.ndim == 2 and (rows is None or value.shape[0] == rows) and (width is None or value.shape[1] == width)
-    if not fits:
-        raise InputError(name, f"shape {tuple(value.shape)}", needed)
-
-
-def check_vector(name: str, value: Any, width: int | None = None) -> None:
-    """Refuse what is not a floating-point ``(width,)`` tensor, finite on the CPU; None leaves the width free."""
-    needed = f"a floating-point tensor of shape ({'any width' if width is None else width},)"
-    if not isinstance(value, Tensor):
-        raise InputError(name, type(value).__name__, needed)
-    if value.ndim != 1 or value.shape[0] != (width or value.shape[0]) or not value.is_floating_point():
-        raise InputError(name, f"shape {tuple(value.shape)}, dtype {value.dtype}", needed)
-    if value.device.type == "cpu" and not torch.isfinite(value).all():
-        raise InputError(name, "NaN or infinity", "finite numbers")
-
-
-def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
-    """Refuse embeddings, activations (dense or sparse) and a centre that do not belong together."""
-    check_matrix("embeddings", embeddings)
-    n, d = embeddings.shape
-    if d == 0:
-        raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", "a width of at least 1")
-    if not hasattr(activations, "n_latents"):  # dense; sparse activations have checked themselves
-        check_matrix("activations", activations)
-    if activations.shape[0] != n:
-        raise InputError("activations", f"{activations.shape[0]} rows", f"as many as embeddings has, {n}")
-    check_same_device("activations", activations.device, "embeddings", embeddings.device)
-    if center is not None:
-        check_vector("center", center, d)
-        check_same_device("center", center.device, "embeddings", embeddings.device)
-
-
-def check_same_device(name: str, came: torch.device, other: str, needed: torch.device) -> None:
-    """Refuse two tensors that live on different devices."""
-    if came != needed:
-        raise InputError(name, f"device {came}", f"the device of {other}, {needed}")
 
 
 def check_type(name: str, value: object, kind: type | UnionType, needed: str) -> None:

@@ -1,4 +1,7 @@
-"""The command line: what a user gave wrong ends in one sentence and exit code 2, never in a traceback."""
+"""The command line: what a user gave wrong ends in one sentence and exit code 2, never in a traceback.
+
+Nothing is imported here that takes time: the parser comes with a command, torch with its work.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
-from inspect import Parameter, signature
+from typing import NamedTuple
 
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, MissingExtraError, missing_extra
+from monoloss.version import __version__
 
 EXIT_INPUT = 2
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
@@ -25,20 +28,32 @@ class _Terminated(BaseException):
     """SIGTERM came: raised, so that what is half-written is cleaned up."""
 
 
-COMMANDS = {  # module and function; its arguments become options. At their top these modules import nothing heavy
-    "demo": ("monoloss.commands.demo", "demo"),
-    "train": ("monoloss.commands.train", "train"),
-    "finetune": ("monoloss.commands.finetune", "finetune"),
-    "evaluate": ("monoloss.commands.evaluate", "evaluate_saes"),
-    "extract": ("monoloss.commands.extract", "extract_features"),
-    "import": ("monoloss.commands.import_files", "import_files"),
-    "report": ("monoloss.commands.report", "report"),
-    "info": ("monoloss.commands.info", "info"),
-    "benchmark": ("monoloss.commands.benchmark", "benchmark"),
+class Command(NamedTuple):
+    """Where a command is.
+
+    Attributes:
+        module: it imports nothing heavy at its top.
+        function: its arguments become options.
+        extra: what has to be installed for it.
+    """
+
+    module: str
+    function: str
+    extra: str = "cli"
+
+
+COMMANDS = {
+    "demo": Command("monoloss.commands.demo", "demo", "demo"),
+    "train": Command("monoloss.commands.train", "train", "train"),
+    "finetune": Command("monoloss.commands.finetune", "finetune", "finetune"),
+    "evaluate": Command("monoloss.commands.evaluate", "evaluate_saes"),
+    "extract": Command("monoloss.commands.extract", "extract_features", "vision"),
+    "import": Command("monoloss.commands.import_files", "import_files"),
+    "report": Command("monoloss.commands.report", "report", "report"),
+    "info": Command("monoloss.commands.info", "info"),
+    "benchmark": Command("monoloss.commands.benchmark", "benchmark", "report"),
 }
-_POSITIONAL = ("import", "report", "info")  # what these commands need first is given without its name
-_BARE = Parameter.POSITIONAL_OR_KEYWORD
-_FLAGS = {"verify", "skipped", "classes", "print_config"}  # options without a value
+_HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,16 +63,17 @@ def main(argv: list[str] | None = None) -> int:
         >>> main(["demo", "--seed", "-1"])
         2
     """
+    words = sys.argv[1:] if argv is None else argv
     try:
         with _sigterm_is_raised():
-            return _run(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        return _refuse(error)
-    except ModuleNotFoundError as error:
-        known = missing_extra(error)
-        if known is error:
+            return _run(words)
+    except (ModuleNotFoundError, MissingExtraError) as error:
+        known = missing_extra(error, _extra_for(words))
+        if not isinstance(known, InputError):
             raise
         return _refuse(known)
+    except InputError as error:
+        return _refuse(error)
     except OSError as error:  # a full disk, a folder that may not be written
         if error.errno not in _OF_THE_DISK:
             raise
@@ -65,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             InputError(str(error.filename or "a file"), os.strerror(error.errno), "a place that can hold it")
         )
     except KeyboardInterrupt:
+        exec("")  # noqa: S102 - after one inside a dataclass's `exec`, Python would kill itself at its end, but for a later one
         print("monoloss: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except _Terminated:
@@ -89,45 +106,59 @@ def _sigterm_is_raised() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(argv: list[str]) -> int:
-    from docstring_parser import parse as parse_docstring
-    from jsonargparse import ArgumentParser
+def _run(words: list[str]) -> int:
+    if not words:
+        raise InputError("COMMAND", "nothing", f"one of {', '.join(COMMANDS)}, or --help")
+    name, rest = words[0], words[1:]
+    if name in _HELP:
+        print(_help_text(), end="")
+        return 0
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        from monoloss.plain_values import unknown_key
 
-    parser = ArgumentParser(prog="monoloss", description="Measure, train for and show monosemantic latents.")
-    parser.add_argument("--version", action="version", version=version("monoloss"))
-    commands = parser.add_subcommands(dest="command")
-    functions = {name: getattr(import_module(module), function) for name, (module, function) in COMMANDS.items()}
-    argv, more = _settings_apart(argv)
-    for name, function in functions.items():
-        command = ArgumentParser(description=(function.__doc__ or "").split("\n\n    Args:")[0])
-        arguments = signature(function).parameters.values()
-        lists: set[str | int] = {each.name for each in arguments if str(each.annotation).startswith("list[str]")}
-        command.add_function_arguments(function, as_positional=name in _POSITIONAL, skip={*lists, *_FLAGS, "settings"})
-        for line in parse_docstring(function.__doc__ or "").params:
-            if line.arg_name in lists:  # for which jsonargparse would want --paths [A,B] instead of --paths A B
-                given_bare = name in _POSITIONAL and signature(function).parameters[line.arg_name].kind is _BARE
-                option = line.arg_name if given_bare else f"--{line.arg_name}"
-                command.add_argument(option, nargs="+", type=str, metavar="PATH", help=line.description)
-            elif line.arg_name in _FLAGS:
-                command.add_argument(f"--{line.arg_name}", action="store_true", help=line.description)
-        commands.add_subcommand(name, command, help=(function.__doc__ or "").split(".")[0])
+        unknown = unknown_key("", name, list(COMMANDS))
+        raise InputError(name, "an unknown option" if name.startswith("-") else "an unknown command", unknown.needed)
+    module = import_module(COMMANDS[name].module)
+    given = {}
+    if hasattr(module, "take_settings"):
+        rest, given = module.take_settings(rest)
+    from monoloss.commands.options import read_options
+
+    function = getattr(module, COMMANDS[name].function)
     try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:  # --help, --version, or an argument that argparse has already explained
+        options = read_options(f"monoloss {name}", function, rest)
+    except SystemExit as stop:  # --help, or an argument that argparse has already explained
         return stop.code if isinstance(stop.code, int) else EXIT_INPUT
-    functions[options.command](**{**options[options.command].as_dict(), **more})
+    function(**{**options, **given})
     return 0
 
 
-def _settings_apart(argv: list[str]) -> tuple[list[str], dict[str, object]]:
-    """Of a command whose module takes settings: what is left to parse, and the settings as an argument."""
-    if not argv or argv[0] not in COMMANDS:
-        return argv, {}
-    module = import_module(COMMANDS[argv[0]][0])
-    if not hasattr(module, "take_settings"):
-        return argv, {}
-    rest, settings = module.take_settings(argv[1:])
-    return [argv[0], *rest], settings
+def _help_text() -> str:
+    """What ``monoloss --help`` shows."""
+    lines = [
+        "usage: monoloss [-h] [--version] COMMAND ...",
+        "",
+        "Measure, train for and show monosemantic latents.",
+        "",
+        "options:",
+        "  -h, --help  show this help and exit; monoloss COMMAND --help shows the options of a command",
+        "  --version   show the version and exit",
+        "",
+        "commands:",
+    ]
+    for name, command in COMMANDS.items():
+        text = getattr(import_module(command.module), command.function).__doc__ or ""
+        lines.append(f"  {name:10}  {text.split('.')[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def _extra_for(words: list[str]) -> str:
+    """The extra that brings what was asked for."""
+    asked_for_help = any(word in _HELP for word in words)
+    return COMMANDS[words[0]].extra if words and words[0] in COMMANDS and not asked_for_help else "cli"
 
 
 def _refuse(error: Exception) -> int:

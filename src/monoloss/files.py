@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic files and folders, tensors, text, sha256, versioned JSON."""
+"""Files that are either whole or absent: atomic files and folders, text, sha256, versioned JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
 from monoloss.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in texts of safetensors; the second before 0.6
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # these may come without the name of a file
 
 
@@ -125,24 +120,6 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> None:
     for leftover in Path(folder).glob(".*.tmp"):
         if leftover.is_dir() and _TEMPORARY.fullmatch(leftover.name):
             shutil.rmtree(leftover)
-
-
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write a safetensors file. Not atomic by itself: into what `atomic_file` or `atomic_folder` hands out.
-
-    Raises:
-        OSError: with the path, where the disk is full or the like (safetensors raises an error of its own).
-    """
-    try:
-        save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        found = _OS_ERROR.search(str(error))
-        if found is None:
-            raise
-        number = int(found[1] or found[2])
-        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

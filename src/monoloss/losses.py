@@ -10,12 +10,13 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_number, check_rows, check_vector
+from monoloss.checks import check_number
 from monoloss.errors import InputError
 from monoloss.functional.loss import about_zero, batch_scores, global_moments, loss_of, remembered_scores
 from monoloss.functional.moments import MonoMoments, merge, unit_rows
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
+from monoloss.tensor_checks import check_rows, check_vector
 
 
 class MonoLossResult(NamedTuple):

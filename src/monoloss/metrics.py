@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from monoloss.checks import check_choice, check_matrix, check_number, check_rows, check_vector
+from monoloss.checks import check_choice, check_number
 from monoloss.errors import InputError
 from monoloss.functional import moments as mono
 from monoloss.functional.moments import MonoMoments, unit_rows
@@ -22,6 +22,7 @@ from monoloss.functional.sparsity import check_activations
 from monoloss.functional.streaming import RecentProducts, add_batch
 from monoloss.sparse import Activations
 from monoloss.sums_metric import SumsMetric, can_change
+from monoloss.tensor_checks import check_matrix, check_rows, check_vector
 
 Average = Literal["none", "mean"]
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import SparseActivations
+from monoloss.tensor_checks import check_same_device
 
 _BLOCK_ELEMENTS = 2**24  # of a gathered (entries, d) block, where the sparse kernels are missing: 64 MB in float32
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_choice, check_matrix, check_type
+from monoloss.checks import check_choice, check_type
 from monoloss.errors import InputError
 from monoloss.losses import MonoLoss
+from monoloss.tensor_checks import check_matrix
 
 Pool = Literal["mean", "first"] | Callable[[Any], Tensor]
 _N_NEAR = 3  # names that an error shows

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from monoloss.checks import check_matrix, check_number, check_same_device
+from monoloss.checks import check_number
 from monoloss.errors import InputError
+from monoloss.tensor_checks import check_matrix, check_same_device
 
 
 class SparseActivations:

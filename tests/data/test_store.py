@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from float_bounds import sum_bound
+import bounds
 from monoloss.data import store_rows
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
@@ -174,7 +174,7 @@ def test_the_mean_is_that_of_the_unit_rows(tmp_path: Path) -> None:
     expected = np.zeros(4)
     for row in rows.astype(np.float32).astype(np.float64):
         expected += row / np.sqrt((row * row).sum())
-    error = sum_bound(torch.float64, 10 + 4)  # of 10 rows, each divided by the root of 4 squares
+    error = bounds.of_sum(10 + 4, 1.0, torch.float64)  # of 10 rows, each divided by the root of 4 squares
     np.testing.assert_allclose(store.mean.numpy(), expected / 10, rtol=0, atol=error)
     assert store.mean.dtype == torch.float64
     assert not np.allclose(store.mean.numpy(), rows.mean(axis=0), atol=1e-2)
@@ -191,7 +191,7 @@ def test_rows_are_checked_and_summed_across_blocks(tmp_path: Path, monkeypatch: 
     whole = FeatureStore.create(tmp_path / "whole", rows_of(10))
     monkeypatch.setattr(store_rows, "_BLOCK", 3)
     blocks = FeatureStore.create(tmp_path / "blocks", rows_of(10))
-    error = sum_bound(torch.float64, 10 + 5)
+    error = bounds.of_sum(10 + 5, 1.0, torch.float64)
     torch.testing.assert_close(blocks.mean, whole.mean, rtol=0, atol=error)
     assert blocks.manifest.norms == pytest.approx(whole.manifest.norms, rel=error)
     assert torch.equal(blocks.embeddings(), rows_of(10))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monoloss import files
+from monoloss import tensor_files
 from monoloss.data.store import FeatureStore
 from monoloss.data.store_format import MANIFEST, SkippedFile
 from monoloss.data.store_writer import FeatureStoreWriter
@@ -94,7 +94,7 @@ def test_a_folder_that_is_not_empty_is_refused(store: FeatureStore, tmp_path: Pa
 
 def stop_at_call(monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]) -> None:
     calls = []
-    save_file = files.save_file
+    save_file = tensor_files.save_file
 
     def failing(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         calls.append(path)
@@ -103,7 +103,7 @@ def stop_at_call(monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseE
             raise error
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr(files, "save_file", failing)
+    monkeypatch.setattr(tensor_files, "save_file", failing)
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

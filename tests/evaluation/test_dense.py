@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from float_bounds import score_bound
+import bounds
 from mono_samples import CLASSES, ragged, some_activations, some_labels
 from monoloss.evaluation.examples import HighestRows, LowestRows, SampledRows
 from monoloss.evaluation.run import evaluate
@@ -123,7 +123,7 @@ def test_saes_with_dense_codes(tmp_path: Path, variant, batch_size):
     assert dense.summary["l0"] > 1
     exact = ("density", "purity_binary", "purity_weighted", "dominant_class")
     for column, values in sparse.latents.items():
-        apart = 0.0 if column in exact else score_bound(min(batch_size, N))
+        apart = 0.0 if column in exact else bounds.of_score(min(batch_size, N))
         torch.testing.assert_close(dense.latents[column], values, rtol=apart, atol=apart, equal_nan=True)
     # the codes are the same, and sums of float32 values in float64 are exact
     for key in ("purity_binary", "purity_weighted", "purity_binary_by_mass", "purity_weighted_by_mass", "l0"):

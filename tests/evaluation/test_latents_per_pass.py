@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds
 from evaluation_samples import tensors_of
-from float_bounds import close_summary, score_bound
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation import sums
@@ -42,9 +42,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 def assert_same(one: Evaluation, other: Evaluation) -> None:
     """Codes are the same to the bit; sums over rows of fewer latents at a time may go in another order."""
-    error = score_bound(32)
+    error = bounds.of_score(32)
     assert one.facts == other.facts
-    assert one.summary == close_summary(other.summary, error)
+    assert one.summary == bounds.close_summary(other.summary, error)
     assert set(one.latents) == set(other.latents)
     for name, column in other.latents.items():
         torch.testing.assert_close(one.latents[name], column, rtol=error, atol=error, equal_nan=True, msg=name)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bounds
 import reference
-from float_bounds import close_summary, product_bound, score_bound
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
@@ -24,7 +24,7 @@ from sae_checks import Spy, check_evaluation_changes_no_tensor, check_every_row_
 from sae_samples import bits_of, dense, generator_of, some_config, structured_rows, structured_store
 
 D, M, N = 32, 40, 160
-ERROR = score_bound(N)  # 8e-5, of any split into batches
+ERROR = bounds.of_score(N)  # 8e-5, of any split into batches
 
 
 class Dense:
@@ -151,7 +151,7 @@ def all_at_once(model: Any) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def assert_figures(evaluation: Evaluation, summary: dict[str, float], columns: dict[str, Any]) -> None:
-    assert evaluation.summary == close_summary(summary, ERROR)
+    assert evaluation.summary == bounds.close_summary(summary, ERROR)
     dominant = {"dominant_class"} if "purity_binary" in columns else set()
     assert set(evaluation.latents) == set(columns) | dominant
     for name, column in columns.items():
@@ -210,7 +210,7 @@ def test_neither_batches_nor_shards_nor_company_change_the_figures(stores):
     ]
     for other in others:
         for name, evaluation in one.items():
-            assert other[name].summary == close_summary(evaluation.summary, ERROR)
+            assert other[name].summary == bounds.close_summary(evaluation.summary, ERROR)
             for column, values in evaluation.latents.items():
                 torch.testing.assert_close(other[name].latents[column], values, rtol=ERROR, atol=ERROR, equal_nan=True)
             assert_close_examples(other[name], evaluation)
@@ -228,7 +228,9 @@ def test_examples_are_the_most_active_rows(stores):
         z = all_at_once(MODELS[name])[0]
         highest = z.clamp(min=0.0).sort(0, descending=True).values[:5]
         steps = (highest[:-1] - highest[1:])[highest[:-1] > 0]
-        assert steps.min() > 10 * product_bound(ROWS, MODELS[name].weight.T)  # no rounding exchanges two rows
+        assert steps.min() > 10 * float(
+            bounds.of_product(ROWS, MODELS[name].weight).max()
+        )  # no rounding exchanges two rows
         examples = evaluate(stores["shards"], {"a": MODELS[name]}, n_examples=4, batch_size=N)["a"].examples
         assert examples.rows.shape == examples.values.shape == (M, 4)
         for latent in range(M):
@@ -278,7 +280,7 @@ def test_progress_goes_to_stderr_and_changes_nothing(stores, capsys):
     quiet = evaluate(stores["shards"], {"a": MODELS["topk"]})["a"]
     assert capsys.readouterr() == ("", "")
     shown = evaluate(stores["shards"], {"a": MODELS["topk"]}, batch_size=20, progress=True)["a"]
-    assert shown.summary == close_summary(quiet.summary, ERROR)
+    assert shown.summary == bounds.close_summary(quiet.summary, ERROR)
     out, err = capsys.readouterr()
     assert out == ""
     assert "evaluating" in err

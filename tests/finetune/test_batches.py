@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from float_bounds import sum_bound
+import bounds
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.batches import ImageBatch, TrainingBatches, _outlive_signals
@@ -144,7 +144,9 @@ def test_processes_share_a_batch(run: Run, mixed: dict[str, Any]) -> None:
     shares = [epochs(run.batches(config, **options, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, one, other in zip(alone, *shares, strict=True):
         joined = {name: torch.cat([one[name], other[name]]) for name in batch}
-        check_equal([batch], [joined], sum_bound(torch.float32, 5))  # unit rows of 5 numbers, of 4 or of 2 to 3 at once
+        check_equal(
+            [batch], [joined], bounds.of_sum(5, 1.0, torch.float32)
+        )  # unit rows of 5 numbers, of 4 or of 2 to 3 at once
 
 
 def test_copies_of_an_image_differ(run: Run) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bounds
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, LORA, pictures, small_model, stirred
-from float_bounds import network_bound
 from monoloss.errors import InputError
 from monoloss.finetune.checkpoint import is_finetuned, load_finetuned, save_finetuned
 from monoloss.finetune.config import ModelConfig
@@ -79,7 +79,7 @@ def test_low_rank_updates_are_merged_in_the_file_and_stay_in_the_model(tmp_path)
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == small_model("test_vit").state_dict().keys()
     with torch.no_grad():
         needed = model(pictures())
-        torch.testing.assert_close(again(pictures()), needed, rtol=0, atol=network_bound(again, needed))
+        torch.testing.assert_close(again(pictures()), needed, rtol=0, atol=bounds.of_network(again, needed))
     assert isinstance(model.backbone.blocks[0].attn.qkv, SplitQkv)
     assert all(parameter.requires_grad for parameter in again.parameters())
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import bounds
 import reference
 from finetune_models import LORA, small_config, stirred
 from finetune_runs import a_run as a_run_config
 from finetune_runs import data_in
-from float_bounds import close_summary, network_bound, score_bound
 from monoloss.cli import main
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
@@ -67,7 +67,7 @@ def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tenso
 
 def assert_near(model: FineTuneModel, came: Tensor, needed: Tensor) -> None:
     """The same activations from batches of other sizes: 0.009 apart at most, where rows are 0.27 apart at least."""
-    torch.testing.assert_close(came, needed, rtol=0, atol=network_bound(model, needed) if len(needed) else 0)
+    torch.testing.assert_close(came, needed, rtol=0, atol=bounds.of_network(model, needed) if len(needed) else 0)
 
 
 @pytest.mark.parametrize(("batch_size", "image_batch_size"), [(2048, 64), (5, 3), (1, 5), (4, 4)])
@@ -112,10 +112,10 @@ def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_p
     mine, file = found["mine"], found["file"]
     assert model.training  # as it was
     found_alike = {name: value for name, value in mine.summary.items() if name in file.summary}
-    assert found_alike == close_summary(file.summary, score_bound(7))
+    assert found_alike == bounds.close_summary(file.summary, bounds.of_score(7))
     assert mine.summary.keys() - file.summary.keys() == {"top1", "top5"}
     scores = reference.mono_score_pairwise(store.rows(torch.arange(N)), activations)
-    np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=0, atol=score_bound(7))
+    np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=0, atol=bounds.of_score(7))
     assert torch.equal(mine.examples.rows, file.examples.rows)
     assert mine.facts["model"].startswith("the layer of a fine-tuned test_resnet on imagefolder:")
 
@@ -211,14 +211,14 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
     assert "run is right in " in out
     written = Evaluation.load(tmp_path / "run" / "evaluations" / "run")
     expected = evaluate(store, {"run": ImageActivations(model, images, store, batch_size=5)})["run"]
-    assert written.summary == close_summary(expected.summary, score_bound(N))
+    assert written.summary == bounds.close_summary(expected.summary, bounds.of_score(N))
     assert written.name == "run"
     assert written.facts["source"] == str(Path("run") / "model")
     assert written.facts["backbone"] == "test_resnet"
     assert written.facts["training"] == model.provenance.training
     assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
     again = Evaluation.load(tmp_path / "mine" / "run")
-    assert again.summary == close_summary(written.summary, score_bound(N))
+    assert again.summary == bounds.close_summary(written.summary, bounds.of_score(N))
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -234,7 +234,7 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     names |= {name: name for name in ("purity_binary", "purity_weighted")}
     needed = {names[name]: value for name, value in validated.items() if name in names}
     # merged updates and larger batches move activations by 4e-5 of their size, and scores by a few times that
-    assert {name: summary[name] for name in names.values()} == close_summary(needed, 1e-4)
+    assert {name: summary[name] for name in names.values()} == bounds.close_summary(needed, 1e-4)
 
 
 def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkeypatch):

@@ -9,9 +9,9 @@ import timm
 import torch
 from torch import nn
 
+import bounds
 from encoder_samples import FAMILIES, images_for, tiny_model
 from finetune_models import LORA, pictures, small_model, stirred, trainable
-from float_bounds import network_bound, product_bound
 from monoloss.errors import InputError
 from monoloss.finetune.config import LoraConfig
 from monoloss.finetune.lora import SplitQkv, add_lora, merge_lora
@@ -26,7 +26,7 @@ def test_three_layers_give_what_one_gave(width, bias):
     torch.manual_seed(0)
     fused, rows = nn.Linear(width, 3 * width, bias=bias), torch.randn(2, 50, width)
     split = SplitQkv(fused)
-    bound = product_bound(rows, fused.weight)
+    bound = float(bounds.of_product(rows, fused.weight.T).max())
     torch.testing.assert_close(split(rows), fused(rows), rtol=0, atol=bound)
     assert (fused(rows) - fused(rows).roll(width, -1)).abs().max() > 100 * bound  # as with the slices in another order
     assert torch.equal(split.fused().weight, fused.weight)
@@ -40,7 +40,7 @@ def test_nothing_changes_at_the_start_and_the_old_layout_comes_back(family):
     images, before = images_for(model), {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         original = model(images)
-        bound = network_bound(model, original)
+        bound = bounds.of_network(model, original)
         add_lora(model, LORA)
         torch.testing.assert_close(model.eval()(images), original, rtol=0, atol=bound)
         for part in (part for part in model.modules() if isinstance(part, SplitQkv)):
@@ -93,7 +93,7 @@ def test_merged_is_a_copy_that_computes_the_same():
     assert isinstance(model.backbone.blocks[0].attn.qkv, SplitQkv)
     with torch.no_grad():
         needed = model(pictures())
-        bound = network_bound(plain, needed)
+        bound = bounds.of_network(plain, needed)
         torch.testing.assert_close(plain(pictures()), needed, rtol=0, atol=bound)
         without = stirred(small_model("test_vit")).eval()(pictures())
         assert (plain(pictures()) - without).abs().max() > 1000 * bound
@@ -120,12 +120,12 @@ def test_attention_of_other_kinds(name, options, part):
         add_lora(model, LORA)
         assert f"blocks.0.attn.{part}.lora_B.default.weight" in trainable(model)
         assert len(trainable(model)) == 2 * 2 * 2
-        torch.testing.assert_close(model.eval()(images), original, rtol=0, atol=network_bound(model, original))
+        torch.testing.assert_close(model.eval()(images), original, rtol=0, atol=bounds.of_network(model, original))
         for parameter in model.parameters():
             parameter.add_(0.05 * parameter.requires_grad)
         updated = model(images)
         merge_lora(model)
-        bound = network_bound(model, updated)
+        bound = bounds.of_network(model, updated)
         assert (updated - original).abs().max() > 100 * bound
         torch.testing.assert_close(model(images), updated, rtol=0, atol=bound)
     assert list(model.state_dict()) == names

@@ -9,9 +9,9 @@ import timm
 import torch
 from timm.models import list_models
 
+import bounds
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, SIZE, pictures, small_config, small_model, stirred
-from float_bounds import product_bound
 from monoloss.errors import InputError
 from monoloss.finetune.backbone import load_backbone, pooled_width, rebuild_backbone
 from monoloss.finetune.config import ModelConfig
@@ -29,11 +29,14 @@ def test_pooled_activations_are_what_the_head_of_the_original_is_given(family, t
         pooled = original.forward_head(original.forward_features(images), pre_logits=True)
         assert torch.equal(model.backbone(images), pooled)
         by_hand = (pooled @ model.new_layer.weight.T + model.new_layer.bias).clamp(min=0)
-        bound = product_bound(pooled, model.new_layer.weight)
+        bound = float(bounds.of_product(pooled, model.new_layer.weight.T).max())
         torch.testing.assert_close(model.layer(images), by_hand, rtol=0, atol=bound)
         logits, activations = model.forward_both(images)
         torch.testing.assert_close(activations, by_hand, rtol=0, atol=bound)
-        by_hand, bound = activations @ model.classifier.weight.T, product_bound(activations, model.classifier.weight)
+        by_hand, bound = (
+            activations @ model.classifier.weight.T,
+            float(bounds.of_product(activations, model.classifier.weight.T).max()),
+        )
         torch.testing.assert_close(logits, by_hand + model.classifier.bias, rtol=0, atol=bound)
         assert torch.equal(model(images), logits)
     assert model.width == pooled.shape[1] == model.new_layer.in_features == model.new_layer.out_features

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import bounds
 import reference
 from finetune_models import CLASSES, LORA, pictures, small_config, small_model, stirred
-from float_bounds import score_bound, sum_bound
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, OptimisationConfig
 from monoloss.finetune.model import FineTuneModel
@@ -186,11 +186,13 @@ def test_validation_counts_every_row_once(split):
     targets = whole["targets"]
     assert figures["val_top1"] == pytest.approx(float((logits.argmax(1) == targets).float().mean()))
     assert figures["val_top5"] == 1.0  # there are three classes
-    loss_error = sum_bound(torch.float32, len(CLASSES), 2 * logits.abs().max())
+    loss_error = float(bounds.of_sum(len(CLASSES), 2 * logits.abs().max(), torch.float32))
     assert figures["val_loss"] == pytest.approx(smoothed_cross_entropy(logits, targets, 0.0), rel=1e-5, abs=loss_error)
     scores = reference.mono_score_pairwise(whole["embeddings"], activations)
-    assert figures["val_score"] == pytest.approx(np.nanmean(scores), rel=0, abs=score_bound(N))
-    assert figures["val_score_zero_filled"] == pytest.approx(np.nan_to_num(scores).mean(), rel=0, abs=score_bound(N))
+    assert figures["val_score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(N))
+    assert figures["val_score_zero_filled"] == pytest.approx(
+        np.nan_to_num(scores).mean(), rel=0, abs=bounds.of_score(N)
+    )
     purity = reference.class_purity(activations, targets, len(CLASSES))
     assert figures["val_purity_binary"] == pytest.approx(purity["mean_binary"], rel=1e-5)
     assert figures["val_purity_weighted"] == pytest.approx(purity["mean_weighted"], rel=1e-5)

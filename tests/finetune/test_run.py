@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import bounds
 from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
-from float_bounds import close_summary, score_bound
 from monoloss.cli import main
 from monoloss.errors import InputError
 from monoloss.finetune.averaging import decay_of
@@ -32,7 +32,7 @@ from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import FineTuneFolder
 from monoloss.functional.loss import mono_loss
-from monoloss.training.checkpoints import checkpoints_in, step_of
+from monoloss.training.checkpoint_files import checkpoints_in, step_of
 from picture_samples import labelled, store_of
 
 PATIENCE_S = 600.0
@@ -217,7 +217,9 @@ def test_a_run_of_which_only_the_model_is_missing(data, whole, tmp_path, monkeyp
         with pytest.raises(ZeroDivisionError):
             trained(a_run(data), tmp_path)
     assert_equal_weights(trained(a_run(data), tmp_path, resume=True), whole[1])
-    assert FineTuneFolder(tmp_path).figures() == close_summary(FineTuneFolder(whole[0]).figures(), score_bound(12))
+    assert FineTuneFolder(tmp_path).figures() == bounds.close_summary(
+        FineTuneFolder(whole[0]).figures(), bounds.of_score(12)
+    )
 
 
 def test_a_finished_run_gives_its_model(data, whole, capsys):
@@ -417,4 +419,4 @@ def test_two_processes_train_as_one(data, tmp_path):
     for name, value in alone.items():
         torch.testing.assert_close(came[name], value, rtol=1e-4, atol=1e-5, msg=name)
     one, two = FineTuneFolder(tmp_path / "alone").figures(), FineTuneFolder(tmp_path / "run").figures()
-    assert two == close_summary(one, 1e-3)
+    assert two == bounds.close_summary(one, 1e-3)

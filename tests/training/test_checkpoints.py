@@ -13,7 +13,7 @@ from monoloss import InputError
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training import checkpoints
 from monoloss.training import sae as training
-from monoloss.training.checkpoints import checkpoints_in, step_of
+from monoloss.training.checkpoint_files import checkpoints_in, step_of
 from monoloss.training.config_files import read_config
 from monoloss.training.sae import SaeRun, train_saes
 from resume_samples import ALL_FOUR, all_bits, config_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from monoloss.training.checkpoints import checkpoints_in, step_of
+from monoloss.training.checkpoint_files import checkpoints_in, step_of
 from monoloss.training.config_files import RunConfig, write_config
 from resume_samples import ALL_FOUR
 from sae_samples import structured_store

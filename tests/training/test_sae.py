@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import bounds
 import reference
 import sae_reference
-from float_bounds import product_bound, score_bound
 from monoloss.errors import InputError
 from monoloss.sae.config import SAE_CONFIGS, AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
@@ -34,7 +34,7 @@ def test_bit_equal_to_a_loop_by_hand(store, tmp_path, name):
     came, needed = bits_of(trained), bits_of(expected)
     threshold = "activation.threshold"
     if settings.sae.variant == "batch_topk":  # calibrated on the same rows in another order, so rounded apart
-        apart = product_bound(expected.scale(store.embeddings()).scaled, expected.encoder_weight.T)
+        apart = float(bounds.of_product(expected.scale(store.embeddings()).scaled, expected.encoder_weight).max())
         torch.testing.assert_close(trained.activation.threshold, expected.activation.threshold, rtol=0, atol=apart)
         assert expected.activation.threshold > 1000 * apart
         del came[threshold], needed[threshold]
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_logged_steps(store, tmp_path):
             step = steps[int(line["step"])]
             came = {figure: float(line[f"{name}/{figure}"]) for figure in FIGURES}
             scores = reference.mono_score_pairwise(step.batch, step.codes)
-            assert came["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=score_bound(BATCH))
+            assert came["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(BATCH))
             assert came["loss"] == pytest.approx(step.loss, rel=1e-6)
             assert came["l0"] == pytest.approx(reference.l0(step.codes), rel=1e-6)
             assert came["dead"] == step.n_dead

@@ -19,7 +19,7 @@ from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from monoloss.training import checkpoints
 from monoloss.training import sae as training
-from monoloss.training.checkpoints import checkpoints_in, newest_readable, step_of
+from monoloss.training.checkpoint_files import checkpoints_in, newest_readable, step_of
 from monoloss.training.sae import train_saes
 from monoloss.training.signals import stop_signals
 from sae_samples import bits_of

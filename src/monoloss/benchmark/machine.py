@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from monoloss.files import write_json
+from monoloss.version import __version__
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -23,7 +23,7 @@ def machine_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "monoloss": version("monoloss"),
+        "monoloss": __version__,
         "commit": _commit(),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 
 if TYPE_CHECKING:
     from torch import device as Device
@@ -19,11 +19,11 @@ _GROUPS = {"activations": "activations", "finetuned": "fine-tuned"}
 
 
 def evaluate_saes(  # noqa: PLR0913 - each is an option
+    *,
     store: str,
     saes: list[str] | None = None,
     activations: list[str] | None = None,
     finetuned: list[str] | None = None,
-    *,
     images: str | None = None,
     split: str | None = None,
     join_on: Literal["id", "name"] | None = None,
@@ -67,6 +67,13 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
         key: name of the array in files of activations that hold several
         progress: show a progress bar
     """
+    if key is not None and not activations:
+        raise InputError("--key", repr(key), "files of activations to make use of it")
+    for option, value in {"images": images, "join_on": join_on}.items():
+        if value is not None and not finetuned:
+            raise InputError(f"--{option}", repr(value), "fine-tuned models to make use of it")
+    if split is not None and images is None:
+        raise InputError("--split", repr(split), "images to make use of it")
     from rich.console import Console
     from rich.markup import escape
 
@@ -75,13 +82,6 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from monoloss.evaluation.sources import evaluation_folders, find_sources
     from monoloss.evaluation.table import chance_line, evaluation_table
 
-    if key is not None and not activations:
-        raise InputError("--key", repr(key), "files of activations to make use of it")
-    for option, value in {"images": images, "join_on": join_on}.items():
-        if value is not None and not finetuned:
-            raise InputError(f"--{option}", repr(value), "fine-tuned models to make use of it")
-    if split is not None and images is None:
-        raise InputError("--split", repr(split), "images to make use of it")
     rows = FeatureStore(store)
     where = _device(device)
     sources = {source.name: source for source in find_sources(saes or [], activations or [], finetuned or [])}
@@ -134,13 +134,11 @@ class _OnImages(NamedTuple):
 
     def load(self, path: str, store: FeatureStore, device: Device) -> ImageActivations:
         """What the model of a folder makes of the images of a store."""
-        try:
+        with needs_extra("finetune"):
             from monoloss.finetune.checkpoint import load_finetuned
             from monoloss.finetune.config import DataConfig
             from monoloss.finetune.evaluation import ImageActivations, images_of_run
             from monoloss.finetune.image_data import open_labelled
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
 
         model = load_finetuned(path, device)
         if self.images is None:

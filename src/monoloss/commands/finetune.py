@@ -51,12 +51,12 @@ def finetune(
             raise InputError(config, "no such file", "the folder of a run for --resume")
     if config is None:
         raise InputError("--config", "nothing", "a YAML file, or --resume with the folder of a run")
-    from rich.console import Console
-
     from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
 
     settled = read_finetune(config, settings).config
     if print_config:
+        from rich.console import Console
+
         Console(soft_wrap=True).out(finetune_text(FineTuneRecord(settled)), end="", highlight=False)
         return
     if not (out or resume):
@@ -73,10 +73,14 @@ def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         InputError: an option that is neither, or a setting without a value.
     """
+    options = [name for name in signature(finetune).parameters if name != "settings"]
+    return part_settings(argv, options, _settings)
+
+
+def _settings() -> Sequence[str]:
     from monoloss.finetune.config_files import SETTINGS
 
-    options = [name for name in signature(finetune).parameters if name != "settings"]
-    return part_settings(argv, options, SETTINGS)
+    return SETTINGS
 
 
 def _fine_tune(config: FineTuneConfig, run: Path, *, resume: bool, progress: bool) -> None:

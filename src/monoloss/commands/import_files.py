@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from monoloss.errors import InputError
 from monoloss.files import check_new_folder
+from monoloss.hub import HUB
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
@@ -59,15 +60,15 @@ def import_files(  # noqa: PLR0913 - each is an option
         rows_per_shard: rows of a shard; as many are in memory at a time
         progress: show a progress bar
     """
+    check_new_folder(out)
+    kind_of_source = _kind_of(source) if kind == "auto" else kind
+    columns = {"labels": labels, "ids": ids, "paths": paths}
+    _refuse_options(kind_of_source, {"embeddings": embeddings, "split": split, "subset": subset}, columns)
     from rich.console import Console
 
     from monoloss.commands.info import store_table
     from monoloss.data.import_options import read_lines
 
-    check_new_folder(out)
-    kind_of_source = _kind_of(source) if kind == "auto" else kind
-    columns = {"labels": labels, "ids": ids, "paths": paths}
-    _refuse_options(kind_of_source, {"embeddings": embeddings, "split": split, "subset": subset}, columns)
     options: dict[str, Any] = {
         "dtype": dtype,
         "scale": scale,
@@ -89,8 +90,6 @@ def import_files(  # noqa: PLR0913 - each is an option
 
 def _kind_of(source: str) -> str:
     """The kind of a source by its name, or for a folder by what is in it."""
-    from monoloss.data.import_options import HUB
-
     place = Path(source)
     if source.startswith(HUB):
         return "dataset"

@@ -35,14 +35,14 @@ def info(path: str, *, verify: bool = False, skipped: bool = False, classes: boo
         skipped: list every file that gave no row, with the reason
         classes: list every class, with its number of rows
     """
-    from rich.console import Console
-
     folder = Path(path)
     kind = _kind_of(folder)
     asked = {"verify": verify, "skipped": skipped, "classes": classes}
     for name, wanted in asked.items():
         if wanted and kind != "store":
             raise InputError(name, f"{path}, which is no feature store", "a feature store; the others have none of it")
+    from rich.console import Console
+
     parts = _store_parts(folder, **asked) if kind == "store" else _describe(folder, kind)
     for part in parts:
         Console().print(part)
@@ -195,7 +195,7 @@ def _sae_facts(folder: Path) -> list[tuple[str, object]]:
 
 
 def _run_parts(folder: Path) -> list[RenderableType]:
-    from monoloss.training.checkpoints import checkpoints_in, step_of
+    from monoloss.training.checkpoint_files import checkpoints_in, step_of
     from monoloss.training.config_files import read_config, run_to_dict
     from monoloss.training.run_folder import RunFolder
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from monoloss.errors import InputError
 
 
 def part_settings(
-    argv: Sequence[str], options: Sequence[str], known: Sequence[str]
+    argv: Sequence[str], options: Sequence[str], settings_of: Callable[[], Sequence[str]]
 ) -> tuple[list[str], dict[str, Any]]:
     """Part the settings of a run from the other options, and say what is neither.
 
     Args:
         argv: the words of the command line.
         options: names of the other options.
-        known: first parts of the settings' names.
+        settings_of: gives the first parts of the settings' names; called where there is an option that is none of the
+            others, because the configurations take time to load.
 
     Returns:
         What is left to parse, and the arguments ``settings`` and, where it was asked for, ``print_config``.
@@ -25,11 +26,9 @@ def part_settings(
         InputError: an option that is neither, or a setting without a value.
 
     Example:
-        >>> part_settings(["--out", "run", "--epochs", "3"], ["out"], ["epochs"])
+        >>> part_settings(["--out", "run", "--epochs", "3"], ["out"], lambda: ["epochs"])
         (['--out', 'run'], {'settings': [('epochs', '3')]})
     """
-    from monoloss.plain_values import unknown_key
-
     rest: list[str] = []
     settings: list[tuple[str, str]] = []
     more: dict[str, Any] = {"settings": settings}
@@ -41,8 +40,10 @@ def part_settings(
             more["print_config"] = True
         elif not word.startswith("--") or name in ("help", *options):
             rest.append(word)
-        elif name.partition(".")[0] not in known:
-            raise unknown_key("--", name, [*options, *known])
+        elif name.partition(".")[0] not in settings_of():
+            from monoloss.plain_values import unknown_key
+
+            raise unknown_key("--", name, [*options, *settings_of()])
         elif not equals and (not words or words[0].startswith("--")):
             raise InputError(word, "nothing", "a value")
         else:

@@ -54,12 +54,12 @@ def train(
         return
     if config is None:
         raise InputError("--config", "nothing", "a YAML file, or --resume with the folder of a run")
-    from rich.console import Console
-
     from monoloss.training.config_files import config_text, read_config, with_place
 
     settled = with_place(with_place(read_config(config, settings), "store", store), "validation", validation)
     if print_config:
+        from rich.console import Console
+
         Console(soft_wrap=True).out(config_text(settled), end="", highlight=False)
         return
     if not out:
@@ -76,10 +76,14 @@ def take_settings(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         InputError: an option that is neither, or a setting without a value.
     """
+    options = [name for name in signature(train).parameters if name != "settings"]
+    return part_settings(argv, options, _settings)
+
+
+def _settings() -> Sequence[str]:
     from monoloss.training.config_files import SETTINGS
 
-    options = [name for name in signature(train).parameters if name != "settings"]
-    return part_settings(argv, options, SETTINGS)
+    return SETTINGS
 
 
 def _go_on(run: Path, store: str | None, validation: str | None, progress: bool) -> None:

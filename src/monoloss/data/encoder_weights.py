@@ -18,10 +18,11 @@ from timm.models import get_pretrained_cfg, load_state_dict
 from monoloss.data.encoder_outputs import ImageModel
 from monoloss.errors import InputError
 from monoloss.files import sha256
+from monoloss.hub import HUB
 
 Weights: TypeAlias = str | dict[str, str | int]
 
-HUB, FOLDER = "hf-hub:", "local-dir:"
+FOLDER = "local-dir:"
 _LOCAL = "a local folder with config.json and model.safetensors, or a local file of weights (checkpoint)"
 _WEIGHTS_FILES = (
     "model.safetensors",

@@ -20,7 +20,7 @@ from monoloss.data.encoder_outputs import (
     extract_rows,
     parse_output,
 )
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -181,10 +181,8 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
     if preset is not None:
         name, image_size = preset.model, image_size or preset.image_size
         chosen = chosen or parse_output(preset.output, patches)
-    try:
+    with needs_extra("vision"):
         from monoloss.data import encoder_weights as weights
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
 
     request = weights.request_model(
         name, checkpoint=checkpoint, pretrained=pretrained, image_size=image_size, seed=seed, presets=PRESETS

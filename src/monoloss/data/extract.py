@@ -310,7 +310,7 @@ def extract(  # noqa: PLR0913 - each is an option
             patches and large thumbnails.
         origin: what the store says about where the images came from; by default the source's description. A run that
             goes on with the same folder of images keeps what was said first.
-        progress: show the estimate, a progress bar and the figures of the run; needs the extra `train`.
+        progress: show the estimate, a progress bar and the figures of the run; needs the extra `cli`.
 
     Returns:
         The store, open.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monoloss.data.store_format import DTYPES
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.quantities import size_text, time_text
 
 if TYPE_CHECKING:
@@ -96,16 +96,14 @@ class ExtractionReport:
     """Lines and a progress bar on a console, or nothing.
 
     Args:
-        show: whether to show anything; needs the extra `train`.
+        show: whether to show anything; needs the extra `cli`.
     """
 
     def __init__(self, *, show: bool) -> None:
         self._console: Console | None = None
         if show:
-            try:
+            with needs_extra("vision"):
                 from rich.console import Console
-            except ModuleNotFoundError as error:
-                raise missing_extra(error) from error
             self._console = Console(stderr=True)
         self._n_to_come: int | None = None
         self._started: tuple[float, int] | None = None  # when the first batch was done, and how many images that were

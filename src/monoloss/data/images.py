@@ -8,7 +8,7 @@ from monoloss.data.image_decode import UnreadableImage, decode_image
 from monoloss.data.image_folder import open_image_folder
 from monoloss.data.image_source import ImageSource, SourceImage
 from monoloss.data.openimages import open_openimages
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 
 __all__ = ["ImageSource", "SourceImage", "UnreadableImage", "decode_image", "open_images"]
 
@@ -91,14 +91,12 @@ def open_images(  # noqa: PLR0913 - each is an option
         return open_image_folder(spec, path, split, labelled=label_column is None)
     if kind == "openimages":
         return open_openimages(spec, path, split=split, labels_path=labels_path, classes_path=classes_path)
-    try:
+    with needs_extra("vision"):
         if kind not in _WITH_COLUMNS:
             from monoloss.data.cifar import open_cifar
 
             return open_cifar(spec, kind, path, split)
         from monoloss.data.image_datasets import open_image_dataset
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
     return open_image_dataset(
         spec,
         spec if kind == "hf-hub" else path,

@@ -17,9 +17,8 @@ from numpy import ndarray
 from monoloss.data.store_rows import AnyArray
 from monoloss.data.store_stream import RowColumns
 from monoloss.data.store_writer import StoreOptions
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 
-HUB = "hf-hub:"  # what a name on the Hugging Face Hub starts with
 EMBEDDING_KEYS = ("embeddings", "features")
 LABEL_KEYS = ("labels", "targets")
 ID_KEYS = ("ids",)
@@ -34,7 +33,7 @@ class ImportOptions(StoreOptions, total=False):
             on each line. It goes before labels that would be found under a usual name.
         ids_path: a file with the ids: an .npy file of strings or integers, or a text file with one on each line.
         paths_path: a file with the paths relative to the image root, likewise.
-        progress: show a progress bar; needs the extra `train`.
+        progress: show a progress bar; needs the extra `cli`.
     """
 
     labels_path: str | os.PathLike[str] | None
@@ -101,11 +100,9 @@ def import_progress(options: ImportOptions, n_rows: int | None) -> Iterator[Call
     if not options.get("progress", False):
         yield lambda _: None
         return
-    try:
+    with needs_extra("cli"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
     columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("importing", total=n_rows)

@@ -13,8 +13,8 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from monoloss.data.import_options import HUB
 from monoloss.errors import InputError
+from monoloss.hub import HUB
 
 AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
 

@@ -40,7 +40,8 @@ from monoloss.data.store_rows import (
     to_tensor,
 )
 from monoloss.errors import InputError
-from monoloss.files import atomic_file, check_new_folder, remove_temporaries, save_tensors, write_text
+from monoloss.files import atomic_file, check_new_folder, remove_temporaries, write_text
+from monoloss.tensor_files import save_tensors
 
 
 class StoreOptions(TypedDict, total=False):

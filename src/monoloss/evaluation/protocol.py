@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from monoloss.checks import check_matrix
 from monoloss.errors import InputError
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations, offsets_of_sorted_rows
+from monoloss.tensor_checks import check_matrix
 
 
 @runtime_checkable

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.record import EvaluationRecord
-from monoloss.files import atomic_folder, check_new_folder, read_json, save_tensors, write_json
+from monoloss.files import atomic_folder, check_new_folder, read_json, write_json
+from monoloss.tensor_files import save_tensors
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
@@ -151,10 +152,8 @@ class Evaluation(EvaluationRecord):
             >>> found["one"].plot(found["other"])
             <charts of 'one', 'other': score, lift, n_eff, score-against-explained-variance, score-against-r2>
         """
-        try:
+        with needs_extra("report"):
             from monoloss.evaluation.overview_view import OverviewView
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
         return OverviewView([self, *others])
 
     def latent(
@@ -190,12 +189,10 @@ class Evaluation(EvaluationRecord):
             ...     view.save(folder + "/latent-3.html").name, list(view.rows)
             ('latent-3.html', ['Most active', 'Around the median', 'Least active'])
         """
-        try:
+        with needs_extra("report"):
             from monoloss.evaluation.latent_view import LatentView
 
             return LatentView(self, latent, store, images)
-        except ModuleNotFoundError as error:
-            raise missing_extra(error) from error
 
     def _parts(self) -> dict[str, Tensor]:
         """All but the columns of the latents, as the file names them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from monoloss.functional.sparsity import density, l0
 from monoloss.metrics import Reconstruction
 from monoloss.plain_values import plain
 from monoloss.sae.model import SparseAutoencoder
+from monoloss.version import __version__
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ class _Figures:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "monoloss_version": version("monoloss"),
+            "monoloss_version": __version__,
             "store": self.store.folder.resolve().name,
             "store_folder": str(self.store.folder.resolve()),
             "store_fingerprint": self.store.fingerprint,

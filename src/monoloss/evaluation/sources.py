@@ -16,7 +16,7 @@ from monoloss.evaluation.activations import StoredActivations
 from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
 from monoloss.files import read_json
 from monoloss.finetune.checkpoint import is_finetuned
-from monoloss.sae.checkpoint import HUB
+from monoloss.hub import HUB
 from monoloss.sae.model import SparseAutoencoder
 
 SAES, MODEL, EVALUATIONS = "saes", "model", "evaluations"  # folders of a run

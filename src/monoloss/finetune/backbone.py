@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monoloss.data.encoder_outputs import ImageModel
 from monoloss.data.encoders import PRESETS, data_config
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.finetune.config import ModelConfig
 from monoloss.plain_values import plain
 
@@ -55,12 +55,10 @@ def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
         >>> load_backbone(ModelConfig("resnet10t", pretrained=False, image_size=32)).width
         512
     """
-    try:
+    with needs_extra("finetune"):
         from timm.models import filter_pretrained_cfg, get_model_args
 
         from monoloss.data import encoder_weights as weights
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
 
     preset = PRESETS.get(config.backbone)
     name, size = config.backbone, config.image_size
@@ -100,10 +98,8 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
         InputError: a recipe that the installed timm cannot follow.
         MissingExtraError: timm is not installed.
     """
-    try:
+    with needs_extra("finetune"):
         import timm
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
     for key in _NOT_OF_A_RECIPE:  # they would make timm read other files
         if key in recipe["args"]:
             raise InputError(f"backbone.args.{key}", "a value", "no such key")

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from monoloss.finetune.backbone import Backbone, rebuild_backbone
 from monoloss.finetune.model import FineTuneModel, merged
 from monoloss.plain_values import check_known, plain
 from monoloss.sae.checkpoint_files import LIBRARY, Provenance, check_savable, read_tensors, write_tensors
+from monoloss.version import __version__
 
 FORMAT_VERSION = 1
 TENSORS, FACTS, KIND = "model.safetensors", "config.json", "fine-tuned model"
@@ -72,7 +72,7 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
     _check_replaceable(folder)
     content = {
         "library": LIBRARY,
-        "library_version": version(LIBRARY),
+        "library_version": __version__,
         "kind": KIND,
         "class_names": list(model.class_names),
         "width": model.width,

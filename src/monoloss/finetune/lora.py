@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from monoloss.data.encoder_outputs import ImageModel
-from monoloss.errors import InputError, missing_extra
+from monoloss.errors import InputError, needs_extra
 from monoloss.finetune.config import LoraConfig
 
 _ADAPTER = "default"
@@ -66,11 +66,9 @@ def add_lora(backbone: ImageModel, config: LoraConfig, seed: int = 0) -> None:
         >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad][:1]
         ['blocks.0.attn.qkv.query.lora_A.default.weight']
     """
-    try:
+    with needs_extra("finetune"):
         from peft import LoraConfig as PeftConfig
         from peft import inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        raise missing_extra(error) from error
 
     targets = []
     for name, module in _attentions(backbone):

@@ -19,7 +19,7 @@ from monoloss.finetune.config_files import (
     record_to_dict,
 )
 from monoloss.finetune.model import FineTuneModel
-from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
+from monoloss.training.checkpoint_files import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.run_folder import CONFIG_NAME, check_place, check_same, claimed
 
 _MOVABLE = ("data",)  # where the data lie; what they are is in the fingerprints

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from monoloss.checks import check_rows
 from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,
@@ -24,6 +23,7 @@ from monoloss.functional.score import is_defined, pair_weight, score_of
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.products import codes_matmul, sampled_matmul
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.tensor_checks import check_rows
 
 
 def mono_loss(

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from monoloss.checks import check_same_device
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import ActiveEntries, active_entries, check_activations, count_not_finite
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.tensor_checks import check_same_device
 
 _BLOCK_ENTRIES = 2**18  # of dense activations that are looked at in one go: their classes' sums stay in the cache
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from monoloss.checks import check_matrix, check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import sums_device
+from monoloss.tensor_checks import check_matrix, check_same_device
 
 _BLOCK_ELEMENTS = 2**16  # lifted to float64 in one go: 512 kB an array, which stays in the cache
 _LEAST_VARIATION = 1e-24  # of a dimension's sum of squares: below it is what rounding leaves of a constant

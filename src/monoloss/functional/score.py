@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from monoloss.checks import check_choice, check_rows
+from monoloss.checks import check_choice
 from monoloss.functional.moments import MonoMoments, unit_rows
 from monoloss.functional.streaming import add_batch
 from monoloss.precision import row_norms, sums_device
 from monoloss.sparse import Activations
+from monoloss.tensor_checks import check_rows
 
 Undefined = Literal["nan", "zero"]
 

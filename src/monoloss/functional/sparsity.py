@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from monoloss.checks import check_matrix
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.tensor_checks import check_matrix
 
 _BLOCK_ENTRIES = 2**20  # looked at in one go: about 30 MB of row numbers, latents and float64 values
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,6 +15,7 @@ from torch import nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files import atomic_folder
+from monoloss.hub import HUB
 from monoloss.plain_values import plain
 from monoloss.sae.checkpoint_files import (
     CARD,
@@ -33,8 +33,8 @@ from monoloss.sae.checkpoint_files import (
 )
 from monoloss.sae.config import SaeConfig
 from monoloss.sae.model_card import model_card_text
+from monoloss.version import __version__
 
-HUB = "hf-hub:"
 _Model = TypeVar("_Model", bound="Checkpointed")  # Self would say it too, but the type checker of the tests cannot
 
 
@@ -190,7 +190,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         """The model card that ``save_pretrained`` writes; its arguments are the same."""
         check_type("license", license, str | None, "a text or None")
         check_type("provenance", self.provenance, Provenance, "a Provenance")
-        facts = {**plain(self.config), **asdict(self.provenance), "monoloss_version": version(LIBRARY)}
+        facts = {**plain(self.config), **asdict(self.provenance), "monoloss_version": __version__}
         text = model_card_text(self.d_in, facts, evaluation)
         tags = [*(self._hub_mixin_info.model_card_data.tags or ()), self.config.variant]
         data = ModelCardData(library_name=LIBRARY, license=license, tags=tags)

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from torch import Tensor, nn
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files import check_new_folder, read_json, save_tensors, write_json
+from monoloss.files import check_new_folder, read_json, write_json
 from monoloss.plain_values import check_known, plain, read_value
 from monoloss.sae.config import SaeConfig
+from monoloss.tensor_files import save_tensors
+from monoloss.version import __version__
 
 FORMAT_VERSION = 1
 TENSORS, FACTS, CARD = "model.safetensors", "config.json", "README.md"
@@ -72,7 +73,7 @@ def check_replaceable(folder: Path) -> None:
 
 def write_facts(path: Path, d_in: int, config: SaeConfig, provenance: Provenance) -> None:
     """Write `config.json`."""
-    library = {"library": LIBRARY, "library_version": version(LIBRARY)}
+    library = {"library": LIBRARY, "library_version": __version__}
     content = {**library, "d_in": d_in, "sae": plain(config), **asdict(provenance)}
     write_json(path, content, format_version=FORMAT_VERSION)
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from monoloss.checks import check_matrix, check_number, check_same_device, check_type, check_vector
+from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
@@ -21,6 +21,7 @@ from monoloss.sae.checkpoint import Checkpointed
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.tensor_checks import check_matrix, check_same_device, check_vector
 
 _STD_FLOOR = 1e-5
 _ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ

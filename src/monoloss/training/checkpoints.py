@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from monoloss.files import atomic_file
+from monoloss.training.checkpoint_files import BATCHES, GENERATORS, IDENTITY, SUFFIX, checkpoints_in, step_of
 from monoloss.training.run_settings import ResumableBatches, RunSettings
 from monoloss.training.signals import StopSignals
-
-_SUFFIX = ".ckpt"
-_IDENTITY, _BATCHES, _GENERATORS = "monoloss_run", "batches", "generators"
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint that was read.
-
-    Attributes:
-        path: the file.
-        n_steps: optimiser steps that were done.
-        identity: what its run was made of.
-    """
-
-    path: Path
-    n_steps: int
-    identity: Mapping[str, Any]
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -110,17 +92,17 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """What Lightning leaves out: whose it is, where the batches stand, and where torch's global generators do."""
-        checkpoint[_IDENTITY] = self.identity
-        checkpoint[_BATCHES] = self.batches.state_dict()
-        checkpoint[_GENERATORS] = {"cpu": torch.get_rng_state()}
+        checkpoint[IDENTITY] = self.identity
+        checkpoint[BATCHES] = self.batches.state_dict()
+        checkpoint[GENERATORS] = {"cpu": torch.get_rng_state()}
         device = trainer.strategy.root_device
         if device.type == "cuda":
-            checkpoint[_GENERATORS]["cuda"] = torch.cuda.get_rng_state(device)
+            checkpoint[GENERATORS]["cuda"] = torch.cuda.get_rng_state(device)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put batches and generators where they stood."""
-        self.batches.load_state_dict(checkpoint[_BATCHES])
-        generators = checkpoint[_GENERATORS]
+        self.batches.load_state_dict(checkpoint[BATCHES])
+        generators = checkpoint[GENERATORS]
         torch.set_rng_state(generators["cpu"])
         device = trainer.strategy.root_device
         if "cuda" in generators and device.type == "cuda":
@@ -130,7 +112,7 @@ class Checkpoints(Callback):
         """Write a checkpoint of this step, and delete those that are no longer to be kept."""
         step = trainer.global_step
         self._before()
-        trainer.save_checkpoint(self.folder / f"step={step:08d}{_SUFFIX}")
+        trainer.save_checkpoint(self.folder / f"step={step:08d}{SUFFIX}")
         self._saved_at = monotonic()
         if not trainer.is_global_zero:
             return
@@ -143,42 +125,3 @@ class Checkpoints(Callback):
         if step == self.n_steps or (every_steps is not None and step % every_steps == 0):
             return True
         return every_minutes is not None and monotonic() - self._saved_at >= 60.0 * every_minutes
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    found = [
-        path
-        for path in folder.glob(f"step=*{_SUFFIX}")
-        if re.fullmatch("[0-9]+", path.stem.removeprefix("step=")) and path.is_file()
-    ]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """The number of optimiser steps that were done."""
-    return int(path.stem.removeprefix("step="))
-
-
-def newest_readable(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be read whole; ``note`` is told of newer ones that cannot."""
-    for path in checkpoints_in(folder):
-        content = _read(path)
-        if content is not None:
-            return Checkpoint(path, step_of(path), content[_IDENTITY])
-        note(f"{path} cannot be read and is left out")
-    return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The contents of a checkpoint, or None: torn, with bytes that changed, or of something else."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return None
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a damaged file leads to
-        return None
-    needed = {_IDENTITY: dict, _BATCHES: dict, _GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
-    whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in needed.items())
-    return content if whole else None

@@ -14,7 +14,7 @@ from monoloss.errors import InputError
 from monoloss.files import atomic_folder, check_new_folder, remove_temporaries
 from monoloss.folder_lock import only_one
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.training.checkpoints import Checkpoint, checkpoints_in, newest_readable
+from monoloss.training.checkpoint_files import Checkpoint, checkpoints_in, newest_readable
 from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import RunConfig, first_difference, read_config, run_to_dict, write_config
 
