@@ -50,10 +50,6 @@ def part_settings(
 
     Raises:
         InputError: an option that is neither, or a setting without a value.
-
-    Example:
-        >>> part_settings(["--out", "run", "--epochs", "3"], ["out"], lambda: ["epochs"])
-        (['--out', 'run'], {'settings': [('epochs', '3')]})
     """
     rest: list[str] = []
     settings: list[tuple[str, str]] = []

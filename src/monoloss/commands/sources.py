@@ -81,10 +81,6 @@ def find_sources(saes: Sequence[str], activations: Sequence[str] = (), finetuned
     Raises:
         InputError: a path where nothing is, or nothing that can be evaluated; a name that was given to two models;
             the same model twice under the same name; nothing at all.
-
-    Example:
-        >>> [source.name for source in find_sources(["hf-hub:me/base", "mono=hf-hub:me/other"], ["codes/clip.npy"])]
-        ['base', 'mono', 'clip']
     """
     found: list[Source] = []
     given: set[int] = set()  # positions of names that the user chose: these stay

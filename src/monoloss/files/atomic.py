@@ -33,14 +33,6 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         InputError: `path` is a folder.
         OSError: the disk is full or the like; it names `path`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_file(Path(folder) / "note.txt") as temporary:
-        ...         _ = temporary.write_text("whole")
-        ...     [file.name for file in Path(folder).iterdir()]
-        ['note.txt']
     """
     target = Path(path)
     if target.is_dir():
@@ -67,14 +59,6 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     Raises:
         InputError: `path` is a file, or a folder that is not empty while `replace` is off; before anything is written.
         OSError: the disk is full or the like; it names the file below `path`, or `path`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     with atomic_folder(Path(parent) / "run") as folder:
-        ...         _ = (folder / "note.txt").write_text("whole")
-        ...     [str(file.relative_to(parent)) for file in sorted(Path(parent).rglob("*"))]
-        ['run', 'run/note.txt']
     """
     target = Path(path).resolve()
     check_new_folder(target, allow_full=replace)
@@ -94,11 +78,6 @@ def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) 
     Args:
         path: the folder that is to be made.
         allow_full: accept a folder that is not empty.
-
-    Example:
-        >>> check_new_folder(__file__)
-        Traceback (most recent call last):
-        monoloss.errors.InputError: ...: got a file; needed a path for a folder
     """
     target = Path(path)
     nearest = next(place for place in (target, *target.absolute().parents) if place.exists())
@@ -126,14 +105,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hexadecimal.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile() as file:
-        ...     sha256(file.name)[:8]
-        'e3b0c442'
-    """
+    """The sha256 of a file's contents, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

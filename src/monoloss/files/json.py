@@ -44,13 +44,6 @@ def read_json(path: str | os.PathLike[str], *, format_version: int, null: float 
 
     Raises:
         InputError: the file is missing, torn, not JSON, or of another version; the error names it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_json(folder + "/scores.json", {"scores": [0.5, math.nan]}, format_version=1)
-        ...     read_json(folder + "/scores.json", format_version=1, null=math.nan)
-        {'scores': [0.5, nan]}
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)

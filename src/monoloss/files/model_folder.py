@@ -42,10 +42,6 @@ class Provenance:
 
     Raises:
         InputError: a value that JSON cannot hold; the error names it with its dotted path.
-
-    Example:
-        >>> Provenance(training={"lr": 1e-4, "betas": (0.9, 0.999)}).training
-        {'lr': 0.0001, 'betas': [0.9, 0.999]}
     """
 
     encoder: Mapping[str, Any] | None = None
