@@ -137,7 +137,7 @@ def test_a_writer_that_fails_leaves_an_unfinished_folder_that_can_be_resumed(
     lines = "shard-00001.jsonl"  # harmless: written again with its shard
     assert everything_in(tmp_path / "resumed") == ["shard-00000.jsonl", "shard-00000.safetensors", lines]
     with pytest.raises(InputError, match=r"resumed: got a folder without manifest\.json; needed a store that has been"):
-        FeatureStore.open(tmp_path / "resumed")
+        FeatureStore(tmp_path / "resumed")
     (tmp_path / "resumed" / ".shard-00001.safetensors.0123abcd.tmp").mkdir()  # what a kill would leave
     write(tmp_path / "resumed", resume=True)
     assert everything_in(tmp_path / "resumed") == everything_in(tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_skipped_files_and_a_shard_without_rows(tmp_path: Path) -> None:
     writer.write_shard(1, rows_of(1), ["c"], torch.tensor([4]), paths=["c.png"], skipped=bad[2:])
     writer.write_shard(2, rows_of(2, seed=1), ["e", "f"], torch.tensor([1, 0]))
     writer.finish()
-    store = FeatureStore.open(tmp_path / "s")
+    store = FeatureStore(tmp_path / "s")
     assert store.ids == ["c", "e", "f"]
     assert store.paths == ["c.png", None, None]
     assert store.skipped == bad

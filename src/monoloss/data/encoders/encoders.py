@@ -20,7 +20,7 @@ from monoloss.data.encoders.outputs import (
     extract_rows,
     parse_output,
 )
-from monoloss.errors import InputError, needs_extra
+from monoloss.errors import InputError, first_line, needs_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -266,5 +266,4 @@ def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, i
 
 
 def _wrong_size(input_size: tuple[int, int, int], error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError("image_size", f"{input_size[1]} ({reason})", "a size that the model takes")
+    return InputError("image_size", f"{input_size[1]} ({first_line(error)})", "a size that the model takes")

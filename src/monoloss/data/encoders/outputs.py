@@ -53,12 +53,7 @@ class Extracted(NamedTuple):
 
 
 def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
-    """What a user wrote; None where it is left to the model.
-
-    Example:
-        >>> parse_output("layer:blocks.3:class", patches=False).name
-        'layer:blocks.3:class'
-    """
+    """What a user wrote; None where it is left to the model."""
     if output is None:
         return EncoderOutput("patches", patches=True) if patches else None
     if output.startswith(_LAYER) and len(output) > len(_LAYER):

@@ -51,10 +51,6 @@ def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s c"]:
     """The middle square of an image at the size of a cell; pixels of small images become squares, sharp.
 
     Sharp where a pixel fills a whole number of the cell's; else smoothed.
-
-    Example:
-        >>> fitted(np.array([[[9], [200]], [[0], [0]]], dtype=np.uint8), 4)[0, :, 0].tolist()
-        [9, 9, 200, 200]
     """
     height, width = picture.shape[:2]
     if height == width and cell % height == 0:
