@@ -30,19 +30,12 @@ _CROPS = ("center", "squash", "border")
 
 
 class Preset(NamedTuple):
-    """An encoder by a short name.
+    """An encoder by a short name."""
 
-    Attributes:
-        model: its name in timm, with the tag of the weights.
-        output: what is taken by default: see `load_encoder`.
-        width: of that output.
-        image_size: where it is not the model's own.
-    """
-
-    model: str
-    output: str
-    width: int
-    image_size: int | None = None
+    model: str  # its name in timm, with the tag of the weights
+    output: str  # what is taken by default: see `load_encoder`
+    width: int  # of that output
+    image_size: int | None = None  # where it is not the model's own
 
 
 PRESETS: Mapping[str, Preset] = {

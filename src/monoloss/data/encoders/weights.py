@@ -40,21 +40,13 @@ _NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHT
 
 
 class ModelRequest(NamedTuple):
-    """Which model, and which weights.
+    """Which model, and which weights."""
 
-    Attributes:
-        name: as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`.
-        checkpoint: a local file of weights that goes before those of the name.
-        pretrained: False for random weights.
-        image_size: height and width in pixels; None for the model's own.
-        seed: of random weights.
-    """
-
-    name: str
-    checkpoint: Path | None
-    pretrained: bool
-    image_size: int | None
-    seed: int
+    name: str  # as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`
+    checkpoint: Path | None  # a local file of weights that goes before those of the name
+    pretrained: bool  # False for random weights
+    image_size: int | None  # height and width in pixels; None for the model's own
+    seed: int  # of random weights
 
     @property
     def weights_file(self) -> Path | None:

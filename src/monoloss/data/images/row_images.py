@@ -19,16 +19,12 @@ Picture = UInt8[np.ndarray, "_ _ _"]  # height, width, 1 or 3
 
 
 class Pictures(NamedTuple):
-    """Where the images of a store's rows come from.
+    """Where the images of a store's rows come from."""
 
-    Attributes:
-        read: gives the images of some row numbers, ``(h, w, 1 or 3)`` bytes each, for cells of a size (it may make them
-            smaller itself); None for one that cannot be read.
-        root: the folder of the image files; None for thumbnails.
-    """
-
+    # gives the images of some row numbers, ``(h, w, 1 or 3)`` bytes each, for cells of a size (it may make them smaller
+    # itself); None for one that cannot be read
     read: Callable[[Int[Tensor, " n"], int], Sequence[Picture | None]]
-    root: Path | None = None
+    root: Path | None = None  # the folder of the image files; None for thumbnails
 
 
 def pictures_of(store: FeatureStore, images: Path | None = None) -> Pictures | None:
