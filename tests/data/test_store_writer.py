@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"embeddings": torch.ones(3)}, r"embeddings: got shape \(3,\); needed \(rows, width\)"),
     ({"embeddings": torch.ones(0, 3)}, r"embeddings: got shape \(0, 3\)"),
     ({"embeddings": torch.ones(3, 0)}, r"embeddings: got shape \(3, 0\)"),
-    ({"scale": 0.1}, "scale: got 0.1; needed a number for dtype 'uint8' and None for every other"),
+    ({"scale": 0.1}, "scale: got 0.1; needed None for dtype 'float32'; only 'uint8' has a scale"),
     ({"dtype": "uint8", "scale": 0.0}, "scale: got 0.0; needed a number above 0"),
     ({"dtype": "uint8", "scale": float("inf")}, "scale: got inf; needed a number above 0"),
     ({"dtype": "float8"}, "dtype: got 'float8'; needed one of 'float16', 'bfloat16', 'float32', 'uint8'"),
