@@ -120,7 +120,7 @@ def test_no_space_left_is_one_sentence(capsys: pytest.CaptureFixture[str], monke
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patched:
-        patched.setattr("monoloss.files.atomic.save_file", fail)
+        patched.setattr("monoloss.files.tensors.save_file", fail)
         said = refused(capsys)
     assert said == "s/shard-00000.safetensors: got No space left on device; needed a place that can hold it"
     assert list(contents_of(Path("s"))) == ["shard-00000.jsonl"]

@@ -159,7 +159,7 @@ def test_progress_bar(source: Any, capsys: pytest.CaptureFixture[str]) -> None:
         ("pt", ["--embeddings", "x"], "embeddings_key: got 'x'; needed one of the keys of x.pt"),
         ("dataset", ["--labels", "x"], "labels_key: got 'x'; needed one of the keys of x.parquet"),
         ("npz", ["--dtype", "uint8"], "scale: got None; needed a number for dtype 'uint8'"),
-        ("npz", ["--scale", "0.5"], "scale: got 0.5; needed a number for dtype 'uint8' and None for every other"),
+        ("npz", ["--scale", "0.5"], "scale: got 0.5; needed None for dtype 'float32'; only 'uint8' has a scale"),
         ("npy", ["--class_names", "names.txt"], "class_names: got names without labels"),
         ("npz", ["--class_names", "ids.txt", "--labels", ""], "class_names: got names without labels"),
         ("npz", ["--class_names", "absent.txt"], "absent.txt: got No such file or directory"),
@@ -221,7 +221,7 @@ def test_missing_extra(
     source: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str, package: str
 ) -> None:
     name = source(kind)
-    for module in ("import_lmdb",) if kind == "lmdb" else ("import_datasets", "open_dataset"):
+    for module in ("importers.lmdb",) if kind == "lmdb" else ("importers.hf_datasets", "huggingface.open"):
         monkeypatch.delitem(sys.modules, f"monoloss.data.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     assert refused(capsys, name) == f"{package}: got no such package; needed pip install 'monoloss[interop]'"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from monoloss.errors import InputError
+from monoloss.errors import InputError, first_line
 
 LONGEST_WAIT = timedelta(days=30)  # the slowest process may need that much longer than the fastest
 
@@ -72,9 +72,7 @@ def joined_ranks() -> Iterator[Ranks]:
         try:
             dist.init_process_group("gloo")
         except (ValueError, RuntimeError) as error:
-            came = (
-                f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({str(error).splitlines()[0]})"
-            )
+            came = f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({first_line(error)})"
             raise InputError("ranks", came, "processes that torchrun starts, or no WORLD_SIZE") from error
     try:
         n_ranks = dist.get_world_size()

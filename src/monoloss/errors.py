@@ -85,6 +85,11 @@ def missing_extra(error: ImportError, asked: str | None = None) -> ImportError:
     return error if isinstance(error, MissingExtraError) else MissingExtraError(package, _BROUGHT_BY[package][0])
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
     """Name this extra where a package that it brings is missing in the block.

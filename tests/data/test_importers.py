@@ -83,7 +83,7 @@ def test_a_large_npy_is_read_a_shard_at_a_time(tmp_path: Path, monkeypatch: pyte
         copied.append(values.shape)
         return array(values, **options)
 
-    monkeypatch.setattr("monoloss.data.store.rows.array", counting_array)
+    monkeypatch.setattr("monoloss.data.array_files.array", counting_array)
     store = import_npy(tmp_path / "x.npy", tmp_path / "s", rows_per_shard=3)
     assert copied == [(3, 4), (3, 4), (1, 4)]
     assert np.array_equal(store.embeddings().numpy(), ROWS)
@@ -147,7 +147,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         (import_npy, "archive.npz", "got an archive of arrays; needed an .npy file"),
         (import_npz, "damaged.npz", "got an unreadable array 'features'"),
         (import_npz, "short.npz", "got an unreadable archive"),
-        (import_npz, "absent.npz", "got an unreadable archive"),
+        (import_npz, "absent.npz", "got No such file or directory"),
         (import_npy, "short.npy", "got an unreadable array"),
         (import_npz, "text", "got an unreadable archive"),
         (import_npy, "text", "got an unreadable array"),

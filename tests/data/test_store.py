@@ -254,9 +254,9 @@ def test_opening_reads_no_rows(tmp_path: Path) -> None:
 
     if not Path("/proc/self/smaps").exists():
         pytest.skip("asks Linux for the memory in use")
-    FeatureStore.open(folder).embeddings(0, 1)
+    FeatureStore(folder).embeddings(0, 1)
     before = resident()
-    store = FeatureStore.open(folder)
+    store = FeatureStore(folder)
     assert store.embeddings(1999, 2000).sum() == 1000
     assert resident() - before < 4000  # of 8000 kB
 
@@ -265,7 +265,7 @@ def test_a_moved_and_read_only_store_opens(store: FeatureStore, tmp_path: Path) 
     moved = store.folder.rename(tmp_path / "moved")
     for file in moved.iterdir():
         file.chmod(0o444)
-    again = FeatureStore.open(moved)
+    again = FeatureStore(moved)
     again.verify()
     assert torch.equal(again.embeddings(), rows_of(10))
     assert again.fingerprint == store.fingerprint

@@ -76,7 +76,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 def test_a_damaged_store_does_not_open(store: FeatureStore, damage: Callable[[Path], object], message: str) -> None:
     damage(store.folder)
     with pytest.raises(InputError, match=message):
-        FeatureStore.open(store.folder)
+        FeatureStore(store.folder)
 
 
 @pytest.mark.door
@@ -85,7 +85,7 @@ def test_a_shard_of_another_store_is_refused(store: FeatureStore, tmp_path: Path
     other = FeatureStore.create(tmp_path / "other", rows_of(10), torch.arange(10) % 4, ids, rows_per_shard=3)
     shutil.copy(other.folder / "shard-00001.safetensors", store.folder)
     with pytest.raises(InputError, match=r"store/shard-00001\.safetensors: got a shard of another store"):
-        FeatureStore.open(store.folder)
+        FeatureStore(store.folder)
 
 
 @pytest.mark.door
@@ -95,7 +95,7 @@ def test_verify_names_every_changed_file(store: FeatureStore) -> None:
         content = bytearray((store.folder / name).read_bytes())
         content[-3] ^= 1
         (store.folder / name).write_bytes(content)
-    again = FeatureStore.open(store.folder)
+    again = FeatureStore(store.folder)
     with pytest.raises(
         InputError, match=r"got changed contents in shard-00001\.safetensors, shard-00002\.jsonl; needed"
     ):
@@ -108,7 +108,7 @@ def test_swapped_lines_are_noticed_when_ids_are_read(store: FeatureStore) -> Non
     with pytest.raises(
         InputError, match=r"shard-00000\.jsonl: got changed contents; needed the file as it was written"
     ):
-        _ = FeatureStore.open(store.folder).ids
+        _ = FeatureStore(store.folder).ids
 
 
 @pytest.mark.door

@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"embeddings": torch.ones(3)}, r"embeddings: got shape \(3,\); needed \(rows, width\)"),
     ({"embeddings": torch.ones(0, 3)}, r"embeddings: got shape \(0, 3\)"),
     ({"embeddings": torch.ones(3, 0)}, r"embeddings: got shape \(3, 0\)"),
-    ({"scale": 0.1}, "scale: got 0.1; needed a number for dtype 'uint8' and None for every other"),
+    ({"scale": 0.1}, "scale: got 0.1; needed None for dtype 'float32'; only 'uint8' has a scale"),
     ({"dtype": "uint8", "scale": 0.0}, "scale: got 0.0; needed a number above 0"),
     ({"dtype": "uint8", "scale": float("inf")}, "scale: got inf; needed a number above 0"),
     ({"dtype": "float8"}, "dtype: got 'float8'; needed one of 'float16', 'bfloat16', 'float32', 'uint8'"),
@@ -137,7 +137,7 @@ def test_a_writer_that_fails_leaves_an_unfinished_folder_that_can_be_resumed(
     lines = "shard-00001.jsonl"  # harmless: written again with its shard
     assert everything_in(tmp_path / "resumed") == ["shard-00000.jsonl", "shard-00000.safetensors", lines]
     with pytest.raises(InputError, match=r"resumed: got a folder without manifest\.json; needed a store that has been"):
-        FeatureStore.open(tmp_path / "resumed")
+        FeatureStore(tmp_path / "resumed")
     (tmp_path / "resumed" / ".shard-00001.safetensors.0123abcd.tmp").mkdir()  # what a kill would leave
     write(tmp_path / "resumed", resume=True)
     assert everything_in(tmp_path / "resumed") == everything_in(tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_skipped_files_and_a_shard_without_rows(tmp_path: Path) -> None:
     writer.write_shard(1, rows_of(1), ["c"], torch.tensor([4]), paths=["c.png"], skipped=bad[2:])
     writer.write_shard(2, rows_of(2, seed=1), ["e", "f"], torch.tensor([1, 0]))
     writer.finish()
-    store = FeatureStore.open(tmp_path / "s")
+    store = FeatureStore(tmp_path / "s")
     assert store.ids == ["c", "e", "f"]
     assert store.paths == ["c.png", None, None]
     assert store.skipped == bad

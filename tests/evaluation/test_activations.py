@@ -186,10 +186,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty.pt": (lambda path: path.write_bytes(b""), "unreadable"),
     "objects.npy": (lambda path: np.save(path, np.array([[Evil()]]), allow_pickle=True), "unreadable"),
     "objects.npz": (lambda path: np.savez(path, a=np.array([[Evil()]])), "unreadable"),
-    "evil.pt": (lambda path: torch.save(Evil(), path), "got a file that holds more than tensors"),
-    "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "got a file that holds more than tensors"),
+    "evil.pt": (lambda path: torch.save(Evil(), path), "in it; nothing of it was executed"),
+    "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "in it; nothing of it was executed"),
     "list.pt": (lambda path: torch.save([1, 2], path), "got a list"),
-    "sparse.pt": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "got a tensor of layout torch.sparse_coo"),
+    "sparse.pt": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "got a tensor that is torch.sparse_coo"),
     "none.npz": (as_npz, "got the keys (none)"),
     "two.npz": (lambda path: np.savez(path, a=Z, b=Z), "got the keys a, b; needed a key"),
     "flat.npy": (lambda path: np.save(path, Z[0].numpy()), "got an array of shape (7,)"),
@@ -221,7 +221,7 @@ def test_keys_that_are_not_there_or_mean_nothing(tmp_path):
     for name, text in (
         ("a.npy", "key: got 'b' for {path}; needed None: an .npy file holds one array"),
         ("a.pt", "key: got 'b' for {path}; needed None: the file holds no dict"),
-        ("a.npz", "{path}: got the keys a; needed the key 'b' among them"),
+        ("a.npz", "key: got 'b'; needed one of the keys of {path}: a"),
     ):
         with pytest.raises(InputError) as caught:
             StoredActivations(tmp_path / name, key="b")

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from monoloss.checks import check_type
-from monoloss.data.store.rows import to_tensor
+from monoloss.data.array_files import (
+    choose_key,
+    open_npy,
+    open_npz,
+    open_pt,
+    plain_tensor,
+    read_member,
+    reading,
+    to_tensor,
+)
 from monoloss.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
 USUAL_KEYS = ("activations", "codes")
-_NEEDED = "a whole file without pickled objects"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SMALL_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16)  # float32 holds them exactly
 
@@ -64,7 +67,7 @@ class StoredActivations:
         if suffix not in _OPENERS:
             came = "no such file" if not self.path.exists() else f"a file that ends in {suffix or 'nothing'}"
             raise InputError(str(path), came, f"activations in a file that ends in {', '.join(SUFFIXES)}")
-        with _reading(self.path):
+        with reading(self.path):
             self._array = _OPENERS[suffix](self.path, key)
         shape = tuple(self._array.get_shape() if hasattr(self._array, "get_shape") else self._array.shape)
         if len(shape) != 2 or shape[1] == 0:
@@ -83,7 +86,7 @@ class StoredActivations:
         Raises:
             InputError: NaN or infinity among them (the error names the row of the file), or complex numbers.
         """
-        with _reading(self.path):
+        with reading(self.path):
             part = _as_floats(self.path, self._array[start:stop])
         if not torch.isfinite(part.sum()):
             bad = (~torch.isfinite(part)).nonzero()
@@ -95,25 +98,6 @@ class StoredActivations:
 
     def __len__(self) -> int:
         return self.shape[0]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises for an unreadable file into an `InputError` that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(str(path), error.strerror or f"an unreadable file ({error})", "a readable file") from error
-    except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
-        raise InputError(str(path), f"an unreadable file ({_first_sentence(error)})", _NEEDED) from error
-    except pickle.UnpicklingError as error:  # what weights_only=True says of anything but tensors and plain containers
-        raise InputError(str(path), "a file that holds more than tensors", "tensors, alone or in a dict") from error
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].split(". ")[0]
 
 
 def _as_floats(path: Path, part: Shaped[np.ndarray, "n m"] | Shaped[Tensor, "n m"]) -> Float[Tensor, "n m"]:
@@ -128,18 +112,12 @@ def _as_floats(path: Path, part: Shaped[np.ndarray, "n m"] | Shaped[Tensor, "n m
 def _open_npy(path: Path, key: str | None) -> Shaped[np.ndarray, "..."]:
     if key is not None:
         raise InputError("key", f"{key!r} for {path}", "None: an .npy file holds one array")
-    if zipfile.is_zipfile(path):
-        raise InputError(str(path), "an archive of arrays", "an .npy file; archives end in .npz")
-    return np.lib.format.open_memmap(path, mode="r")
+    return open_npy(path)
 
 
 def _open_npz(path: Path, key: str | None) -> Shaped[np.ndarray, "..."]:
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise InputError(str(path), "a single array", "an .npz file; single arrays end in .npy")
-        array: np.ndarray = archive[_key(path, key, archive.files)]
-        return array
+    with open_npz(path) as archive:
+        return read_member(archive, path, _key(path, key, archive.files))
 
 
 def _open_safetensors(path: Path, key: str | None) -> Any:
@@ -148,9 +126,7 @@ def _open_safetensors(path: Path, key: str | None) -> Any:
 
 
 def _open_pt(path: Path, key: str | None) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")  # which are refused below
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    content = open_pt(path)
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         content = tensors[_key(path, key, list(tensors))]
@@ -158,9 +134,7 @@ def _open_pt(path: Path, key: str | None) -> Tensor:
         raise InputError("key", f"{key!r} for {path}", "None: the file holds no dict")
     if not isinstance(content, Tensor):
         raise InputError(str(path), f"a {type(content).__name__}", "a tensor, or a dict that holds it")
-    if content.layout != torch.strided or content.is_quantized:
-        raise InputError(str(path), f"a tensor of layout {content.layout}", "an ordinary tensor; .to_dense() makes one")
-    return content.detach()
+    return plain_tensor(path, content)
 
 
 _OPENERS: Mapping[str, Callable[[Path, str | None], Any]] = {
@@ -172,12 +146,9 @@ _OPENERS: Mapping[str, Callable[[Path, str | None], Any]] = {
 
 
 def _key(path: Path, key: str | None, there: Sequence[str]) -> str:
-    """The key that was asked for, or the usual one that is there, or the only one."""
-    candidates = [name for name in USUAL_KEYS if name in there] or list(there)
-    if key is None and len(candidates) == 1:
-        return candidates[0]
-    if key is not None and key in there:
-        return key
-    came = f"the keys {', '.join(there) or '(none)'}"
-    needed = "a key: which of them holds the activations" if key is None else f"the key {key!r} among them"
-    raise InputError(str(path), came, needed)
+    """Choose the key that was asked for, or the only one, or the usual one that is there."""
+    found = choose_key("key", there[0] if key is None and len(there) == 1 else key, USUAL_KEYS, there, path)
+    if found is None:
+        came = f"the keys {', '.join(there) or '(none)'}"
+        raise InputError(str(path), came, "a key: which of them holds the activations")
+    return found

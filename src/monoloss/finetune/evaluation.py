@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
@@ -17,7 +17,7 @@ from monoloss.files.dataclasses import build
 from monoloss.finetune.config import AugmentationConfig, DataConfig
 from monoloss.finetune.images.batches import ImageBatch, JoinedImages, ValidationBatches
 from monoloss.finetune.images.join import JoinOn, images_of_rows
-from monoloss.finetune.images.labelled import LabelledImages, open_labelled
+from monoloss.finetune.images.labelled import LabelledImages, class_numbers, open_labelled
 from monoloss.finetune.images.order import StoredOrder
 from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.measures import top_counts
@@ -87,7 +87,7 @@ class ImageActivations(nn.Module):
         self.model, self.batch_size, self.workers = model, batch_size, workers
         self._data = JoinedImages(images, images_of_rows(images, store, join_on))
         self._transform = evaluation_transform(AugmentationConfig(), model.preprocessing)
-        self._class_numbers = _class_numbers(images.class_names, model.class_names)
+        self._class_numbers = class_numbers(images.class_names, model.class_names)
         self._pass = _Pass(iter(()), -1, torch.zeros(0, model.width))
         self._counts = torch.zeros(3, dtype=torch.float64)  # of this pass: rows, right, right among five
 
@@ -176,10 +176,3 @@ def images_of_run(model: FineTuneModel, join_on: JoinOn | None = None) -> RunIma
     if not data.validates:
         raise InputError("images", "nothing", "the images of the store: the model's run had no held-out ones")
     return RunImages(open_labelled(data, held_out=True), join_on or data.join_on)
-
-
-def _class_numbers(of_images: Sequence[str], of_model: Sequence[str]) -> Int64[Tensor, " c"] | None:
-    """The model's number of each class of the images; None where it does not know one."""
-    number = {name: i for i, name in enumerate(of_model)}
-    known = all(name in number for name in of_images)
-    return torch.tensor([number[name] for name in of_images]) if known else None

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snap
 from torch import nn
 
 from monoloss.checks import check_type
-from monoloss.errors import InputError
+from monoloss.errors import InputError, first_line
 from monoloss.files.atomic import atomic_folder
 from monoloss.files.dataclasses import plain, read_value
 from monoloss.files.hub import HUB
@@ -262,8 +262,7 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError("device", f"{str(device)!r} ({reason})", "a device of this machine") from error
+        raise InputError("device", f"{str(device)!r} ({first_line(error)})", "a device of this machine") from error
 
 
 def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
@@ -272,8 +271,8 @@ def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
         try:
             return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, CONFIG], **hub_options))
         except Exception as error:  # bad name, no network, no such repository, no access, ...: of no common kind
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(name, f"no download ({reason})", "a SAE on the Hub, and a network to reach it") from error
+            came = f"no download ({first_line(error)})"
+            raise InputError(name, came, "a SAE on the Hub, and a network to reach it") from error
     given = [option for option, value in hub_options.items() if value]
     if given:
         raise InputError(given[0], "a value", f"none with a folder: it is for names on the Hub, {HUB}USER/NAME")

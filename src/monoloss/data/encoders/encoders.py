@@ -20,7 +20,7 @@ from monoloss.data.encoders.outputs import (
     extract_rows,
     parse_output,
 )
-from monoloss.errors import InputError, needs_extra
+from monoloss.errors import InputError, first_line, needs_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,19 +30,12 @@ _CROPS = ("center", "squash", "border")
 
 
 class Preset(NamedTuple):
-    """An encoder by a short name.
+    """An encoder by a short name."""
 
-    Attributes:
-        model: its name in timm, with the tag of the weights.
-        output: what is taken by default: see `load_encoder`.
-        width: of that output.
-        image_size: where it is not the model's own.
-    """
-
-    model: str
-    output: str
-    width: int
-    image_size: int | None = None
+    model: str  # its name in timm, with the tag of the weights
+    output: str  # what is taken by default: see `load_encoder`
+    width: int  # of that output
+    image_size: int | None = None  # where it is not the model's own
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -266,5 +259,4 @@ def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, i
 
 
 def _wrong_size(input_size: tuple[int, int, int], error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError("image_size", f"{input_size[1]} ({reason})", "a size that the model takes")
+    return InputError("image_size", f"{input_size[1]} ({first_line(error)})", "a size that the model takes")

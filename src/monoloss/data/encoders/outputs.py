@@ -23,20 +23,14 @@ _NEEDED = "'embedding', 'pooled', 'class_token', 'layer:NAME' or 'layer:NAME:cla
 
 
 class EncoderOutput(NamedTuple):
-    """What is taken from a model.
+    """What is taken from a model."""
 
-    Attributes:
-        kind: `embedding`, the model's own output; `pooled`, what its head is given; `class_token`; `layer`; or
-            `patches`, the patch tokens or positions of its last feature map.
-        layer: the name of the layer, for `kind="layer"`.
-        class_token: of a layer that gives tokens: the class token, not the mean of the patch tokens.
-        patches: a row for each patch instead of one for each image.
-    """
-
+    # `embedding`, the model's own output; `pooled`, what its head is given; `class_token`; `layer`; or `patches`, the
+    # patch tokens or positions of its last feature map
     kind: Kind
-    layer: str | None = None
-    class_token: bool = False
-    patches: bool = False
+    layer: str | None = None  # the name of the layer, for `kind="layer"`
+    class_token: bool = False  # of a layer that gives tokens: the class token, not the mean of the patch tokens
+    patches: bool = False  # a row for each patch instead of one for each image
 
     @property
     def name(self) -> str:
@@ -53,12 +47,7 @@ class Extracted(NamedTuple):
 
 
 def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
-    """What a user wrote; None where it is left to the model.
-
-    Example:
-        >>> parse_output("layer:blocks.3:class", patches=False).name
-        'layer:blocks.3:class'
-    """
+    """What a user wrote; None where it is left to the model."""
     if output is None:
         return EncoderOutput("patches", patches=True) if patches else None
     if output.startswith(_LAYER) and len(output) > len(_LAYER):

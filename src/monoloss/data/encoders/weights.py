@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from timm.models import get_pretrained_cfg, load_state_dict
 
 from monoloss.data.encoders.outputs import ImageModel
-from monoloss.errors import InputError
+from monoloss.errors import InputError, first_line
 from monoloss.files.atomic import sha256
 from monoloss.files.hub import HUB
 
@@ -40,21 +40,13 @@ _NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHT
 
 
 class ModelRequest(NamedTuple):
-    """Which model, and which weights.
+    """Which model, and which weights."""
 
-    Attributes:
-        name: as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`.
-        checkpoint: a local file of weights that goes before those of the name.
-        pretrained: False for random weights.
-        image_size: height and width in pixels; None for the model's own.
-        seed: of random weights.
-    """
-
-    name: str
-    checkpoint: Path | None
-    pretrained: bool
-    image_size: int | None
-    seed: int
+    name: str  # as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`
+    checkpoint: Path | None  # a local file of weights that goes before those of the name
+    pretrained: bool  # False for random weights
+    image_size: int | None  # height and width in pixels; None for the model's own
+    seed: int  # of random weights
 
     @property
     def weights_file(self) -> Path | None:
@@ -193,7 +185,7 @@ def _readable_errors(request: ModelRequest) -> Iterator[None]:
         needed = "a config.json as timm writes it, with an architecture that this version of timm knows"
         raise InputError("encoder", f"{name!r}, whose configuration cannot be used ({error})", needed) from error
     except RuntimeError as error:
-        raise InputError("encoder", f"{name!r} ({_first_line(error)})", f"weights that exist, or {_LOCAL}") from error
+        raise InputError("encoder", f"{name!r} ({first_line(error)})", f"weights that exist, or {_LOCAL}") from error
 
 
 def _looked_for(name: str) -> str:
@@ -259,13 +251,9 @@ def _misfit(error: Exception | None, architecture: str) -> str:
     found += (
         [f"of another shape {_shortened([f'{name} {came} for {own}' for name, came, own in sizes])}"] if sizes else []
     )
-    reason = "; ".join(found) or (_first_line(error) if error else "")
+    reason = "; ".join(found) or (first_line(error) if error else "")
     return f"weights that do not fit {architecture} ({reason})"
 
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,21 +24,13 @@ MAX_WORKERS = 8  # by default; more only where the user knows that the model is 
 
 
 class PreparedBatch(NamedTuple):
-    """Images of one shard, ready for the encoder.
+    """Images of one shard, ready for the encoder."""
 
-    Args:
-        shard: its number.
-        images: those that could be decoded, in the order of the source; their content stays behind.
-        pixels: of these images; None where there are none.
-        thumbnails: of these images, if they are asked for.
-        skipped: the others.
-    """
-
-    shard: int
-    images: list[SourceImage]
-    pixels: Float[Tensor, "n 3 h w"] | None
-    thumbnails: UInt8[Tensor, "n s s 3"] | None
-    skipped: list[SkippedFile]
+    shard: int  # its number
+    images: list[SourceImage]  # those that could be decoded, in the order of the source; their content stays behind
+    pixels: Float[Tensor, "n 3 h w"] | None  # of these images; None where there are none
+    thumbnails: UInt8[Tensor, "n s s 3"] | None  # of these images, if they are asked for
+    skipped: list[SkippedFile]  # the others
 
     @property
     def n_source(self) -> int:

@@ -51,23 +51,14 @@ def check_disk(folder: Path, n_images: int | None, n_shards: int, bytes_each: in
 
 @dataclass
 class Timing:
-    """Where the time of a run went; of this process, and of this run if it went on with an earlier one.
+    """Where the time of a run went; of this process, and of this run if it went on with an earlier one."""
 
-    Attributes:
-        n_images: of the source, also those that were skipped.
-        n_skipped: of them.
-        wait_s: waiting for decoded images.
-        model_s: in the encoder, with the way to the device and back.
-        write_s: writing shards.
-        total_s: from the start of the first worker to the last shard.
-    """
-
-    n_images: int = 0
-    n_skipped: int = 0
-    wait_s: float = 0.0
-    model_s: float = 0.0
-    write_s: float = 0.0
-    total_s: float = 0.0
+    n_images: int = 0  # of the source, also those that were skipped
+    n_skipped: int = 0  # of them
+    wait_s: float = 0.0  # waiting for decoded images
+    model_s: float = 0.0  # in the encoder, with the way to the device and back
+    write_s: float = 0.0  # writing shards
+    total_s: float = 0.0  # from the start of the first worker to the last shard
     _started: float = field(default_factory=time.perf_counter, repr=False)
 
     @contextmanager

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from monoloss.checks import check_choice, check_number
+from monoloss.checks import check_number
 from monoloss.data.extraction.batches import (
     ImagePreparation,
     PreparedBatch,
@@ -25,9 +24,9 @@ from monoloss.data.extraction.resume import check_listing, check_shard, recorded
 from monoloss.data.extraction.shards import ShardBuilder, ShardShape
 from monoloss.data.images.source import ImageSource
 from monoloss.data.store import FeatureStore
-from monoloss.data.store.format import DTYPES, MANIFEST, check_facts, shard_names
+from monoloss.data.store.format import MANIFEST, check_facts, shard_names
 from monoloss.data.store.patches import PatchGrid
-from monoloss.data.store.writer import FeatureStoreWriter, checked_encoder, written_shards
+from monoloss.data.store.writer import FeatureStoreWriter, check_stored_type, checked_encoder, written_shards
 from monoloss.distributed import Ranks, joined_ranks
 from monoloss.errors import InputError
 from monoloss.files.atomic import remove_temporaries
@@ -39,24 +38,29 @@ _BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in me
 
 @runtime_checkable
 class EmbeddingModel(Protocol):
-    """What `load_encoder` gives: an image model with its preprocessing.
+    """An image model with its preprocessing, as `load_encoder` makes it."""
 
-    Attributes:
-        width: of a row.
-        patch_grid: (height, width) of the patches, if each has a row of its own.
-        facts: `name`, `weights` and `preprocessing`, for the record.
-        transform: from a PIL image to `(3, h, w)`; it can be pickled.
-        device: where the model is.
-    """
-
-    width: int
-    patch_grid: tuple[int, int] | None
-    facts: dict[str, Any]
-    transform: Callable[[Any], Tensor]
-    device: torch.device
+    width: int  # of a row
+    patch_grid: tuple[int, int] | None  # (height, width) of the patches, if each has a row of its own
+    facts: dict[str, Any]  # `name`, `weights` and `preprocessing`, for the record
+    transform: Callable[[Any], Tensor]  # from a PIL image to `(3, h, w)`; it can be pickled
+    device: torch.device  # where the model is
 
     def __call__(self, images: Tensor) -> Tensor:
         """Rows `(n, width)`, or `(n, patches, width)`."""
+
+
+class ExtractOptions(TypedDict, total=False):
+    """Keyword arguments of `extract`, which says what they mean."""
+
+    dtype: str
+    scale: float | None
+    thumbnails: int | None
+    batch_size: int
+    workers: int | None
+    rows_per_shard: int | None
+    origin: str | None
+    progress: bool
 
 
 class Extraction:
@@ -83,11 +87,7 @@ class Extraction:
         origin: str | None = None,
         progress: bool = True,
     ) -> None:
-        check_choice("dtype", dtype, list(DTYPES))
-        if dtype == "uint8" and scale is None:
-            raise InputError("scale", "None", "a number for dtype 'uint8', where value = scale * byte, from 0 to 255")
-        if dtype != "uint8" and scale is not None:
-            raise InputError("scale", repr(scale), f"None for dtype {dtype!r}; only 'uint8' has a scale")
+        check_stored_type(dtype, scale)
         for name, value, least in (
             ("thumbnails", thumbnails, 1),
             ("workers", workers, 0),
@@ -151,7 +151,7 @@ class Extraction:
             return store
 
     def _finished(self, report: ExtractionReport) -> FeatureStore:
-        """The store that is there already; `InputError` unless this run would write the same."""
+        """Open the store that is there already; `InputError` unless this run would write the same."""
         store = FeatureStore(self.folder)
         check_facts(self.folder / MANIFEST, "a finished store", store.manifest, {**self._facts, **self._shape_facts})
         n_images = store.n_images + store.manifest.n_skipped
@@ -170,11 +170,7 @@ class Extraction:
         """
         written = written_shards(self.folder)
         if self.source.n_images is not None:
-            n_shards = -(-self.source.n_images // self._rows_per_shard)
-            if written and written[-1] >= n_shards:
-                file = self.folder / shard_names(written[-1])[0]
-                raise InputError(self.source.description, f"{self.source.n_images} images", f"enough to fill {file}")
-            missing = set(range(n_shards)) - set(written)
+            missing = set(range(self._n_shards(self.source.n_images, written))) - set(written)
             to_come = sum(self._n_images_of(shard) for shard in missing)
             text = check_disk(self.folder, to_come, len(missing), self._bytes_each)
         else:
@@ -218,7 +214,7 @@ class Extraction:
     def _extract(
         self, writer: FeatureStoreWriter, batches: ShardBatches, ranks: Ranks, report: ExtractionReport
     ) -> None:
-        """The images of this process, batch by batch."""
+        """Embed and write the images of this process, batch by batch."""
         preparation = ImagePreparation(self.encoder.transform, self.thumbnails, self._rows_per_shard)
         n_classes = len(self.source.class_names or ())
         shards = ShardBuilder(writer, ShardShape(self.encoder.width, self.source.labels, n_classes, self.thumbnails))
@@ -246,8 +242,7 @@ class Extraction:
         """How many images are this process's, and of how many of them the shards are there."""
         if self.source.n_images is None:
             return None, 0
-        n_shards = -(-self.source.n_images // self._rows_per_shard)
-        mine = [shard for shard in range(n_shards) if ranks.writes(shard)]
+        mine = [shard for shard in range(self._n_shards(self.source.n_images)) if ranks.writes(shard)]
         done = [shard for shard in writer.written if ranks.writes(shard)]
         return sum(map(self._n_images_of, mine)), sum(map(self._n_images_of, done))
 
@@ -263,27 +258,19 @@ class Extraction:
     def _finish(self, writer: FeatureStoreWriter, n_images: int) -> None:
         if n_images == 0:
             raise InputError(self.source.description, "no images", "at least one image")
+        writer.finish(self._n_shards(n_images, writer.written))
+
+    def _n_shards(self, n_images: int, written: Sequence[int] = ()) -> int:
+        """How many shards some images fill; `InputError` where more of them are written."""
         n_shards = -(-n_images // self._rows_per_shard)
-        written = writer.written
         if written and written[-1] >= n_shards:
             file = self.folder / shard_names(written[-1])[0]
             raise InputError(self.source.description, f"{n_images} images", f"enough to fill {file}")
-        writer.finish(n_shards)
+        return n_shards
 
 
-def extract(  # noqa: PLR0913 - each is an option
-    source: ImageSource,
-    encoder: EmbeddingModel,
-    out: str | os.PathLike[str],
-    *,
-    dtype: str = "float32",
-    scale: float | None = None,
-    thumbnails: int | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    rows_per_shard: int | None = None,
-    origin: str | None = None,
-    progress: bool = True,
+def extract(
+    source: ImageSource, encoder: EmbeddingModel, out: str | os.PathLike[str], **options: Unpack[ExtractOptions]
 ) -> FeatureStore:
     """Write the embeddings of images as a store, in the order of the source.
 
@@ -299,18 +286,18 @@ def extract(  # noqa: PLR0913 - each is an option
         source: the images: what `open_images` gives.
         encoder: the image model: what `load_encoder` gives. With patches, the rows are the patches of the images.
         out: the store; it does not exist yet, is empty, or was begun by the same call.
-        dtype: stored type: "float32", "float16", "bfloat16" or "uint8".
+        dtype: stored type: "float32" (the default), "float16", "bfloat16" or "uint8".
         scale: for "uint8" and only there: value = scale * byte. Rows must lie in [0, 255 * scale], so they come from an
             output that is never below 0.
         thumbnails: side in pixels of a square picture of each image that is kept in the store; None for none.
-        batch_size: images that the encoder gets at a time.
+        batch_size: images that the encoder gets at a time; by default 64.
         workers: processes that decode images, 0 for none; by default one for each
             processor, up to 8, and fewer where the model runs on the CPU.
         rows_per_shard: images of a shard, the part that a kill costs at most; by default 4096, less for wide
             patches and large thumbnails.
         origin: what the store says about where the images came from; by default the source's description. A run that
             goes on with the same folder of images keeps what was said first.
-        progress: show the estimate, a progress bar and the figures of the run; needs the extra `cli`.
+        progress: show the estimate, a progress bar and the figures of the run (by default); needs the extra `cli`.
 
     Returns:
         The store, open.
@@ -335,5 +322,4 @@ def extract(  # noqa: PLR0913 - each is an option
         ...     store.ids, store.labels().tolist(), store.width
         (['cat/1.png', 'dog/1.png'], [0, 1], 512)
     """
-    run = partial(Extraction, source, encoder, out, dtype=dtype, scale=scale, thumbnails=thumbnails, origin=origin)
-    return run(batch_size=batch_size, workers=workers, rows_per_shard=rows_per_shard, progress=progress).run()
+    return Extraction(source, encoder, out, **options).run()

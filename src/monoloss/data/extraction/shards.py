@@ -20,19 +20,12 @@ _NO_LABEL = "without a label"
 
 
 class ShardShape(NamedTuple):
-    """What the shards of a run have in common.
+    """What the shards of a run have in common."""
 
-    Args:
-        width: d.
-        labels: None, "single" or "multi".
-        n_classes: columns of "multi" labels.
-        thumbnail_size: side of the thumbnails, if there are any.
-    """
-
-    width: int
-    labels: str | None
-    n_classes: int
-    thumbnail_size: int | None
+    width: int  # d
+    labels: str | None  # None, "single" or "multi"
+    n_classes: int  # columns of "multi" labels
+    thumbnail_size: int | None  # side of the thumbnails, if there are any
 
 
 class ShardBuilder:

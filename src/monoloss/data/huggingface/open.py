@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from monoloss.errors import InputError
+from monoloss.errors import InputError, first_line
 from monoloss.files.hub import HUB
 
 AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
@@ -97,7 +97,7 @@ def reading_dataset(path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise InputError(str(path), f"a dataset that cannot be read ({first_line})", "a readable dataset") from error
+        came = f"a dataset that cannot be read ({first_line(error)[:300]})"
+        raise InputError(str(path), came, "a readable dataset") from error
     finally:
         datasets.logging.set_verbosity(verbosity)

@@ -22,21 +22,13 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class CifarImages:
-    """The images of one split, in the order of the files; the ids are "train/0", "train/1", ...
+    """The images of one split, in the order of the files; the ids are "train/0", "train/1", ..."""
 
-    Args:
-        description: the source as the user wrote it.
-        split: "train" or "test".
-        pixels: of all images.
-        numbers: the label of each.
-        class_names: of the classes 0, 1, ...
-    """
-
-    description: str
-    split: str
-    pixels: UInt8[ndarray, "n 32 32 3"]
-    numbers: Sequence[int]
-    class_names: list[str]
+    description: str  # the source as the user wrote it
+    split: str  # "train" or "test"
+    pixels: UInt8[ndarray, "n 32 32 3"]  # of all images
+    numbers: Sequence[int]  # the label of each
+    class_names: list[str]  # of the classes 0, 1, ...
 
     @property
     def image_root(self) -> str | None:

@@ -31,13 +31,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs about
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - it says something about the file; nothing has failed
-    """An image that cannot be decoded; `reason` is short and the same on every machine.
-
-    Example:
-        >>> raise UnreadableImage("truncated")
-        Traceback (most recent call last):
-        monoloss.data.images.decode.UnreadableImage: truncated
-    """
+    """An image that cannot be decoded; `reason` is short and the same on every machine."""
 
     @property
     def reason(self) -> str:
@@ -63,12 +57,6 @@ def decode_image(content: str | bytes) -> Image.Image:
         UnreadableImage: there is no picture in it: no file, not to be opened, empty, no image (or one
             without pixels), truncated, corrupt, more than `MAX_PIXELS` pixels, one side more than `MAX_RATIO` times the
             other, or greyscale whose range is not known.
-
-    Example:
-        >>> file = io.BytesIO()
-        >>> Image.new("L", (2, 1), 200).save(file, "png")
-        >>> decode_image(file.getvalue()).getpixel((0, 0))
-        (200, 200, 200)
     """
     try:
         with warnings.catch_warnings(), _opened(content) as file:

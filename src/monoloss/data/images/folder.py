@@ -26,25 +26,15 @@ _MAX_LISTED = 10
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files of a folder, each once.
+    """Image files of a folder, each once."""
 
-    Args:
-        description: the source as the user wrote it.
-        image_root: the absolute path of the folder.
-        files: paths relative to it, "/" between their parts, sorted.
-        labels: their kind.
-        class_names: of the classes 0, 1, ...
-        label_of: the label of the file at a position.
-        n_other_files: files in the folder that are no images; hidden ones are not counted.
-    """
-
-    description: str
-    image_root: str
-    files: Sequence[str]
-    labels: LabelKind
-    class_names: list[str] | None
-    label_of: Callable[[int], Label]
-    n_other_files: int
+    description: str  # the source as the user wrote it
+    image_root: str  # the absolute path of the folder
+    files: Sequence[str]  # paths relative to it, "/" between their parts, sorted
+    labels: LabelKind  # their kind
+    class_names: list[str] | None  # of the classes 0, 1, ...
+    label_of: Callable[[int], Label]  # the label of the file at a position
+    n_other_files: int  # files in the folder that are no images; hidden ones are not counted
 
     @property
     def n_images(self) -> int:

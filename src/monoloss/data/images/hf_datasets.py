@@ -13,6 +13,7 @@ import pyarrow as pa
 from datasets.utils.file_utils import xopen
 
 from monoloss.checks import check_number
+from monoloss.data.array_files import LABEL_KEYS, choose_key
 from monoloss.data.huggingface.columns import label_array, optional_strings, string_list
 from monoloss.data.huggingface.open import (
     AnyDataset,
@@ -24,7 +25,6 @@ from monoloss.data.huggingface.open import (
     reading_dataset,
 )
 from monoloss.data.images.source import Label, LabelKind, SourceImage
-from monoloss.data.importers.options import LABEL_KEYS, choose_key
 from monoloss.errors import InputError
 
 _USUAL_LABELS = (*LABEL_KEYS, "label", "target")
@@ -34,19 +34,12 @@ _NO_LABELS = 'label_column="" leaves labels out'
 
 
 class LabelColumn(NamedTuple):
-    """A column of labels.
+    """A column of labels."""
 
-    Args:
-        name: of the column.
-        kind: one label a row, or several.
-        class_names: of the classes 0, 1, ..., if they are known.
-        numbers: class numbers, where the labels are strings.
-    """
-
-    name: str
-    kind: LabelKind
-    class_names: list[str] | None
-    numbers: dict[str, int] | None
+    name: str  # of the column
+    kind: LabelKind  # one label a row, or several
+    class_names: list[str] | None  # of the classes 0, 1, ..., if they are known
+    numbers: dict[str, int] | None  # class numbers, where the labels are strings
 
     def read(self, table: pa.Table, where: str, first_row: int) -> list[Label]:
         """The labels of a table, which starts at row `first_row`; `InputError` for a missing or impossible one."""
@@ -70,23 +63,14 @@ class LabelColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """The images of one split of a dataset.
+    """The images of one split of a dataset."""
 
-    Args:
-        description: the source as the user wrote it.
-        dataset: a Dataset or, for a stream, an IterableDataset, of the columns that are needed.
-        n_images: rows; None for a stream.
-        image_column: of the encoded images.
-        label_column: of the labels, if there are any.
-        id_column: of the ids; without it the row numbers are the ids.
-    """
-
-    description: str
-    dataset: AnyDataset
-    n_images: int | None
-    image_column: str
-    label_column: LabelColumn | None
-    id_column: str | None
+    description: str  # the source as the user wrote it
+    dataset: AnyDataset  # a Dataset or, for a stream, an IterableDataset, of the columns that are needed
+    n_images: int | None  # rows; None for a stream
+    image_column: str  # of the encoded images
+    label_column: LabelColumn | None  # of the labels, if there are any
+    id_column: str | None  # of the ids; without it the row numbers are the ids
 
     @property
     def image_root(self) -> str | None:

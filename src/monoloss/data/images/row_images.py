@@ -19,16 +19,12 @@ Picture = UInt8[np.ndarray, "_ _ _"]  # height, width, 1 or 3
 
 
 class Pictures(NamedTuple):
-    """Where the images of a store's rows come from.
+    """Where the images of a store's rows come from."""
 
-    Attributes:
-        read: gives the images of some row numbers, ``(h, w, 1 or 3)`` bytes each, for cells of a size (it may make them
-            smaller itself); None for one that cannot be read.
-        root: the folder of the image files; None for thumbnails.
-    """
-
+    # gives the images of some row numbers, ``(h, w, 1 or 3)`` bytes each, for cells of a size (it may make them smaller
+    # itself); None for one that cannot be read
     read: Callable[[Int[Tensor, " n"], int], Sequence[Picture | None]]
-    root: Path | None = None
+    root: Path | None = None  # the folder of the image files; None for thumbnails
 
 
 def pictures_of(store: FeatureStore, images: Path | None = None) -> Pictures | None:
@@ -51,10 +47,6 @@ def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s c"]:
     """The middle square of an image at the size of a cell; pixels of small images become squares, sharp.
 
     Sharp where a pixel fills a whole number of the cell's; else smoothed.
-
-    Example:
-        >>> fitted(np.array([[[9], [200]], [[0], [0]]], dtype=np.uint8), 4)[0, :, 0].tolist()
-        [9, 9, 200, 200]
     """
     height, width = picture.shape[:2]
     if height == width and cell % height == 0:

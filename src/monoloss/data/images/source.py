@@ -10,21 +10,14 @@ LabelKind: TypeAlias = Literal["single", "multi"] | None
 
 
 class SourceImage(NamedTuple):
-    """One image, not yet decoded.
+    """One image, not yet decoded."""
 
-    Args:
-        position: its place in the source, from 0.
-        id: its own in the whole source; for files the path.
-        path: relative to the source's `image_root`, "/" between its parts; what a dataset calls the image, if it does.
-        label: class number; for several labels the numbers of all positive classes, ascending (there may be none).
-        content: the absolute path of the file, or the encoded image itself: what `decode_image` takes.
-    """
-
-    position: int
-    id: str
+    position: int  # its place in the source, from 0
+    id: str  # its own in the whole source; for files the path
+    # relative to the source's `image_root`, "/" between its parts; what a dataset calls the image, if it does
     path: str | None
-    label: Label
-    content: str | bytes
+    label: Label  # class number; for several labels the numbers of all positive classes, ascending (there may be none)
+    content: str | bytes  # the absolute path of the file, or the encoded image itself: what `decode_image` takes
 
 
 @runtime_checkable

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple, Unpack
 
 import pyarrow as pa
 
+from monoloss.data.array_files import EMBEDDING_KEYS, ID_KEYS, LABEL_KEYS, PATH_KEYS
 from monoloss.data.huggingface.columns import label_array, matrix, optional_strings, string_list, value_dtype
 from monoloss.data.huggingface.open import arrow_tables, choose_split, class_names_of, features_of, open_dataset
-from monoloss.data.importers.options import (
-    EMBEDDING_KEYS,
-    ID_KEYS,
-    LABEL_KEYS,
-    PATH_KEYS,
-    ColumnFiles,
-    ImportOptions,
-    choose_key,
-    columns_of,
-    import_progress,
-    no_embeddings,
-    store_options,
-)
+from monoloss.data.importers import options as importing
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.rows import check_same_rows
-from monoloss.data.store.stream import RowColumns, ShardRows, usual_dtype, write_shards
+from monoloss.data.store.stream import ShardRows, usual_dtype, write_shards
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder
 
@@ -48,7 +37,7 @@ def import_dataset(
     labels_key: str | None = None,
     ids_key: str | None = None,
     paths_key: str | None = None,
-    **options: Unpack[ImportOptions],
+    **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
     """Write the columns of a Hugging Face dataset as a store; other columns are not read.
 
@@ -85,11 +74,11 @@ def import_dataset(
         [1, 0]
     """
     check_new_folder(folder)
-    files = ColumnFiles.read(options, labels_key=labels_key, ids_key=ids_key, paths_key=paths_key)
+    keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
+    files = importing.ColumnFiles.read(options, keys)
     dataset = choose_split(open_dataset(path, subset), split, path)
     features = features_of(dataset, path)
-    keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
-    columns = _Columns.choose(path, list(features), keys, files)
+    columns = _Columns(str(path), *files.choose_keys(keys, list(features), path, _USUAL), files)
     dtype = value_dtype(features.arrow_schema.field(columns.embeddings).type, f"{path}, column {columns.embeddings}")
     if options.get("class_names") is None:
         options["class_names"] = class_names_of(features, columns.labels)
@@ -103,8 +92,8 @@ def import_dataset(
             raise InputError(str(path), "a dataset without rows", "at least one row")
         check_same_rows(n_rows, **files._asdict())  # a file with rows to spare
 
-    with import_progress(options, getattr(dataset, "num_rows", None)) as advance:
-        write_shards(folder, shards, advance, **store_options(options, usual_dtype(dtype)))
+    with importing.import_progress(options, getattr(dataset, "num_rows", None)) as advance:
+        write_shards(folder, shards, advance, **importing.store_options(options, usual_dtype(dtype)))
     return FeatureStore(folder)
 
 
@@ -116,36 +105,21 @@ class _Columns(NamedTuple):
     labels: str | None
     ids: str | None
     paths: str | None
-    files: ColumnFiles
-
-    @classmethod
-    def choose(
-        cls, path: str | os.PathLike[str], there: list[str], keys: Mapping[str, str | None], files: ColumnFiles
-    ) -> _Columns:
-        """The columns that are given or have a usual name."""
-        found = [choose_key(argument, key, _USUAL[argument], there, path) for argument, key in keys.items()]
-        embeddings, *others = found
-        if not embeddings:
-            raise no_embeddings(path, there, _USUAL["embeddings_key"])
-        labels, ids, paths = (
-            key if file is None else None for key, file in zip(others, files, strict=True)
-        )  # a file goes before a usual name
-        return cls(str(path), embeddings, labels, ids, paths, files)
+    files: importing.ColumnFiles
 
     @property
     def names(self) -> list[str]:
         """The columns to read, each once."""
         return list(dict.fromkeys(name for name in self[1:5] if name is not None))
 
-    def read(self, table: pa.Table, options: ImportOptions, first_row: int) -> ShardRows:
-        """The rows of a table, which start at row `first_row` of the dataset."""
+    def read(self, table: pa.Table, options: importing.ImportOptions, first_row: int) -> ShardRows:
+        """Read a table, which starts at row `first_row` of the dataset."""
 
         def name(column: str) -> str:
             return f"{self.path}, column {column}"
 
         rows = matrix(table.column(self.embeddings), name(self.embeddings), first_row)
-        beside = RowColumns(*self.files).part(first_row, first_row + len(rows))
-        labels, ids, paths = beside.labels, beside.ids, beside.paths
+        labels = ids = paths = None
         if self.labels is not None:
             column, names = table.column(self.labels), options.get("class_names")
             labels = label_array(column, name(self.labels), names, first_row)
@@ -153,4 +127,4 @@ class _Columns(NamedTuple):
             ids = string_list(table.column(self.ids), name(self.ids), first_row)
         if self.paths is not None:
             paths = optional_strings(table.column(self.paths), name(self.paths))
-        return ShardRows(rows, columns_of(labels, ids, paths))
+        return ShardRows(rows, self.files.part(first_row, first_row + len(rows)).beside(labels, ids, paths))

@@ -19,9 +19,8 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from monoloss.data.importers.options import ColumnFiles, ImportOptions, columns_of, import_progress, store_options
+from monoloss.data.importers import options as importing
 from monoloss.data.store import FeatureStore
-from monoloss.data.store.stream import write_rows
 from monoloss.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _ROW_DTYPE = np.dtype("<f4")
 
 
 def import_lmdb(
-    path: str | os.PathLike[str], folder: str | os.PathLike[str], **options: Unpack[ImportOptions]
+    path: str | os.PathLike[str], folder: str | os.PathLike[str], **options: Unpack[importing.ImportOptions]
 ) -> FeatureStore:
     """Write the features of an LMDB file in the layout of the MonoLoss authors as a store.
 
@@ -66,17 +65,14 @@ def import_lmdb(
         ...     import_lmdb(parent + "/features", parent + "/store").embeddings().tolist()
         [[0.0, 2.0]]
     """
-    files = ColumnFiles.read(options)
+    files = importing.ColumnFiles.read(options)
     with _opened(path) as transaction:
         n_rows, width = _read_sizes(transaction, path)
 
         def read(start: int, stop: int) -> Float32[ndarray, "n d"]:
             return _read_rows(transaction, path, range(start, stop), width)
 
-        with import_progress(options, n_rows) as advance:
-            columns = columns_of(*files)
-            write_rows(folder, (n_rows, width), read, columns, advance, **store_options(options, "float32"))
-    return FeatureStore(folder)
+        return importing.write_store(folder, (n_rows, width), "float32", read, files.beside(), options)
 
 
 @contextmanager

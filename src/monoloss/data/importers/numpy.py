@@ -3,33 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Unpack
 
-import numpy as np
-from jaxtyping import Shaped
-from numpy import ndarray
-from numpy.lib.npyio import NpzFile
-
-from monoloss.data.importers.options import (
-    EMBEDDING_KEYS,
-    ID_KEYS,
-    LABEL_KEYS,
-    PATH_KEYS,
-    ColumnFiles,
-    ImportOptions,
-    choose_key,
-    columns_of,
-    import_progress,
-    no_embeddings,
-    open_array,
-    reading,
-    store_options,
-    strings,
-)
+from monoloss.data.array_files import open_npy, open_npz, read_member
+from monoloss.data.importers import options as importing
 from monoloss.data.store import FeatureStore
-from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
-from monoloss.errors import InputError
 
 
 def import_npz(
@@ -40,7 +18,7 @@ def import_npz(
     labels_key: str | None = None,
     ids_key: str | None = None,
     paths_key: str | None = None,
-    **options: Unpack[ImportOptions],
+    **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
     """Write the arrays of an .npz file as a store.
 
@@ -65,35 +43,30 @@ def import_npz(
             stored; no folder appears then.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     np.savez(parent + "/train.npz", features=np.eye(3, dtype=np.float32), labels=np.array([0, 2, 1]))
         ...     import_npz(parent + "/train.npz", parent + "/store").labels().tolist()
         [0, 2, 1]
     """
-    files = ColumnFiles.read(options, labels_key=labels_key, ids_key=ids_key, paths_key=paths_key)
-    with reading(path, "archive"), Path(path).open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, ndarray):
-            raise InputError(str(path), "a single array", "an .npz file; single arrays are read by import_npy")
-        key = choose_key("embeddings_key", embeddings_key, EMBEDDING_KEYS, archive.files, path)
-        if key is None:
-            raise no_embeddings(path, archive.files, EMBEDDING_KEYS)
-        embeddings = _member(archive, path, key)
-        labels, ids, paths = files
-        if labels is None and (key := choose_key("labels_key", labels_key, LABEL_KEYS, archive.files, path)):
-            labels = _member(archive, path, key)
-        if ids is None and (key := choose_key("ids_key", ids_key, ID_KEYS, archive.files, path)):
-            ids = strings(_member(archive, path, key), "ids")
-        if paths is None and (key := choose_key("paths_key", paths_key, PATH_KEYS, archive.files, path)):
-            paths = strings(_member(archive, path, key), "paths")
-    return _write_array(folder, embeddings, columns_of(labels, ids, paths), options)
+    keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
+    files = importing.ColumnFiles.read(options, keys)
+    with open_npz(path) as archive:
+        key, *others = files.choose_keys(keys, archive.files, path)
+        rows = read_member(archive, path, key)
+        labels, ids, paths = (None if key is None else read_member(archive, path, key) for key in others)
+    columns = files.beside(
+        labels,
+        None if ids is None else importing.strings(ids, "ids"),
+        None if paths is None else importing.strings(paths, "paths"),
+    )
+    return importing.write_array(folder, rows, columns, options)
 
 
 def import_npy(
     path: str | os.PathLike[str],
     folder: str | os.PathLike[str],
-    **options: Unpack[ImportOptions],
+    **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
     """Write an .npy file of embeddings as a store; it is memory-mapped and read a shard at a time.
 
@@ -110,26 +83,10 @@ def import_npy(
         InputError: a file cannot be read, or the arrays cannot be stored; no folder appears then.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, numpy as np
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     np.save(parent + "/train.npy", np.eye(3, dtype=np.float16))
         ...     import_npy(parent + "/train.npy", parent + "/store").embeddings(1, 2).tolist()
         [[0.0, 1.0, 0.0]]
     """
-    return _write_array(folder, open_array(path), columns_of(*ColumnFiles.read(options)), options)
-
-
-def _write_array(
-    folder: str | os.PathLike[str], embeddings: Shaped[ndarray, "..."], columns: RowColumns, options: ImportOptions
-) -> FeatureStore:
-    with import_progress(options, len(embeddings) if embeddings.ndim else None) as advance:
-        dtype = usual_dtype(embeddings.dtype.name)
-        read = lambda start, stop: embeddings[start:stop]  # noqa: E731
-        write_rows(folder, embeddings.shape, read, columns, advance, **store_options(options, dtype))
-    return FeatureStore(folder)
-
-
-def _member(archive: NpzFile, path: str | os.PathLike[str], key: str) -> Shaped[ndarray, "..."]:
-    with reading(path, f"array {key!r}"):
-        member: ndarray = archive[key]
-    return member
+    return importing.write_array(folder, open_npy(path), importing.ColumnFiles.read(options).beside(), options)

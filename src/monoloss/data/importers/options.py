@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from monoloss.data.store.rows import AnyArray
-from monoloss.data.store.stream import RowColumns
+from monoloss.data.array_files import (
+    EMBEDDING_KEYS,
+    ID_KEYS,
+    LABEL_KEYS,
+    PATH_KEYS,
+    AnyArray,
+    choose_key,
+    dtype_name,
+    open_npy,
+)
+from monoloss.data.store import FeatureStore
+from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.data.store.writer import StoreOptions
 from monoloss.errors import InputError, needs_extra
 from monoloss.files.text import read_lines
 
-EMBEDDING_KEYS = ("embeddings", "features")
-LABEL_KEYS = ("labels", "targets")
-ID_KEYS = ("ids",)
-PATH_KEYS = ("paths",)
+USUAL = {"embeddings_key": EMBEDDING_KEYS, "labels_key": LABEL_KEYS, "ids_key": ID_KEYS, "paths_key": PATH_KEYS}
+Keys: TypeAlias = Mapping[str, str | None]  # the keys that are given, by argument
 
 
 class ImportOptions(StoreOptions, total=False):
@@ -44,16 +50,16 @@ class ImportOptions(StoreOptions, total=False):
 
 
 class ColumnFiles(NamedTuple):
-    """The columns that come from files of their own; None for the others."""
+    """Labels, ids and paths from files of their own; None for a column without one."""
 
     labels: Shaped[ndarray, "..."] | None
     ids: list[str] | None
     paths: list[str] | None
 
     @classmethod
-    def read(cls, options: ImportOptions, **keys: str | None) -> ColumnFiles:
+    def read(cls, options: ImportOptions, keys: Keys | None = None) -> ColumnFiles:
         """Read the files that are named; a column with both a key and a file is refused."""
-        for name, key in keys.items():
+        for name, key in (keys or {}).items():
             file = options.get(name.replace("_key", "_path"))
             if key is not None and file is not None:
                 raise InputError(name, f"{key!r} beside the file {file}", "one of the two")
@@ -64,10 +70,39 @@ class ColumnFiles(NamedTuple):
             None if paths is None else _string_file(paths, "paths"),
         )
 
+    def choose_keys(
+        self,
+        keys: Keys,
+        there: Collection[str],
+        path: str | os.PathLike[str],
+        usual: Mapping[str, Sequence[str]] = USUAL,
+    ) -> tuple[str, str | None, str | None, str | None]:
+        """Choose the keys of embeddings, labels, ids and paths in a source; None for a column of a file, or of none."""
+        embeddings, *others = (
+            choose_key(argument, keys[argument], usual[argument], there, path) if file is None else None
+            for argument, file in zip(usual, (None, *self), strict=True)
+        )
+        if not embeddings:
+            raise no_embeddings(path, there, usual["embeddings_key"])
+        labels, ids, paths = others
+        return embeddings, labels, ids, paths
 
-def columns_of(labels: AnyArray | None, ids: Sequence[str] | None, paths: Sequence[str | None] | None) -> RowColumns:
-    """The columns of a source: without ids, the paths are the ids as well."""
-    return RowColumns(labels, cast("Sequence[str] | None", paths) if ids is None else ids, paths)
+    def part(self, start: int, stop: int) -> ColumnFiles:
+        """Slice the columns: rows `start` to `stop` (exclusive)."""
+        columns: list[Any] = [None if column is None else column[start:stop] for column in self]
+        return ColumnFiles(*columns)
+
+    def beside(
+        self,
+        labels: AnyArray | None = None,
+        ids: Sequence[str] | None = None,
+        paths: Sequence[str | None] | None = None,
+    ) -> RowColumns:
+        """Complete the columns of a source: files go before its own; without ids, the paths are the ids as well."""
+        labels = labels if self.labels is None else self.labels
+        ids = ids if self.ids is None else self.ids
+        paths = paths if self.paths is None else self.paths
+        return RowColumns(labels, cast("Sequence[str] | None", paths) if ids is None else ids, paths)
 
 
 def store_options(options: ImportOptions, usual_dtype: str) -> StoreOptions:
@@ -77,20 +112,10 @@ def store_options(options: ImportOptions, usual_dtype: str) -> StoreOptions:
     return cast("StoreOptions", {"dtype": usual_dtype, **kept})
 
 
-def choose_key(
-    argument: str, key: str | None, usual: Sequence[str], there: Collection[str], path: str | os.PathLike[str]
-) -> str | None:
-    """The key that is given, or else the only usual one that is there; None if there is none, or for an empty one."""
-    found = [name for name in usual if name in there] if key is None else [key] if key else []
-    if len(found) > 1:
-        raise InputError(argument, f"no choice between {' and '.join(found)} in {path}", "one of them")
-    if found and found[0] not in there:
-        raise InputError(argument, repr(key), f"one of the keys of {path}: {', '.join(there)}")
-    return found[0] if found else None
-
-
-def no_embeddings(path: str | os.PathLike[str], there: Collection[str], usual: Sequence[str]) -> InputError:
-    """What to raise for a source whose embeddings cannot be found."""
+def no_embeddings(
+    path: str | os.PathLike[str], there: Collection[str], usual: Sequence[str] = EMBEDDING_KEYS
+) -> InputError:
+    """Make the error for a source whose embeddings cannot be found."""
     needed = f"embeddings_key, or one of the keys {', '.join(usual)}"
     return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", needed)
 
@@ -110,25 +135,26 @@ def import_progress(options: ImportOptions, n_rows: int | None) -> Iterator[Call
         yield lambda rows: bar.advance(task, rows)
 
 
-@contextmanager
-def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turn whatever NumPy raises for an unreadable file into an `InputError` that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            str(path), f"an unreadable {what} ({error})", "a whole file without pickled objects"
-        ) from error
+def write_array(
+    folder: str | os.PathLike[str], rows: AnyArray, columns: RowColumns, options: ImportOptions
+) -> FeatureStore:
+    """Write an array or tensor of rows as a store, and open it."""
+    read = lambda start, stop: rows[start:stop]  # noqa: E731
+    return write_store(folder, tuple(rows.shape), dtype_name(rows), read, columns, options)
 
 
-def open_array(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
-    """The array of an .npy file, memory-mapped."""
-    if zipfile.is_zipfile(path):
-        raise InputError(str(path), "an archive of arrays", "an .npy file; archives are read by import_npz")
-    with reading(path, "array"):
-        return np.lib.format.open_memmap(path, mode="r")
+def write_store(
+    folder: str | os.PathLike[str],
+    shape: tuple[int, ...],
+    dtype: str,
+    read: Callable[[int, int], AnyArray],
+    columns: RowColumns,
+    options: ImportOptions,
+) -> FeatureStore:
+    """Write rows that can be asked for by number as a store, and open it; see `write_rows`."""
+    with import_progress(options, shape[0] if shape else None) as advance:
+        write_rows(folder, shape, read, columns, advance, **store_options(options, usual_dtype(dtype)))
+    return FeatureStore(folder)
 
 
 def strings(values: Shaped[ndarray, "..."], name: str) -> list[str]:
@@ -145,7 +171,7 @@ def _is_npy(path: str | os.PathLike[str]) -> bool:
 
 def _label_file(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
     if _is_npy(path):
-        return open_array(path)
+        return open_npy(path)
     labels = np.empty(len(lines := read_lines(path)), dtype=np.int64)
     for row, line in enumerate(lines):
         try:
@@ -156,4 +182,4 @@ def _label_file(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
 
 
 def _string_file(path: str | os.PathLike[str], name: str) -> list[str]:
-    return strings(open_array(path), name) if _is_npy(path) else read_lines(path)
+    return strings(open_npy(path), name) if _is_npy(path) else read_lines(path)

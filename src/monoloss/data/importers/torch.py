@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from monoloss.data.importers.options import (
-    EMBEDDING_KEYS,
-    ID_KEYS,
-    LABEL_KEYS,
-    PATH_KEYS,
-    ColumnFiles,
-    ImportOptions,
-    choose_key,
-    columns_of,
-    import_progress,
-    no_embeddings,
-    store_options,
-    strings,
-)
+from monoloss.data.array_files import EMBEDDING_KEYS, dtype_name, open_pt, plain_tensor
+from monoloss.data.importers import options as importing
 from monoloss.data.store import FeatureStore
-from monoloss.data.store.rows import AnyArray
-from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
+from monoloss.data.store.stream import RowColumns
 from monoloss.errors import InputError
-
-_ZIP_START = b"PK\x03\x04"  # what torch has written since 1.6; only such files can be memory-mapped
 
 
 def import_pt(
@@ -43,7 +25,7 @@ def import_pt(
     labels_key: str | None = None,
     ids_key: str | None = None,
     paths_key: str | None = None,
-    **options: Unpack[ImportOptions],
+    **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
     """Write a .pt file as a store: a dict of columns, a dict from path to row, or a single tensor of rows.
 
@@ -79,23 +61,18 @@ def import_pt(
         ...     store.paths, store.embeddings().tolist()
         (['a.png', 'b.png'], [[3.0, 4.0], [1.0, 0.0]])
     """
-    keys = {"labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
-    files, content = ColumnFiles.read(options, **keys), _load(path)
-    keys = {"embeddings_key": embeddings_key, **keys}
-    named = isinstance(content, Mapping) and (embeddings_key or any(key in content for key in EMBEDDING_KEYS))
-    if named:
-        rows, columns = _columns(path, content, keys, files)
-        return _write(folder, tuple(rows.shape), lambda start, stop: rows[start:stop], rows.dtype, columns, options)
-    given = next((name for name, key in keys.items() if key is not None), None)
+    keys = {"embeddings_key": embeddings_key, "labels_key": labels_key, "ids_key": ids_key, "paths_key": paths_key}
+    files, content = importing.ColumnFiles.read(options, keys), open_pt(path)
+    if isinstance(content, Mapping) and (embeddings_key or any(key in content for key in EMBEDDING_KEYS)):
+        return importing.write_array(folder, *_columns(path, content, keys, files), options)
+    given = next((name for name, key in keys.items() if key is not None and name != "embeddings_key"), None)
     if isinstance(content, Tensor):
         if given:
             raise InputError(given, repr(keys[given]), f"no key: {path} holds a single tensor")
-        rows = _strided(path, content)
-        columns = columns_of(*files)
-        return _write(folder, tuple(rows.shape), lambda start, stop: rows[start:stop], rows.dtype, columns, options)
+        return importing.write_array(folder, plain_tensor(path, content), files.beside(), options)
     if not _is_row_mapping(content):
         if isinstance(content, Mapping):
-            raise no_embeddings(path, [str(key) for key in content], EMBEDDING_KEYS)
+            raise importing.no_embeddings(path, [str(key) for key in content])
         raise InputError(str(path), f"a {type(content).__name__}", "a dict of columns, path -> row, or a tensor")
     if given:
         raise InputError(given, repr(keys[given]), f"no key: {path} holds a row for each path")
@@ -106,62 +83,26 @@ def import_pt(
         return torch.stack([row.reshape(-1) for row in tensors[start:stop]])
 
     paths = None if any(isinstance(name, int) for name in names) else names
-    columns = columns_of(files.labels, files.ids or [str(name) for name in names], files.paths or paths)
-    return _write(folder, (len(names), width), read, dtype, columns, options)
-
-
-def _write(
-    folder: str | os.PathLike[str],
-    shape: tuple[int, ...],
-    read: Callable[[int, int], Shaped[Tensor, "n d"]],
-    dtype: torch.dtype,
-    columns: RowColumns,
-    options: ImportOptions,
-) -> FeatureStore:
-    with import_progress(options, shape[0] if shape else None) as advance:
-        own = usual_dtype(str(dtype).removeprefix("torch."))
-        write_rows(folder, shape, read, columns, advance, **store_options(options, own))
-    return FeatureStore(folder)
-
-
-def _load(path: str | os.PathLike[str]) -> Any:
-    needed = "a file of torch.save with nothing but tensors, strings, numbers, lists and dicts"
-    try:
-        with Path(path).open("rb") as file:
-            is_zip = file.read(len(_ZIP_START)) == _ZIP_START
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what torch has to say about other formats it then refuses
-            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_zip)
-    except OSError as error:
-        raise InputError(str(path), error.strerror or "an unreadable file", needed) from error
-    except Exception as error:  # a broken pickle can raise anything
-        foreign = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
-        came = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to execute it
-        raise InputError(str(path), f"{came}; nothing of it was executed", needed) from error
+    columns = files.beside(None, [str(name) for name in names], paths)
+    return importing.write_store(folder, (len(names), width), dtype, read, columns, options)
 
 
 def _columns(
-    path: str | os.PathLike[str], content: Mapping[Any, Any], keys: Mapping[str, str | None], files: ColumnFiles
+    path: str | os.PathLike[str], content: Mapping[Any, Any], keys: importing.Keys, files: importing.ColumnFiles
 ) -> tuple[Shaped[Tensor, "..."], RowColumns]:
-    """The rows and what stands beside them in a dict of columns."""
-    there = [str(key) for key in content]
-
-    def column(argument: str, usual: Sequence[str]) -> Any:
-        key = choose_key(argument, keys[argument], usual, there, path)
-        return None if key is None else content.get(key)
-
-    rows = column("embeddings_key", EMBEDDING_KEYS)
+    """Find the rows and the other columns in a dict of columns."""
+    there = {str(key): value for key, value in content.items()}
+    key, *others = files.choose_keys(keys, there, path)
+    rows = there[key]
     if not isinstance(rows, Tensor):
         raise InputError(f"{path}, embeddings", f"a {type(rows).__name__}", "a tensor of shape (rows, width)")
-    labels: AnyArray | None
-    labels, ids, paths = files
-    if labels is None and (came := column("labels_key", LABEL_KEYS)) is not None:
-        labels = _label_tensor(path, came)
-    if ids is None and (came := column("ids_key", ID_KEYS)) is not None:
-        ids = _string_list(path, "ids", came)
-    if paths is None and (came := column("paths_key", PATH_KEYS)) is not None:
-        paths = _string_list(path, "paths", came)
-    return _strided(path, rows), columns_of(labels, ids, paths)
+    labels, ids, paths = (None if key is None else there[key] for key in others)
+    columns = files.beside(
+        None if labels is None else _label_tensor(path, labels),
+        None if ids is None else _string_list(path, "ids", ids),
+        None if paths is None else _string_list(path, "paths", paths),
+    )
+    return plain_tensor(path, rows), columns
 
 
 def _label_tensor(path: str | os.PathLike[str], labels: Any) -> Shaped[Tensor, "..."]:
@@ -174,7 +115,7 @@ def _label_tensor(path: str | os.PathLike[str], labels: Any) -> Shaped[Tensor, "
 
 def _string_list(path: str | os.PathLike[str], name: str, values: Any) -> list[str]:
     if isinstance(values, Tensor):
-        return strings(values.numpy(), name)
+        return importing.strings(values.numpy(), name)
     if not isinstance(values, list | tuple) or not all(type(value) in {str, int} for value in values):
         raise InputError(f"{path}, {name}", f"a {type(values).__name__}", "a list of strings or integers")
     return [str(value) for value in values]
@@ -188,7 +129,7 @@ def _is_row_mapping(content: Any) -> bool:
     )
 
 
-def _row_shape(path: str | os.PathLike[str], names: list[Any], rows: list[Tensor]) -> tuple[int, torch.dtype]:
+def _row_shape(path: str | os.PathLike[str], names: list[Any], rows: list[Tensor]) -> tuple[int, str]:
     """Width and dtype of rows that are all alike."""
     first = rows[0]
     needed = f"a row of shape ({first.shape[-1] if first.ndim else 'd'},) or (1, d), like the others"
@@ -196,12 +137,5 @@ def _row_shape(path: str | os.PathLike[str], names: list[Any], rows: list[Tensor
         fits = row.ndim in {1, 2} and row.shape[-1] == first.shape[-1] and row.numel() == row.shape[-1]
         if not fits or row.dtype != first.dtype:
             raise InputError(f"{path}, {name!r}", f"{row.dtype} of shape {tuple(row.shape)}", needed)
-        _strided(path, row)
-    return first.shape[-1], first.dtype
-
-
-def _strided(path: str | os.PathLike[str], rows: Tensor) -> Tensor:
-    if rows.layout != torch.strided or rows.is_quantized or rows.device.type != "cpu":
-        kind = "quantized" if rows.is_quantized else f"{rows.layout}, {rows.device}"
-        raise InputError(str(path), f"a tensor that is {kind}", "plain tensors")
-    return rows.detach()
+        plain_tensor(path, row)
+    return first.shape[-1], dtype_name(first)

@@ -54,58 +54,34 @@ def decode(stored: Shaped[Tensor, "n d"], scale: float | None) -> Float[Tensor, 
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A source file that gave no row.
+    """A source file that gave no row."""
 
-    Args:
-        position: its place in the source, from 0.
-        path: relative to the image root.
-        reason: why it gave no row.
-    """
-
-    position: int
-    path: str
-    reason: str
+    position: int  # its place in the source, from 0
+    path: str  # relative to the image root
+    reason: str  # why it gave no row
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says about itself, and about the store that it belongs to.
+    """What a shard says about itself, and about the store that it belongs to."""
 
-    Args:
-        index: the shard's number, so that a renamed file is noticed.
-        n_rows: rows; 0 where every source file was skipped.
-        width: d.
-        dtype: the name of the stored type.
-        scale: for bytes, value = scale * byte.
-        labels: None (there are none), "single" or "multi".
-        n_classes: width of multi-labels, number of class names, or largest label + 1.
-        class_names: names of the classes, if known.
-        thumbnails: (h, w, c), if there are any.
-        norms: smallest and largest norm of a stored row; None without rows.
-        encoder: `name`, `weights` and `preprocessing` of the image model, if known.
-        rows_per_shard: source positions that each shard covers.
-        lines_sha256: of the .jsonl that belongs to it.
-        patch_grid: [height, width] of the grid of patches that are the rows of an image; None where a row is an image.
-        source: where images were read from, as the user wrote it; None for rows that came as arrays.
-        image_root: the folder that paths are relative to; only where `source` is known.
-    """
-
-    index: int
-    n_rows: int
-    width: int
-    dtype: str
-    scale: float | None
-    labels: str | None
-    n_classes: int
-    class_names: list[str] | None
-    thumbnails: list[int] | None
-    norms: list[float] | None
-    encoder: dict[str, Any] | None
-    rows_per_shard: int
-    lines_sha256: str
+    index: int  # the shard's number, so that a renamed file is noticed
+    n_rows: int  # rows; 0 where every source file was skipped
+    width: int  # d
+    dtype: str  # the name of the stored type
+    scale: float | None  # for bytes, value = scale * byte
+    labels: str | None  # None (there are none), "single" or "multi"
+    n_classes: int  # width of multi-labels, number of class names, or largest label + 1
+    class_names: list[str] | None  # names of the classes, if known
+    thumbnails: list[int] | None  # (h, w, c), if there are any
+    norms: list[float] | None  # smallest and largest norm of a stored row; None without rows
+    encoder: dict[str, Any] | None  # `name`, `weights` and `preprocessing` of the image model, if known
+    rows_per_shard: int  # source positions that each shard covers
+    lines_sha256: str  # of the .jsonl that belongs to it
+    # [height, width] of the grid of patches that are the rows of an image; None where a row is an image
     patch_grid: list[int] | None = None
-    source: str | None = None
-    image_root: str | None = None
+    source: str | None = None  # where images were read from, as the user wrote it; None for rows that came as arrays
+    image_root: str | None = None  # the folder that paths are relative to; only where `source` is known
 
     def check_same_store(self, other: ShardHeader, name: str) -> None:
         """Raise `InputError`, naming `name` and what differs, unless this shard can stand in one store with `other`."""
@@ -230,20 +206,9 @@ class ShardFiles:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is; the fields that it shares with `ShardHeader` mean the same.
+    """What a store is; the fields that it shares with `ShardHeader` mean the same."""
 
-    Args:
-        n_rows: rows of all shards.
-        mean: `(d,)` in float64: the mean of the UNIT rows `e_i / |e_i|`, which is what `center` takes.
-        norms: smallest and largest norm of a stored row.
-        image_root: the folder that paths are relative to, if known.
-        n_skipped: source files that gave no row.
-        shards: in the order of their rows.
-        patch_grid: as in `ShardHeader`.
-        source: as in `ShardHeader`.
-    """
-
-    n_rows: int
+    n_rows: int  # rows of all shards
     width: int
     dtype: str
     scale: float | None
@@ -251,15 +216,15 @@ class Manifest:
     n_classes: int
     class_names: list[str] | None
     thumbnails: list[int] | None
-    norms: list[float]
-    mean: list[float]
+    norms: list[float]  # smallest and largest norm of a stored row
+    mean: list[float]  # `(d,)` in float64: the mean of the UNIT rows `e_i / |e_i|`, which is what `center` takes
     encoder: dict[str, Any] | None
-    image_root: str | None
+    image_root: str | None  # the folder that paths are relative to, if known
     rows_per_shard: int
-    n_skipped: int
-    shards: list[ShardFiles]
-    patch_grid: list[int] | None = None
-    source: str | None = None
+    n_skipped: int  # source files that gave no row
+    shards: list[ShardFiles]  # in the order of their rows
+    patch_grid: list[int] | None = None  # as in `ShardHeader`
+    source: str | None = None  # as in `ShardHeader`
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, whole."""

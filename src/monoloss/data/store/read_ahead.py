@@ -20,10 +20,6 @@ def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], *, ahead: bo
         read: runs in the thread, one call at a time.
         items: asked for in the caller's thread.
         ahead: off, everything happens in the caller's thread, when it is due.
-
-    Example:
-        >>> list(read_ahead(abs, [-1, 2]))
-        [1, 2]
     """
     if not ahead:
         yield from map(read, items)

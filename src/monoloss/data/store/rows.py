@@ -7,34 +7,17 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float64, Shaped, UInt8
-from numpy import array, ndarray
+from numpy import ndarray
 from torch import Tensor
 
+from monoloss.data.array_files import AnyArray, to_tensor
 from monoloss.data.store.format import DTYPES, decode
 from monoloss.errors import InputError
 
-AnyArray: TypeAlias = Shaped[Tensor, "..."] | Shaped[ndarray, "..."]
 RowName: TypeAlias = Callable[[int], str]  # what an error calls row i of a shard
 MAX_CLASSES = 2**24  # a larger number is an id, or a mistake; counts of classes would fill the memory
 _NOT_FINITE, _OUTSIDE, _ZEROS = "NaN or inf", "a value outside", "only zeros once stored as"
 _BLOCK = 8192  # rows that are in memory as float64 at a time
-
-
-def check_array(name: str, values: object) -> None:
-    """Raise `InputError` for what is neither a tensor nor an array."""
-    if not isinstance(values, Tensor | ndarray):
-        raise InputError(name, type(values).__name__, "a torch tensor or a NumPy array")
-
-
-def to_tensor(name: str, values: AnyArray) -> Shaped[Tensor, "..."]:
-    """An array as a tensor on the CPU; arrays are copied, so that a part of a memory-mapped file is read here."""
-    check_array(name, values)
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    try:
-        return torch.from_numpy(array(values, dtype=values.dtype.newbyteorder("=")))
-    except TypeError as error:
-        raise InputError(name, f"dtype {values.dtype}", "numbers of a type that torch knows") from error
 
 
 def check_same_rows(n_rows: int, **others: Sequence[object] | AnyArray | None) -> None:

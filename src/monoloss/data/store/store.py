@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from monoloss.checks import check_number
+from monoloss.data.array_files import check_array, dtype_name
 from monoloss.data.store.format import (
     DTYPES,
     MANIFEST,
@@ -29,7 +30,6 @@ from monoloss.data.store.format import (
 from monoloss.data.store.patches import PatchGrid, PatchRows
 from monoloss.data.store.read_ahead import read_ahead
 from monoloss.data.store.reader import MappedShards
-from monoloss.data.store.rows import check_array
 from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.data.store.writer import StoreOptions, manifest_of
 from monoloss.errors import InputError
@@ -37,17 +37,11 @@ from monoloss.files.atomic import check_new_folder, sha256
 
 
 class StoredBatch(NamedTuple):
-    """Consecutive rows of a store.
+    """Consecutive rows of a store."""
 
-    Args:
-        start: number of the first row.
-        embeddings: `(n, d)` float32, as stored.
-        labels: `(n,)` int64, `(n, n_classes)` bool, or None.
-    """
-
-    start: int
-    embeddings: Float[Tensor, "n d"]
-    labels: Int64[Tensor, " n"] | Bool[Tensor, "n c"] | None
+    start: int  # number of the first row
+    embeddings: Float[Tensor, "n d"]  # `(n, d)` float32, as stored
+    labels: Int64[Tensor, " n"] | Bool[Tensor, "n c"] | None  # `(n,)` int64, `(n, n_classes)` bool, or None
 
 
 class FeatureStore:
@@ -105,11 +99,6 @@ class FeatureStore:
         self.n_images = self.n_rows // self._rows_each
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> FeatureStore:
-        """Open a finished store: the same as `FeatureStore(folder)`."""
-        return cls(folder)
-
-    @classmethod
     def create(
         cls,
         folder: str | os.PathLike[str],
@@ -142,8 +131,7 @@ class FeatureStore:
         """
         check_new_folder(folder)
         check_array("embeddings", embeddings)
-        own = embeddings.dtype.name if isinstance(embeddings, ndarray) else str(embeddings.dtype).removeprefix("torch.")
-        options.setdefault("dtype", usual_dtype(own))
+        options.setdefault("dtype", usual_dtype(dtype_name(embeddings)))
         columns = RowColumns(labels, ids, paths, thumbnails)
         write_rows(folder, embeddings.shape, lambda start, stop: embeddings[start:stop], columns, **options)
         return cls(folder)

@@ -6,26 +6,20 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Unpack
 
-from monoloss.data.store.rows import AnyArray, check_ids, check_same_rows
+from monoloss.data.array_files import AnyArray
+from monoloss.data.store.rows import check_ids, check_same_rows
 from monoloss.data.store.writer import FeatureStoreWriter, StoreOptions
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder, check_new_folder
 
 
 class RowColumns(NamedTuple):
-    """What stands beside the embeddings, for the same rows in the same order.
+    """What stands beside the embeddings, for the same rows in the same order."""
 
-    Args:
-        labels: `(n,)` integers or `(n, n_classes)` bool.
-        ids: of the rows, each its own; None: the row numbers.
-        paths: of the rows, relative to the image root.
-        thumbnails: `(n, h, w, c)` bytes.
-    """
-
-    labels: AnyArray | None = None
-    ids: Sequence[str] | None = None
-    paths: Sequence[str | None] | None = None
-    thumbnails: AnyArray | None = None
+    labels: AnyArray | None = None  # `(n,)` integers or `(n, n_classes)` bool
+    ids: Sequence[str] | None = None  # of the rows, each its own; None: the row numbers
+    paths: Sequence[str | None] | None = None  # of the rows, relative to the image root
+    thumbnails: AnyArray | None = None  # `(n, h, w, c)` bytes
 
     def part(self, start: int, stop: int) -> RowColumns:
         """The columns of rows `start` to `stop` (exclusive)."""

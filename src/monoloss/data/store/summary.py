@@ -19,12 +19,6 @@ def mean_cosine(store: FeatureStore) -> float:
     """Mean cosine of all pairs of rows: the score of a latent that is active at random; NaN for a single row.
 
     From the mean unit row that the store keeps; no row is read.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     mean_cosine(FeatureStore.create(parent + "/store", torch.tensor([[2.0, 0.0], [0.0, 3.0]])))
-        0.0
     """
     n_rows = torch.tensor(float(store.n_rows), dtype=torch.float64)
     moments = replace(MonoMoments.zeros(store.width, 0), n=n_rows, h_sum=store.mean * n_rows)

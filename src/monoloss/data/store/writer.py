@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float64, Shaped, UInt8
@@ -16,6 +16,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from monoloss.checks import check_choice, check_number
+from monoloss.data.array_files import AnyArray, to_tensor
 from monoloss.data.store.format import (
     DTYPES,
     MANIFEST,
@@ -30,18 +31,13 @@ from monoloss.data.store.format import (
     shard_names,
 )
 from monoloss.data.store.patches import PatchGrid, spread_labels
-from monoloss.data.store.rows import (
-    AnyArray,
-    check_ids,
-    check_same_rows,
-    encode_labels,
-    encode_rows,
-    encode_thumbnails,
-    to_tensor,
-)
+from monoloss.data.store.rows import check_ids, check_same_rows, encode_labels, encode_rows, encode_thumbnails
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_file, check_new_folder, remove_temporaries, write_text
 from monoloss.files.tensors import save_tensors
+
+_OF_ALL_SHARDS = ("width", "dtype", "scale", "labels", "class_names", "thumbnails", "encoder", "rows_per_shard",
+                  "patch_grid", "source")  # fmt: skip
 
 
 class StoreOptions(TypedDict, total=False):
@@ -62,7 +58,7 @@ class FeatureStoreWriter:
     """Write a feature store shard by shard, in any order, from one process or several.
 
     Each `write_shard` leaves a whole shard or nothing. One process calls `finish`, which reads the shards back and
-    writes the manifest; before that the folder is unfinished and `FeatureStore.open` refuses it. Arrays that are at
+    writes the manifest; before that the folder is unfinished and `FeatureStore` refuses it. Arrays that are at
     hand as a whole are written by `FeatureStore.create`.
 
     Args:
@@ -83,17 +79,6 @@ class FeatureStoreWriter:
 
     Raises:
         InputError: an argument is out of its range, or the folder is not as described; before anything is written.
-
-    Example:
-        >>> import tempfile
-        >>> from monoloss.data.store import FeatureStore
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     writer = FeatureStoreWriter(folder, dtype="float16", rows_per_shard=2)
-        ...     writer.write_shard(1, torch.ones(1, 4), ["c.png"])
-        ...     writer.write_shard(0, torch.eye(2, 4), ["a.png", "b.png"])
-        ...     writer.finish(n_shards=2)
-        ...     FeatureStore.open(folder).ids
-        ['a.png', 'b.png', 'c.png']
     """
 
     def __init__(  # noqa: PLR0913 - each is an option
@@ -110,11 +95,7 @@ class FeatureStoreWriter:
         source: str | None = None,
         resume: bool = False,
     ) -> None:
-        check_choice("dtype", dtype, list(DTYPES))
-        if (dtype == "uint8") != (scale is not None):
-            raise InputError("scale", repr(scale), "a number for dtype 'uint8' and None for every other dtype")
-        if scale is not None:
-            check_number("scale", scale, above=0, below=float("inf"))
+        check_stored_type(dtype, scale)
         check_number("rows_per_shard", rows_per_shard, at_least=1, integer=True)
         self.folder = Path(folder)
         self.dtype, self.scale = dtype, None if scale is None else float(scale)
@@ -127,7 +108,7 @@ class FeatureStoreWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What every shard of this store says about itself."""
         names = ("dtype", "scale", "class_names", "encoder", "rows_per_shard", "source")
         facts = {name: getattr(self, name) for name in names}
@@ -226,19 +207,12 @@ class FeatureStoreWriter:
             index=index,
             n_rows=embeddings.shape[0],
             width=embeddings.shape[1],
-            dtype=self.dtype,
-            scale=self.scale,
             labels=labelled,
             n_classes=n_classes,
-            class_names=self.class_names,
             thumbnails=None if thumbnails is None else list(thumbnails.shape[1:]),
             norms=norms,
-            encoder=self.encoder,
-            rows_per_shard=self.rows_per_shard,
             lines_sha256=hashlib.sha256(lines.encode("ascii")).hexdigest(),
-            patch_grid=None if grid is None else list(grid),
-            source=self.source,
-            image_root=self._noted_root,
+            **self.facts,
         )
 
     def finish(self, n_shards: int | None = None) -> None:
@@ -296,6 +270,17 @@ class FeatureStoreWriter:
             self.first = self.first or header
 
 
+def check_stored_type(dtype: str, scale: float | None) -> None:
+    """Raise `InputError` unless this is a stored type, with a scale if it is bytes."""
+    check_choice("dtype", dtype, list(DTYPES))
+    if dtype == "uint8" and scale is None:
+        raise InputError("scale", "None", "a number for dtype 'uint8', where value = scale * byte, from 0 to 255")
+    if dtype != "uint8" and scale is not None:
+        raise InputError("scale", repr(scale), f"None for dtype {dtype!r}; only 'uint8' has a scale")
+    if scale is not None:
+        check_number("scale", scale, above=0, below=float("inf"))
+
+
 def written_shards(folder: Path) -> list[int]:
     """The numbers of the shards that are whole in a folder, ascending."""
     names = (re.fullmatch(r"shard-(\d{5,})\.safetensors", file.name) for file in folder.glob("shard-*"))
@@ -314,22 +299,13 @@ def manifest_of(
     norms = [norm for header in headers for norm in header.norms or ()]
     return Manifest(
         n_rows=n_rows,
-        width=first.width,
-        dtype=first.dtype,
-        scale=first.scale,
-        labels=first.labels,
         n_classes=max(header.n_classes for header in headers),
-        class_names=first.class_names,
-        thumbnails=first.thumbnails,
         norms=[min(norms), max(norms)],
         mean=(unit_sum / n_rows).tolist(),
-        encoder=first.encoder,
         image_root=image_root,
-        rows_per_shard=first.rows_per_shard,
         n_skipped=n_skipped,
         shards=shards,
-        patch_grid=first.patch_grid,
-        source=first.source,
+        **{name: getattr(first, name) for name in _OF_ALL_SHARDS},
     )
 
 

@@ -99,7 +99,7 @@ class LatentView:
     ) -> None:
         check_type("evaluation", evaluation, EvaluationRecord, "an Evaluation")
         self.evaluation, self.latent = evaluation, check_latent(evaluation, latent)
-        self._store = store if store is None or isinstance(store, FeatureStore) else FeatureStore.open(store)
+        self._store = store if store is None or isinstance(store, FeatureStore) else FeatureStore(store)
         if self._store is None and images is not None:
             raise InputError("images", str(images), "the store too: it knows which image a row is")
         known = evaluation.facts.get("store_fingerprint")

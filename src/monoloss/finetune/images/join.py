@@ -12,7 +12,7 @@ from torch import Tensor
 from monoloss.checks import check_choice
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.images.labelled import LabelledImages, class_numbers
 
 JoinOn = Literal["id", "name"]
 
@@ -157,10 +157,10 @@ def _check_labels(images: LabelledImages, store: FeatureStore, joined: JoinedRow
     labels = images.labels[joined.positions]
     stored = store.labels().cpu()[joined.rows]
     if store.class_names is not None:
-        number = {name: i for i, name in enumerate(images.class_names)}
-        if set(store.class_names) != set(number):
+        numbers = class_numbers(store.class_names, images.class_names)
+        if numbers is None or set(store.class_names) != set(images.class_names):
             return
-        stored = torch.tensor([number[name] for name in store.class_names])[stored]
+        stored = numbers[stored]
     elif images.source.class_names is not None:
         return
     wrong = (labels != stored).nonzero().flatten()

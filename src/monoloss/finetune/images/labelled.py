@@ -97,14 +97,20 @@ class LabelledImages:
         Raises:
             InputError: there is a class that the other images do not have.
         """
-        number = {name: i for i, name in enumerate(other.class_names)}
-        unknown = [name for name in self.class_names if name not in number]
-        if unknown:
+        numbers = class_numbers(self.class_names, other.class_names)
+        if numbers is None:
+            unknown = [name for name in self.class_names if name not in other.class_names]
             came = f"{len(self.class_names)} classes, {len(unknown)} of them ({', '.join(unknown[:3])}) not of "
-            needed = f"the {len(number)} classes of the images to train on"
+            needed = f"the {len(other.class_names)} classes of the images to train on"
             raise InputError(self.description, came + other.description, needed)
-        self.labels = torch.tensor([number[name] for name in self.class_names])[self.labels]
+        self.labels = numbers[self.labels]
         self.class_names = other.class_names
+
+
+def class_numbers(names: Sequence[str], known: Sequence[str]) -> Int64[Tensor, " c"] | None:
+    """The number that each class has among the known ones, by its name; None where one is not known."""
+    number = {name: i for i, name in enumerate(known)}
+    return torch.tensor([number[name] for name in names]) if number.keys() >= set(names) else None
 
 
 def open_labelled(config: DataConfig, *, held_out: bool = False) -> LabelledImages:

@@ -12,7 +12,7 @@ from torch import Tensor
 from monoloss.data.encoders import PRESETS
 from monoloss.data.encoders.encoders import data_config
 from monoloss.data.encoders.outputs import ImageModel
-from monoloss.errors import InputError, needs_extra
+from monoloss.errors import InputError, first_line, needs_extra
 from monoloss.files.dataclasses import plain
 from monoloss.finetune.config import ModelConfig
 
@@ -109,8 +109,8 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
             recipe["architecture"], pretrained=False, pretrained_cfg=dict(recipe["pretrained_cfg"]), **recipe["args"]
         )
     except Exception as error:  # wrong values in a file can raise anything in timm
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError("backbone", f"{recipe['architecture']!r} ({reason})", "a model of this timm") from error
+        came = f"{recipe['architecture']!r} ({first_line(error)})"
+        raise InputError("backbone", came, "a model of this timm") from error
 
 
 @torch.no_grad()
@@ -155,5 +155,4 @@ def _arguments_of_config() -> Iterator[None]:
 
 
 def _wrong_size(argument: str, size: int, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(argument, f"{size} ({reason})", "a size that the backbone takes")
+    return InputError(argument, f"{size} ({first_line(error)})", "a size that the backbone takes")
