@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from monoloss.data.array_files import AnyArray
 from monoloss.data.store.rows import check_ids, check_same_rows
@@ -22,13 +22,9 @@ class RowColumns(NamedTuple):
     thumbnails: AnyArray | None = None  # `(n, h, w, c)` bytes
 
     def part(self, start: int, stop: int) -> RowColumns:
-        """The columns of rows `start` to `stop` (exclusive)."""
-        return RowColumns(
-            None if self.labels is None else self.labels[start:stop],
-            None if self.ids is None else self.ids[start:stop],
-            None if self.paths is None else self.paths[start:stop],
-            None if self.thumbnails is None else self.thumbnails[start:stop],
-        )
+        """Slice the columns: rows `start` to `stop` (exclusive)."""
+        columns: list[Any] = [None if column is None else column[start:stop] for column in self]
+        return RowColumns(*columns)
 
 
 class ShardRows(NamedTuple):
