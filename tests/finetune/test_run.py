@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bounds
+from finetune_models import model_of
 from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
 from monoloss.cli import main
 from monoloss.errors import InputError
@@ -26,7 +27,7 @@ from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_f
 from monoloss.finetune.data import open_finetune_data
 from monoloss.finetune.images.seeds import seed_of
 from monoloss.finetune.model.folder import load_finetuned
-from monoloss.finetune.model.model import FineTuneModel, build_model
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
 from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
 from monoloss.finetune.run import fine_tune
@@ -53,7 +54,7 @@ def whole(data, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
 def by_hand(config: FineTuneConfig) -> tuple[FineTuneModel, FineTuneModel]:
     """The same training, plainly: the weights, and their average."""
     data = open_finetune_data(config.data)
-    model = build_model(config.model, data.class_names, seed=config.seed).train()
+    model = model_of(config.model, data.class_names, config.seed).train()
     batches = data.train_batches(config, model.preprocessing)
     sgd = make_sgd(model, config.optimisation)
     factor = learning_rate_factor(config.optimisation, len(batches), config.epochs)
@@ -78,7 +79,7 @@ def by_hand(config: FineTuneConfig) -> tuple[FineTuneModel, FineTuneModel]:
             if average is not None:
                 state = {name: decay * average[name] + (1 - decay) * value for name, value in state.items()}
             average, n_averaged = state, n_averaged + 1
-    averaged = build_model(config.model, data.class_names)
+    averaged = model_of(config.model, data.class_names)
     averaged.load_state_dict({name: value.to(model.state_dict()[name].dtype) for name, value in average.items()})
     return model.eval(), averaged.eval()
 
@@ -153,7 +154,7 @@ def test_evaluation_is_saved_as_the_run_did_it(data, tmp_path):
     assert model.preprocessing["crop_pct"] == pytest.approx(32 / 40.5)
     assert model.preprocessing["interpolation"] == "bicubic"
     same = open_finetune_data(data).validation_batches(a_run(data), model.preprocessing)
-    batches = open_finetune_data(data).validation_batches(config, build_model(config.model, ["a", "b"]).preprocessing)
+    batches = open_finetune_data(data).validation_batches(config, model_of(config.model, ["a", "b"]).preprocessing)
     assert torch.equal(next(iter(same))["images"], next(iter(batches))["images"])
 
 

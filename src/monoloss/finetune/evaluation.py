@@ -55,7 +55,6 @@ class ImageActivations(nn.Module):
         >>> from PIL import Image
         >>> from monoloss import evaluate
         >>> from monoloss.data.images import open_images
-        >>> from monoloss.finetune.config import ModelConfig
         >>> from monoloss.finetune.model.model import build_model
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat/a.png", "dog/b.png"):
@@ -63,7 +62,7 @@ class ImageActivations(nn.Module):
         ...         Image.radial_gradient("L").save(Path(folder) / "images" / name)
         ...     images = LabelledImages(open_images(f"imagefolder:{folder}/images"))
         ...     store = FeatureStore.create(folder + "/store", torch.eye(2), ids=["dog/b.png", "cat/a.png"])
-        ...     model = build_model(ModelConfig("test_resnet", pretrained=False, image_size=32), ["cat", "dog"])
+        ...     model = build_model("test_resnet", ["cat", "dog"], pretrained=False, image_size=32)
         ...     summary = evaluate(store, {"mine": ImageActivations(model, images, store)})["mine"].summary
         ...     summary["n_latents"], summary["top1"] in (0.0, 0.5, 1.0)
         (96.0, True)

@@ -16,9 +16,8 @@ def make_sgd(model: FineTuneModel, config: OptimisationConfig) -> torch.optim.SG
     """SGD on what is not frozen; norms, biases and what the backbone names (positions, class token) do not decay.
 
     Example:
-        >>> from monoloss.finetune.config import ModelConfig
         >>> from monoloss.finetune.model.model import build_model
-        >>> model = build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"])
+        >>> model = build_model("resnet10t", ["cat", "dog"], pretrained=False)
         >>> [group["weight_decay"] for group in make_sgd(model, OptimisationConfig(weight_decay=0.1)).param_groups]
         [0.0, 0.1]
     """

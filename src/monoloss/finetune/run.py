@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ def _train(
 
 def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     """Model, batches and losses; what does not fit is refused here."""
-    model = build_model(config.model, data.class_names, seed=config.seed)
+    model = build_model(class_names=data.class_names, seed=config.seed, **asdict(config.model))
     place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
     train = data.train_batches(config, model.preprocessing, **place)
     validation = None if data.validation is None else data.validation_batches(config, model.preprocessing, **place)
