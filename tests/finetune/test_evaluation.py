@@ -59,7 +59,7 @@ def a_model(**options: Any) -> FineTuneModel:
 
 def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tensor]:
     """Logits and activations, in the order of the images."""
-    transform = evaluation_transform(AugmentationConfig(), model.preprocessing)
+    transform = evaluation_transform(model.preprocessing)
     pictures = torch.stack([transform(images.read(i)) for i in range(len(images))])
     with torch.no_grad():
         return model.forward_both(pictures)

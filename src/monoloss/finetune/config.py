@@ -11,6 +11,9 @@ from monoloss.errors import InputError
 from monoloss.runs.settings import RunSettings
 
 
+_WITH_COLUMNS = ("dataset:", "hf-hub:")
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """Low-rank updates of the query and value projections in place of the backbone's own weights, which stay fixed.
@@ -117,6 +120,16 @@ class DataConfig:
     def validates(self) -> bool:
         """There are held-out images."""
         return self.validation is not None or self.validation_split is not None
+
+    def source(self, *, held_out: bool = False) -> dict[str, Any]:
+        """Arguments of `open_images` for the images to train on, or for the held-out ones."""
+        spec, split = self.images, self.split
+        if held_out:
+            spec, split = self.validation or self.images, self.validation_split
+            if not spec.startswith(_WITH_COLUMNS):  # the columns are those of the images to train on
+                return {"spec": spec, "split": split}
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return {"spec": spec, "split": split, **columns, "subset": self.subset}
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,20 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from monoloss.checks import check_type
+from monoloss.data.images import open_images
 from monoloss.distributed import Ranks, processes_per_machine, training_processes
+from monoloss.errors import InputError
 from monoloss.files.dataclasses import plain
 from monoloss.files.model_folder import Provenance
 from monoloss.finetune.averaging import AveragedWeights
-from monoloss.finetune.config import FineTuneConfig
+from monoloss.finetune.config import DataConfig, FineTuneConfig
 from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
 from monoloss.finetune.data import FineTuneData, open_finetune_data
 from monoloss.finetune.images.batches import TrainingBatches, ValidationBatches
-from monoloss.finetune.images.transforms import evaluation_preprocessing
+from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.images.mixing import BatchMixing
+from monoloss.finetune.images.order import StoredOrder, TrainingOrder
+from monoloss.finetune.images.transforms import TrainingTransform, evaluation_preprocessing, evaluation_transform
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel, build_model
 from monoloss.finetune.module import FineTuneRun
@@ -33,7 +38,7 @@ from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_
 
 
 class _Parts(NamedTuple):
-    """What a run is made of."""
+    """Parts of a run."""
 
     config: FineTuneConfig
     data: FineTuneData
@@ -73,7 +78,7 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     Example:
         >>> import tempfile
         >>> from PIL import Image
-        >>> from monoloss.finetune.config import DataConfig, ModelConfig
+        >>> from monoloss.finetune.config import ModelConfig
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
         ...         (Path(folder) / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +97,9 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     check_loggers(config.loggers)
     folder = RunFolder(run, FINETUNE_RUN)
     folder.check(resume)
-    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's chance is left alone
+    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's random state stays
         ranks.wait()  # until all have looked at the folder as it was
-        data = open_finetune_data(config.data)
+        data = open_data(config.data)
         held_out = None if data.validation is None else data.validation.fingerprint
         record = FineTuneRecord(config, data.train.fingerprint, held_out)
         ranks.check_same(_of_data(record))
@@ -120,13 +125,62 @@ def _train(
     return load_finetuned(folder.result)
 
 
+def open_data(config: DataConfig) -> FineTuneData:
+    """Open the images and stores of a run, and join them."""
+    images = LabelledImages(open_images(**config.source()))
+    held_out = LabelledImages(open_images(**config.source(held_out=True))) if config.validates else None
+    return open_finetune_data(
+        images,
+        held_out,
+        embeddings=config.embeddings,
+        validation_embeddings=config.validation_embeddings,
+        join_on=config.join_on,
+    )
+
+
+def training_batches(
+    config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> TrainingBatches:
+    """Build the training batches of one process; `preprocessing` is the backbone's at the image size of the run.
+
+    Raises:
+        InputError: there are too few images for a step, or a batch cannot be shared among processes or copies.
+    """
+    options = asdict(config.augmentation)
+    mix = {name: options.pop(name) for name in ("mixup", "cutmix", "mix_embeddings")}
+    mixing = BatchMixing(len(data.class_names), **mix) if config.augmentation.mixes else None
+    repeats, _ = options.pop("repeats"), options.pop("eval_resize")
+    n, accumulate = len(data.train), config.accumulate_batches
+    order = TrainingOrder(n, config.batch_size, config.seed, accumulate, repeats, rank, world_size)
+    return TrainingBatches(data.train, order, TrainingTransform(preprocessing, **options), mixing, config.data.workers)
+
+
+def validation_batches(
+    config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> ValidationBatches:
+    """Build the validation batches of one process; arguments as for `training_batches`.
+
+    Raises:
+        InputError: there are no held-out images, or fewer than processes.
+    """
+    if data.validation is None:
+        raise InputError("data.validation", "nothing", "held-out images: validation or validation_split")
+    order = StoredOrder(len(data.validation), config.batch_size, rank, world_size)
+    transform = evaluation_transform(preprocessing, **_evaluation(config))
+    return ValidationBatches(data.validation, order, transform, config.data.workers)
+
+
+def _evaluation(config: FineTuneConfig) -> dict[str, Any]:
+    return {"eval_resize": config.augmentation.eval_resize, "interpolation": config.augmentation.interpolation}
+
+
 def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     """Model, batches and losses; what does not fit is refused here."""
     model = build_model(class_names=data.class_names, seed=config.seed, **asdict(config.model))
     place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
-    train = data.train_batches(config, model.preprocessing, **place)
-    validation = None if data.validation is None else data.validation_batches(config, model.preprocessing, **place)
-    model.preprocessing = plain(evaluation_preprocessing(config.augmentation, model.preprocessing))
+    train = training_batches(config, data, model.preprocessing, **place)
+    validation = None if data.validation is None else validation_batches(config, data, model.preprocessing, **place)
+    model.preprocessing = plain(evaluation_preprocessing(model.preprocessing, **_evaluation(config)))
     store = data.train.store
     model.provenance = Provenance(training=plain(config))  # with the place of the images, to evaluate the model there
     if store is not None:
