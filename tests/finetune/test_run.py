@@ -21,15 +21,14 @@ from finetune_models import model_of
 from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
 from monoloss.cli import main
 from monoloss.errors import InputError
-from monoloss.finetune.averaging import decay_of
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, LoraConfig, OptimisationConfig
 from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
 from monoloss.finetune.images.seeds import seed_of
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
-from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
-from monoloss.finetune.run import fine_tune, open_data, training_batches, validation_batches
+from monoloss.finetune.optimiser import make_sgd
+from monoloss.finetune.run import decay_of, fine_tune, open_data, sgd_of, training_batches, validation_batches
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.functional.loss import mono_loss
 from monoloss.runs.checkpoints import checkpoints_in, step_of
@@ -55,8 +54,8 @@ def by_hand(config: FineTuneConfig) -> tuple[FineTuneModel, FineTuneModel]:
     data = open_data(config.data)
     model = model_of(config.model, data.class_names, config.seed).train()
     batches = training_batches(config, data, model.preprocessing)
-    sgd = make_sgd(model, config.optimisation)
-    factor = learning_rate_factor(config.optimisation, len(batches), config.epochs)
+    recipe = sgd_of(config, len(batches))
+    sgd, factor = make_sgd(model, recipe), recipe.factor
     average, n_averaged = None, 0
     warmup = config.optimisation.warmup_epochs * len(batches)
     for step in range(config.epochs * len(batches)):

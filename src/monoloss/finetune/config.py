@@ -10,7 +10,6 @@ from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 from monoloss.runs.settings import RunSettings
 
-
 _WITH_COLUMNS = ("dataset:", "hf-hub:")
 
 

@@ -114,8 +114,11 @@ def build_model(
     With ``lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always trained.
 
     Args:
-        backbone, pretrained, checkpoint, image_size: as for :func:`load_backbone`.
+        backbone: as for :func:`load_backbone`.
         class_names: of the data.
+        pretrained: as for :func:`load_backbone`.
+        checkpoint: likewise.
+        image_size: likewise.
         top_k: active latents a row, after the ReLU; None: all that the ReLU leaves.
         lora: options of the low-rank updates; None trains the whole backbone.
         seed: of everything random in the weights.
