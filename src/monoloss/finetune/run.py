@@ -212,7 +212,7 @@ def module_of(
         model: as built for it.
         steps_per_epoch: optimiser steps.
         width: of the embeddings; None where there are none.
-        center: mean vector of the embeddings, for ``config.mono_center``.
+        center: mean vector of the embeddings that MonoLoss takes off.
         validation_embeddings: whether batches of validation have embeddings.
 
     Raises:
