@@ -170,7 +170,7 @@ def test_a_size_that_a_vit_does_not_take():
 @pytest.mark.door
 def test_a_missing_timm_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm.models", None)
-    with pytest.raises(ImportError, match=r"timm: got no such package; needed pip install 'monoloss\[vision\]'"):
+    with pytest.raises(ImportError, match=r"timm: got no such package; needed pip install 'monoloss\[finetune\]'"):
         small_model()
 
 
