@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +20,12 @@ def small_config(backbone: str = "test_resnet", **options: object) -> ModelConfi
     return ModelConfig(backbone, pretrained=False, image_size=SIZE, **options)
 
 
+def model_of(config: ModelConfig, class_names: Sequence[str] = CLASSES, seed: int = 0) -> FineTuneModel:
+    return build_model(class_names=class_names, seed=seed, **asdict(config))
+
+
 def small_model(backbone: str = "test_resnet", seed: int = 0, **options: object) -> FineTuneModel:
-    return build_model(small_config(backbone, **options), CLASSES, seed=seed)
+    return model_of(small_config(backbone, **options), seed=seed)
 
 
 def stirred(model: FineTuneModel, seed: int = 3) -> FineTuneModel:

@@ -16,9 +16,10 @@ import bounds
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, ModelConfig
-from monoloss.finetune.data import FineTuneData, open_finetune_data
+from monoloss.finetune.data import FineTuneData
 from monoloss.finetune.images.batches import ImageBatch, TrainingBatches, _outlive_signals
 from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.run import open_data, training_batches, validation_batches
 from picture_samples import PREPROCESSING, embeddings_of, picture_folder, store_of
 
 EVERYTHING = AugmentationConfig(trivial_augment=True, random_erasing=0.3, mixup=0.2, cutmix=1.0)
@@ -43,10 +44,10 @@ class Run:
 
     def batches(self, *arguments: Any, rank: int = 0, world_size: int = 1, **options: Any) -> TrainingBatches:
         config = self.config(*arguments, **options)
-        return self.data(config).train_batches(config, PREPROCESSING, rank, world_size)
+        return training_batches(config, self.data(config), PREPROCESSING, rank, world_size)
 
     def data(self, config: FineTuneConfig) -> FineTuneData:
-        return open_finetune_data(config.data)
+        return open_data(config.data)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_without_a_store(run: Run) -> None:
     data = run.data(config)
     assert data.width is None
     assert data.validation is None
-    assert all("embeddings" not in batch for batch in data.train_batches(config, PREPROCESSING))
+    assert all("embeddings" not in batch for batch in training_batches(config, data, PREPROCESSING))
 
 
 def test_mixed_batches(run: Run) -> None:
@@ -167,9 +168,9 @@ def test_an_image_differs_from_epoch_to_epoch(run: Run) -> None:
 def test_held_out_images_once_over_processes(run: Run) -> None:
     config = run.config(workers=1)
     data = run.data(config)
-    alone = list(data.validation_batches(config, PREPROCESSING))
+    alone = list(validation_batches(config, data, PREPROCESSING))
     assert torch.cat([batch["positions"] for batch in alone]).tolist() == list(range(13))
-    shares = [list(data.validation_batches(config, PREPROCESSING, rank, 3)) for rank in range(3)]
+    shares = [list(validation_batches(config, data, PREPROCESSING, rank, 3)) for rank in range(3)]
     positions = torch.cat([batch["positions"] for share in shares for batch in share])
     assert sorted(positions.tolist()) == list(range(13))
     pixels = torch.cat([batch["images"] for share in shares for batch in share])

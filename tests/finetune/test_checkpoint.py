@@ -14,7 +14,6 @@ from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
 from finetune_models import CLASSES, LORA, pictures, small_model, stirred
 from monoloss.errors import InputError
 from monoloss.files.model_folder import Provenance
-from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.model.folder import is_finetuned, load_finetuned, save_finetuned
 from monoloss.finetune.model.lora import SplitQkv
 from monoloss.finetune.model.model import build_model
@@ -54,8 +53,7 @@ def change(folder: Path, path: str, value: object) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_comes_back_to_the_bit(family, tmp_path):
     original = tiny_model(family)
-    config = ModelConfig(str(save_folder(original, tmp_path / "timm")))
-    model = stirred(build_model(config, CLASSES, seed=2)).eval()
+    model = stirred(build_model(str(save_folder(original, tmp_path / "timm")), CLASSES, seed=2)).eval()
     again = load_finetuned(save_finetuned(model, tmp_path / "model"))
     images = images_for(original)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
-from monoloss.finetune.data import open_finetune_data
+from monoloss.finetune.run import open_data
 from picture_samples import labelled, picture_folder, store_of
 
 
@@ -26,7 +26,7 @@ def test_train_and_validation(tmp_path: Path) -> None:
         embeddings=str(tmp_path / "one"),
         validation_embeddings=str(tmp_path / "two"),
     )
-    data = open_finetune_data(config)
+    data = open_data(config)
     assert (len(data.train), len(data.validation), data.width) == (12, 4, 5)
     assert data.class_names == ["ant", "bee", "cat"]
     assert data.validation.images.labels.tolist() == [1, 1, 2, 2]
@@ -39,7 +39,7 @@ def test_one_store_for_both(tmp_path: Path) -> None:
     train = labelled(picture_folder(tmp_path / "train"))
     store = store_of(tmp_path / "store", train)
     config = DataConfig(f"imagefolder:{tmp_path}/train", validation=f"imagefolder:{tmp_path}/train/")
-    data = open_finetune_data(config)
+    data = open_data(config)
     assert data.train.store is None
     assert data.width is None
     assert data.train.fingerprint != store.fingerprint
@@ -51,9 +51,9 @@ def test_the_fingerprint_tells_data_apart(tmp_path: Path) -> None:
     FeatureStore.create(tmp_path / "two", torch.randn(12, 5), ids=images.ids)
     spec = f"imagefolder:{tmp_path}/images"
     configs = [DataConfig(spec), *(DataConfig(spec, embeddings=str(tmp_path / name)) for name in ("one", "two"))]
-    prints = [open_finetune_data(config).train.fingerprint for config in configs]
+    prints = [open_data(config).train.fingerprint for config in configs]
     assert len(set(prints)) == 3
-    assert open_finetune_data(configs[1]).train.fingerprint == prints[1]
+    assert open_data(configs[1]).train.fingerprint == prints[1]
 
 
 @pytest.mark.door
@@ -64,13 +64,13 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
     store_of(Path(one), images)
     FeatureStore.create(narrow, torch.randn(12, 4), ids=images.ids)
     with pytest.raises(InputError) as error:
-        open_finetune_data(DataConfig(spec, validation=spec, embeddings=one, validation_embeddings=narrow))
+        open_data(DataConfig(spec, validation=spec, embeddings=one, validation_embeddings=narrow))
     assert str(error.value) == (
         f"data.validation_embeddings: got {narrow}, with rows of 4 numbers; "
         "needed rows of the same encoder as those to train on, of 5"
     )
     FeatureStore.create(tmp_path / "val", torch.randn(1, 5), ids=["ant/other.png"])
     with pytest.raises(InputError, match=r"^data\.embeddings: got .* a store of other images"):
-        open_finetune_data(DataConfig(spec, embeddings=str(tmp_path / "val")))
+        open_data(DataConfig(spec, embeddings=str(tmp_path / "val")))
     with pytest.raises(InputError, match=r"^data\.validation_embeddings: got .* a store of other images"):
-        open_finetune_data(DataConfig(spec, validation=spec, validation_embeddings=str(tmp_path / "val")))
+        open_data(DataConfig(spec, validation=spec, validation_embeddings=str(tmp_path / "val")))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bounds
 import reference
-from finetune_models import LORA, small_config, stirred
+from finetune_models import LORA, model_of, small_config, stirred
 from finetune_runs import a_run as a_run_config
 from finetune_runs import data_in
 from monoloss.cli import main
@@ -31,7 +31,7 @@ from monoloss.finetune.images.join import images_of_rows
 from monoloss.finetune.images.labelled import LabelledImages
 from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.model.folder import load_finetuned, save_finetuned
-from monoloss.finetune.model.model import FineTuneModel, build_model
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.report.discovery import find_evaluations
@@ -54,12 +54,12 @@ def store(tmp_path: Path, images: LabelledImages) -> FeatureStore:
 
 
 def a_model(**options: Any) -> FineTuneModel:
-    return stirred(build_model(small_config(**options), CLASSES)).eval()
+    return stirred(model_of(small_config(**options), CLASSES)).eval()
 
 
 def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tensor]:
     """Logits and activations, in the order of the images."""
-    transform = evaluation_transform(AugmentationConfig(), model.preprocessing)
+    transform = evaluation_transform(model.preprocessing)
     pictures = torch.stack([transform(images.read(i)) for i in range(len(images))])
     with torch.no_grad():
         return model.forward_both(pictures)
@@ -121,7 +121,7 @@ def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_p
 
 
 def test_images_of_other_classes_have_no_accuracy(images, store):
-    model = stirred(build_model(small_config(), ["ant", "bee", "dog"])).eval()
+    model = stirred(model_of(small_config(), ["ant", "bee", "dog"])).eval()
     rows = ImageActivations(model, images, store)
     rows.rows(0, N)
     assert rows.figures() == {}

@@ -13,7 +13,7 @@ from PIL import Image
 from monoloss.data.images import open_images
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
-from monoloss.finetune.images.labelled import LabelledImages, open_labelled
+from monoloss.finetune.images.labelled import LabelledImages
 from picture_samples import labelled, picture_folder
 
 
@@ -108,9 +108,9 @@ def test_held_out_images_of_a_config(tmp_path: Path) -> None:
     picture_folder(tmp_path / "train")
     picture_folder(tmp_path / "val", 1)
     config = DataConfig(f"imagefolder:{tmp_path}", split="train", validation_split="val")
-    assert len(open_labelled(config)) == 12
-    assert len(open_labelled(config, held_out=True)) == 3
+    assert len(LabelledImages(open_images(**config.source()))) == 12
+    assert len(LabelledImages(open_images(**config.source(held_out=True)))) == 3
     place = dataset(tmp_path / "d", [2, 0, 1], classes=["ant", "bee", "cat"])
     config = DataConfig(place, label_column="label", validation=f"imagefolder:{tmp_path}/val")
-    assert len(open_labelled(config)) == 3
-    assert len(open_labelled(config, held_out=True)) == 3
+    assert len(LabelledImages(open_images(**config.source()))) == 3
+    assert len(LabelledImages(open_images(**config.source(held_out=True)))) == 3

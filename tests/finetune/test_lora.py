@@ -13,7 +13,6 @@ import bounds
 from encoder_samples import FAMILIES, images_for, tiny_model
 from finetune_models import LORA, pictures, small_model, stirred, trainable
 from monoloss.errors import InputError
-from monoloss.finetune.config import LoraConfig
 from monoloss.finetune.model.lora import SplitQkv, add_lora, merge_lora
 from monoloss.finetune.model.model import merged
 
@@ -41,7 +40,7 @@ def test_nothing_changes_at_the_start_and_the_old_layout_comes_back(family):
     with torch.no_grad():
         original = model(images)
         bound = bounds.of_network(model, original)
-        add_lora(model, LORA)
+        add_lora(model, **vars(LORA))
         torch.testing.assert_close(model.eval()(images), original, rtol=0, atol=bound)
         for part in (part for part in model.modules() if isinstance(part, SplitQkv)):
             part.query, part.value = part.value, part.query
@@ -117,7 +116,7 @@ def test_attention_of_other_kinds(name, options, part):
             if "gamma" in parameter_name:  # what scales a block's output starts close to 0
                 parameter.fill_(1.0)
         original = model(images)
-        add_lora(model, LORA)
+        add_lora(model, **vars(LORA))
         assert f"blocks.0.attn.{part}.lora_B.default.weight" in trainable(model)
         assert len(trainable(model)) == 2 * 2 * 2
         torch.testing.assert_close(model.eval()(images), original, rtol=0, atol=bounds.of_network(model, original))
@@ -161,11 +160,11 @@ def test_attention_that_is_written_otherwise():
 def test_attention_that_multiplies_by_itself():
     sizes = {"img_size": 28, "depth": 1, "embed_dim": 32, "num_heads": 2}
     with pytest.raises(InputError, match=r"attention of the kind EvaAttention at blocks.0.attn"):
-        add_lora(timm.create_model("eva02_base_patch14_224", **sizes, qkv_fused=True), LORA)
+        add_lora(timm.create_model("eva02_base_patch14_224", **sizes, qkv_fused=True))
 
 
 @pytest.mark.door
 def test_a_missing_peft_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"peft: got no such package; needed pip install 'monoloss\[finetune\]'"):
-        add_lora(small_model("test_vit").backbone, LoraConfig())
+        add_lora(small_model("test_vit").backbone)

@@ -11,7 +11,7 @@ from timm.models import list_models
 
 import bounds
 from encoder_samples import FAMILIES, images_for, save_folder, tiny_model
-from finetune_models import CLASSES, SIZE, pictures, small_config, small_model, stirred
+from finetune_models import CLASSES, SIZE, model_of, pictures, small_config, small_model, stirred
 from monoloss.errors import InputError
 from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.model.backbone import load_backbone, pooled_width, rebuild_backbone
@@ -23,7 +23,7 @@ SMALL = [name for name in list_models("test_*") if name not in {"test_coatnet", 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pooled_activations_are_what_the_head_of_the_original_is_given(family, tmp_path):
     original = tiny_model(family)
-    model = build_model(ModelConfig(str(save_folder(original, tmp_path / "model"))), CLASSES).eval()
+    model = build_model(str(save_folder(original, tmp_path / "model")), CLASSES).eval()
     images = images_for(original)
     with torch.no_grad():
         pooled = original.forward_head(original.forward_features(images), pre_logits=True)
@@ -90,15 +90,15 @@ def test_new_weights_follow_from_the_seed_and_leave_other_draws_alone():
 def test_weights_come_from_a_file(tmp_path):
     source = timm.create_model("test_resnet", num_classes=11)
     torch.save(source.state_dict(), tmp_path / "weights.pt")
-    config = ModelConfig("test_resnet", checkpoint=str(tmp_path / "weights.pt"), image_size=SIZE)
-    state = build_model(config, CLASSES).backbone.state_dict()
+    model = build_model("test_resnet", CLASSES, checkpoint=str(tmp_path / "weights.pt"), image_size=SIZE)
+    state = model.backbone.state_dict()
     assert state.keys() == {name for name in source.state_dict() if not name.startswith("fc.")}
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in state.items())
 
 
 def test_a_preset_is_known():
     with torch.device("meta"):
-        recipe = load_backbone(ModelConfig("resnet-50", pretrained=False, image_size=64)).recipe
+        recipe = load_backbone("resnet-50", pretrained=False, image_size=64).recipe
     assert recipe["architecture"] == "resnet50"
     assert recipe["pretrained_cfg"]["tag"] == "tv2_in1k"
 
@@ -143,7 +143,7 @@ def test_pooled_width_leaves_the_mode_alone():
 )
 def test_what_cannot_be_built(config, text):
     with pytest.raises(InputError, match=text):
-        build_model(config, CLASSES)
+        model_of(config)
 
 
 @pytest.mark.door
@@ -158,7 +158,7 @@ def test_what_cannot_be_built(config, text):
 )
 def test_wrong_class_names(names, text):
     with pytest.raises(InputError, match=text):
-        build_model(small_config(), names)
+        build_model("test_resnet", names, pretrained=False, image_size=SIZE)
 
 
 @pytest.mark.door
@@ -170,13 +170,12 @@ def test_a_size_that_a_vit_does_not_take():
 @pytest.mark.door
 def test_a_missing_timm_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm.models", None)
-    with pytest.raises(ImportError, match=r"timm: got no such package; needed pip install 'monoloss\[vision\]'"):
-        build_model(small_config(), CLASSES)
+    with pytest.raises(ImportError, match=r"timm: got no such package; needed pip install 'monoloss\[finetune\]'"):
+        small_model()
 
 
 def test_folder_of_timm_with_its_own_sizes(tmp_path: Path):
     original = tiny_model("clip")
-    config = ModelConfig(str(save_folder(original, tmp_path / "clip")), image_size=96)
-    model = build_model(config, CLASSES)
+    model = build_model(str(save_folder(original, tmp_path / "clip")), CLASSES, image_size=96)
     assert model.input_size == 96
     assert model.layer(torch.zeros(1, 3, 96, 96)).shape == (1, 32)

@@ -17,19 +17,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import bounds
+from finetune_models import model_of
 from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
 from monoloss.cli import main
 from monoloss.errors import InputError
-from monoloss.finetune.averaging import decay_of
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, LoraConfig, OptimisationConfig
 from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
-from monoloss.finetune.data import open_finetune_data
 from monoloss.finetune.images.seeds import seed_of
 from monoloss.finetune.model.folder import load_finetuned
-from monoloss.finetune.model.model import FineTuneModel, build_model
+from monoloss.finetune.model.model import FineTuneModel
 from monoloss.finetune.module import FineTuneRun
-from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
-from monoloss.finetune.run import fine_tune
+from monoloss.finetune.optimiser import make_sgd
+from monoloss.finetune.run import decay_of, fine_tune, open_data, sgd_of, training_batches, validation_batches
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.functional.loss import mono_loss
 from monoloss.runs.checkpoints import checkpoints_in, step_of
@@ -52,11 +51,11 @@ def whole(data, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
 
 def by_hand(config: FineTuneConfig) -> tuple[FineTuneModel, FineTuneModel]:
     """The same training, plainly: the weights, and their average."""
-    data = open_finetune_data(config.data)
-    model = build_model(config.model, data.class_names, seed=config.seed).train()
-    batches = data.train_batches(config, model.preprocessing)
-    sgd = make_sgd(model, config.optimisation)
-    factor = learning_rate_factor(config.optimisation, len(batches), config.epochs)
+    data = open_data(config.data)
+    model = model_of(config.model, data.class_names, config.seed).train()
+    batches = training_batches(config, data, model.preprocessing)
+    recipe = sgd_of(config, len(batches))
+    sgd, factor = make_sgd(model, recipe), recipe.factor
     average, n_averaged = None, 0
     warmup = config.optimisation.warmup_epochs * len(batches)
     for step in range(config.epochs * len(batches)):
@@ -78,7 +77,7 @@ def by_hand(config: FineTuneConfig) -> tuple[FineTuneModel, FineTuneModel]:
             if average is not None:
                 state = {name: decay * average[name] + (1 - decay) * value for name, value in state.items()}
             average, n_averaged = state, n_averaged + 1
-    averaged = build_model(config.model, data.class_names)
+    averaged = model_of(config.model, data.class_names)
     averaged.load_state_dict({name: value.to(model.state_dict()[name].dtype) for name, value in average.items()})
     return model.eval(), averaged.eval()
 
@@ -106,7 +105,7 @@ def test_what_is_in_the_folder(data, whole):
     }
     loaded = load_finetuned(folder / "model")
     assert_equal_weights(loaded.state_dict(), weights)
-    joined = open_finetune_data(data).train
+    joined = open_data(data).train
     assert loaded.provenance.store_fingerprint == joined.store.fingerprint
     assert loaded.provenance.training["mono_weight"] == 0.1
     record = read_finetune(folder / "config.yaml")
@@ -124,7 +123,7 @@ def test_what_is_in_the_folder(data, whole):
 def test_what_is_validated_is_the_average_as_it_is_saved(data, whole):
     folder, _ = whole
     model, config = load_finetuned(folder / "model"), a_run(data)
-    batches = open_finetune_data(data).validation_batches(config, model.preprocessing)
+    batches = validation_batches(config, open_data(data), model.preprocessing)
     with torch.no_grad():
         right = sum(int((model(batch["images"]).argmax(1) == batch["targets"]).sum()) for batch in batches)
     figures = validation_measures(folder)
@@ -152,8 +151,8 @@ def test_evaluation_is_saved_as_the_run_did_it(data, tmp_path):
     model = fine_tune(config, tmp_path, progress=False)
     assert model.preprocessing["crop_pct"] == pytest.approx(32 / 40.5)
     assert model.preprocessing["interpolation"] == "bicubic"
-    same = open_finetune_data(data).validation_batches(a_run(data), model.preprocessing)
-    batches = open_finetune_data(data).validation_batches(config, build_model(config.model, ["a", "b"]).preprocessing)
+    same = validation_batches(a_run(data), open_data(data), model.preprocessing)
+    batches = validation_batches(config, open_data(data), model_of(config.model, ["a", "b"]).preprocessing)
     assert torch.equal(next(iter(same))["images"], next(iter(batches))["images"])
 
 

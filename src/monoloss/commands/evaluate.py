@@ -137,14 +137,15 @@ class _OnImages(NamedTuple):
     def load(self, path: str, store: FeatureStore, device: Device) -> ImageActivations:
         """What the model of a folder makes of the images of a store."""
         with needs_extra("finetune"):
-            from monoloss.finetune.config import DataConfig
+            from monoloss.data.images import open_images
             from monoloss.finetune.evaluation import ImageActivations, images_of_run
-            from monoloss.finetune.images.labelled import open_labelled
+            from monoloss.finetune.images.labelled import LabelledImages
             from monoloss.finetune.model.folder import load_finetuned
 
         model = load_finetuned(path, device)
         if self.images is None:
             images, join_on = images_of_run(model, self.join_on)
         else:
-            images, join_on = open_labelled(DataConfig(self.images, split=self.split)), self.join_on or "id"
+            images = LabelledImages(open_images(self.images, split=self.split))
+            join_on = self.join_on or "id"
         return ImageActivations(model, images, store, join_on=join_on, batch_size=self.batch_size, workers=self.workers)

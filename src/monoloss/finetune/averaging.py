@@ -7,25 +7,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from monoloss.finetune.config import FineTuneConfig
 
+def adjusted_decay(decay: float, images_per_update: int = 1, epochs: int = 1) -> float:
+    """Decay of an average whose updates are ``images_per_update`` images apart, in a run of so many epochs.
 
-def decay_of(config: FineTuneConfig) -> float:
-    """What the average keeps of itself at each update: ``ema_decay``, adjusted to the run's length where asked for.
-
-    Example:
-        >>> from monoloss.finetune.config import DataConfig, ModelConfig, OptimisationConfig
-        >>> optimisation = OptimisationConfig(ema_decay=0.99998)
-        >>> config = FineTuneConfig(ModelConfig("resnet50"), DataConfig("cifar10:data"), optimisation=optimisation)
-        >>> round(decay_of(config), 6)  # 1 - 0.00002 * 1024 * 32 / 90
-        0.992718
+    ``1 - decay`` is times ``images_per_update / epochs`` (at most 1), so that one decay fits runs of different lengths.
     """
-    optimisation = config.optimisation
-    share = 1.0 - (optimisation.ema_decay or 0.0)
-    if optimisation.ema_adjusted:
-        images = config.batch_size * config.accumulate_batches * optimisation.ema_every_steps
-        share = min(1.0, share * images / config.epochs)
-    return 1.0 - share
+    return 1.0 - min(1.0, (1.0 - decay) * images_per_update / epochs)
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -34,13 +22,14 @@ class AveragedWeights(EMAWeightAveraging):
     It is what is validated, saved, and left in the model at the end of the run.
 
     Args:
-        config: with ``optimisation.ema_decay``.
-        steps_per_epoch: optimiser steps.
+        decay: share that the average keeps of itself at an update, in [0, 1).
+        update_every_steps: optimiser steps between two updates.
+        n_warmup_steps: optimiser steps of the warm-up.
     """
 
-    def __init__(self, config: FineTuneConfig, steps_per_epoch: int) -> None:
-        super().__init__(decay=decay_of(config), update_every_n_steps=config.optimisation.ema_every_steps)
-        self._n_warmup = config.optimisation.warmup_epochs * steps_per_epoch
+    def __init__(self, decay: float, update_every_steps: int, n_warmup_steps: int = 0) -> None:
+        super().__init__(decay=decay, update_every_n_steps=update_every_steps)
+        self._n_warmup = n_warmup_steps
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,6 +10,8 @@ from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 from monoloss.runs.settings import RunSettings
 
+_WITH_COLUMNS = ("dataset:", "hf-hub:")
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -19,10 +21,6 @@ class LoraConfig:
         rank: of each update.
         alpha: each update is times ``alpha / rank``.
         dropout: of the input of each update, in training.
-
-    Example:
-        >>> LoraConfig().alpha
-        32.0
     """
 
     rank: int = 16
@@ -46,10 +44,6 @@ class ModelConfig:
         top_k: active latents a row, after the ReLU; None: all that the ReLU leaves.
         lora: low-rank updates of the attention; None trains the whole backbone.
         image_size: height and width of the model's input in evaluation; None: the backbone's own.
-
-    Example:
-        >>> ModelConfig("resnet50.tv2_in1k").lora is None
-        True
     """
 
     backbone: str
@@ -84,10 +78,6 @@ class DataConfig:
         image_column: of a dataset; None: its only column of images.
         label_column: of a dataset; None: "label".
         workers: processes that decode and augment images. Their number changes no pixel.
-
-    Example:
-        >>> DataConfig("cifar10:data", split="train", validation_split="test", embeddings="clip-train").join_on
-        'id'
     """
 
     images: str
@@ -118,6 +108,16 @@ class DataConfig:
         """There are held-out images."""
         return self.validation is not None or self.validation_split is not None
 
+    def source(self, *, held_out: bool = False) -> dict[str, Any]:
+        """Arguments of `open_images` for the images to train on, or for the held-out ones."""
+        spec, split = self.images, self.split
+        if held_out:
+            spec, split = self.validation or self.images, self.validation_split
+            if not spec.startswith(_WITH_COLUMNS):  # the columns are those of the images to train on
+                return {"spec": spec, "split": split}
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return {"spec": spec, "split": split, **columns, "subset": self.subset}
+
 
 @dataclass(frozen=True)
 class AugmentationConfig:
@@ -137,10 +137,6 @@ class AugmentationConfig:
         eval_resize: shorter side of an image in evaluation before the centre crop to ``model.image_size``; None: what
             the backbone's own preprocessing has.
         interpolation: of resized images; None: the backbone's own.
-
-    Example:
-        >>> AugmentationConfig(mixup=0.2, cutmix=1.0).mix_embeddings
-        True
     """
 
     train_crop: int | None = None
@@ -194,10 +190,6 @@ class OptimisationConfig:
         ema_every_steps: optimiser steps between two updates of the average.
         ema_adjusted: ``1 - decay`` is times ``batch_size * accumulate_batches * ema_every_steps / epochs`` (at most
             1), as in torchvision's and the authors' runs, so that one decay fits runs of different lengths.
-
-    Example:
-        >>> OptimisationConfig(schedule="step").step_epochs
-        30
     """
 
     lr: float = 0.01

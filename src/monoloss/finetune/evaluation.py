@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from monoloss.checks import check_number, check_type
+from monoloss.data.images import open_images
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.files.dataclasses import build
-from monoloss.finetune.config import AugmentationConfig, DataConfig
+from monoloss.finetune.config import DataConfig
 from monoloss.finetune.images.batches import ImageBatch, JoinedImages, ValidationBatches
 from monoloss.finetune.images.join import JoinOn, images_of_rows
-from monoloss.finetune.images.labelled import LabelledImages, class_numbers, open_labelled
+from monoloss.finetune.images.labelled import LabelledImages, class_numbers
 from monoloss.finetune.images.order import StoredOrder
 from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.measures import top_counts
@@ -54,8 +55,6 @@ class ImageActivations(nn.Module):
         >>> from pathlib import Path
         >>> from PIL import Image
         >>> from monoloss import evaluate
-        >>> from monoloss.data.images import open_images
-        >>> from monoloss.finetune.config import ModelConfig
         >>> from monoloss.finetune.model.model import build_model
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat/a.png", "dog/b.png"):
@@ -63,7 +62,7 @@ class ImageActivations(nn.Module):
         ...         Image.radial_gradient("L").save(Path(folder) / "images" / name)
         ...     images = LabelledImages(open_images(f"imagefolder:{folder}/images"))
         ...     store = FeatureStore.create(folder + "/store", torch.eye(2), ids=["dog/b.png", "cat/a.png"])
-        ...     model = build_model(ModelConfig("test_resnet", pretrained=False, image_size=32), ["cat", "dog"])
+        ...     model = build_model("test_resnet", ["cat", "dog"], pretrained=False, image_size=32)
         ...     summary = evaluate(store, {"mine": ImageActivations(model, images, store)})["mine"].summary
         ...     summary["n_latents"], summary["top1"] in (0.0, 0.5, 1.0)
         (96.0, True)
@@ -86,7 +85,7 @@ class ImageActivations(nn.Module):
         check_number("workers", workers, at_least=0, integer=True)
         self.model, self.batch_size, self.workers = model, batch_size, workers
         self._data = JoinedImages(images, images_of_rows(images, store, join_on))
-        self._transform = evaluation_transform(AugmentationConfig(), model.preprocessing)
+        self._transform = evaluation_transform(model.preprocessing)
         self._class_numbers = class_numbers(images.class_names, model.class_names)
         self._pass = _Pass(iter(()), -1, torch.zeros(0, model.width))
         self._counts = torch.zeros(3, dtype=torch.float64)  # of this pass: rows, right, right among five
@@ -175,4 +174,4 @@ def images_of_run(model: FineTuneModel, join_on: JoinOn | None = None) -> RunIma
     data = build(DataConfig, settings, "training.data", complete=True)
     if not data.validates:
         raise InputError("images", "nothing", "the images of the store: the model's run had no held-out ones")
-    return RunImages(open_labelled(data, held_out=True), join_on or data.join_on)
+    return RunImages(LabelledImages(open_images(**data.source(held_out=True))), join_on or data.join_on)

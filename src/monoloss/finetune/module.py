@@ -13,13 +13,11 @@ from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from monoloss.checks import check_number, check_type
+from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.measures import top_counts
-from monoloss.finetune.model.backbone import pooled_width
 from monoloss.finetune.model.model import FineTuneModel
-from monoloss.finetune.optimiser import learning_rate_factor, make_sgd
+from monoloss.finetune.optimiser import SgdRecipe, make_sgd
 from monoloss.losses import MonoLoss
 from monoloss.metrics import ClassPurity, MonoScore
 from monoloss.precision import sums_device
@@ -43,71 +41,57 @@ class FineTuneRun(LightningModule):
     ``val_score``, over defined latents, and ``val_score_zero_filled``.
 
     Args:
-        config: weights of the losses, optimisation.
         model: from :func:`monoloss.finetune.model.model.build_model`.
-        steps_per_epoch: optimiser steps.
-        width: of the embeddings; None where there are none.
-        center: mean vector of the embeddings, for ``config.mono_center``.
-        validation_embeddings: whether batches of validation have embeddings.
+        sgd: its optimiser and learning rate.
+        label_smoothing: share of the target that is spread over all classes.
+        mono_weight: factor of ``mono_loss``.
+        mono_loss: from :func:`sized_mono_loss`; None trains without it.
+        score_width: of the embeddings in the batches of validation; None where they have none.
+        log_every_steps: optimiser steps between two logged ones.
+        accumulate_batches: batches of an optimiser step.
 
     Attributes:
         figures: what the last validation has found, in float64, under the logged names without ``val_``.
-
-    Raises:
-        InputError: MonoLoss, its center or a score is asked for, but not what it takes; the backbone does not take
-            images of ``augmentation.train_crop``.
     """
 
     def __init__(
         self,
-        config: FineTuneConfig,
         model: FineTuneModel,
+        sgd: SgdRecipe,
         *,
-        steps_per_epoch: int,
-        width: int | None = None,
-        center: Float[Tensor, " d"] | None = None,
-        validation_embeddings: bool = False,
+        label_smoothing: float = 0.0,
+        mono_weight: float = 0.0,
+        mono_loss: MonoLoss | None = None,
+        score_width: int | None = None,
+        log_every_steps: int = 1,
+        accumulate_batches: int = 1,
     ) -> None:
         super().__init__()
-        check_type("config", config, FineTuneConfig, "a FineTuneConfig")
         check_type("model", model, FineTuneModel, "a FineTuneModel; build_model makes one")
-        check_number("steps_per_epoch", steps_per_epoch, at_least=1, integer=True)
-        if width is None and (config.mono_weight > 0 or validation_embeddings):
-            raise InputError("width", "None", "that of the embeddings")
-        if config.mono_center and center is None:
-            raise InputError("center", "None", "the mean of the embeddings, for mono_center")
-        if config.augmentation.train_crop is not None:
-            pooled_width(model.backbone, config.augmentation.train_crop, "augmentation.train_crop")
-        self.config, self.model, self.steps_per_epoch = config, model, steps_per_epoch
-        self.log_every_steps = config.log_every_steps
-        self.mono_loss: MonoLoss | None = None
-        if config.mono_weight > 0 and width is not None:
-            self.mono_loss = _mono_loss(config, center if config.mono_center else None, model.width, width)
-        self.score: MonoScore | None = None
-        if validation_embeddings and width is not None:
-            self.score = MonoScore(width, model.width)
+        self.model, self.sgd, self.label_smoothing = model, sgd, label_smoothing
+        self.log_every_steps, self.accumulate_batches = log_every_steps, accumulate_batches
+        self.mono_weight, self.mono_loss = mono_weight, mono_loss
+        self.score = None if score_width is None else MonoScore(score_width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
         self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
         self.figures: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """SGD, and a schedule by steps."""
-        sgd = make_sgd(self.model, self.config.optimisation)
-        factor = learning_rate_factor(self.config.optimisation, self.steps_per_epoch, self.config.epochs)
-        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, factor)
+        sgd = make_sgd(self.model, self.sgd)
+        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, self.sgd.factor)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
-        smoothing = self.config.optimisation.label_smoothing
-        task = F.cross_entropy(output.logits.float(), targets, label_smoothing=smoothing)
+        task = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.label_smoothing)
         figures = {"task_loss": task.detach()}
         loss = task
         if self.mono_loss is not None:
             with _divergence(f"in step {self.global_step + 1}"):
                 mono = self.mono_loss(batch["embeddings"], output.activations.float())
-            loss = task + self.config.mono_weight * mono
+            loss = task + self.mono_weight * mono
             figures["mono_loss"] = mono.detach()
         if self._logs_now(batch_idx):
             if not torch.isfinite(loss.detach()):
@@ -124,12 +108,12 @@ class FineTuneRun(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Before the step: the norm of the whole gradient, where it is to be clipped."""
-        if self.config.optimisation.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimisation.clip_norm)
+        """Clip the norm of the whole gradient before the step."""
+        if self.sgd.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.sgd.clip_norm)
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing counted yet."""
+        """Reset the sums."""
         self.figures = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
@@ -183,14 +167,14 @@ class FineTuneRun(LightningModule):
             raise _diverged(f"weights that are no finite numbers after step {self.global_step}")
 
     def _logs_now(self, batch_idx: int) -> bool:
-        ends_a_step = (batch_idx + 1) % self.config.accumulate_batches == 0
+        ends_a_step = (batch_idx + 1) % self.accumulate_batches == 0
         return ends_a_step and (self.global_step + 1) % self.log_every_steps == 0
 
 
-def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) -> MonoLoss:
-    """The loss of a run; its memory has its size from the start, as averages of weights expect of buffers."""
-    loss = MonoLoss(center=None if center is None else center.float(), memory=config.mono_memory)
-    if config.mono_memory > 0:
+def sized_mono_loss(m: int, d: int, *, memory: float = 0.0, center: Float[Tensor, " d"] | None = None) -> MonoLoss:
+    """Build the loss of a run; its memory has its size from the start, as averages of weights expect of buffers."""
+    loss = MonoLoss(center=None if center is None else center.float(), memory=memory)
+    if memory > 0:
         loss.memory_u, loss.memory_v = (torch.zeros(m, dtype=torch.float64) for _ in range(2))
         loss.memory_w = torch.zeros(m, d)
     return loss
@@ -198,7 +182,7 @@ def _mono_loss(config: FineTuneConfig, center: Tensor | None, m: int, d: int) ->
 
 @contextmanager
 def _divergence(where: str) -> Iterator[None]:
-    """What is raised about activations means here that the training has diverged: all else about them is right."""
+    """Report errors about activations as a training that has diverged: all else about them is right."""
     try:
         yield
     except InputError as error:

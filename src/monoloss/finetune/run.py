@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
 
 from monoloss.checks import check_type
+from monoloss.data.images import open_images
 from monoloss.distributed import Ranks, processes_per_machine, training_processes
+from monoloss.errors import InputError
 from monoloss.files.dataclasses import plain
 from monoloss.files.model_folder import Provenance
-from monoloss.finetune.averaging import AveragedWeights
-from monoloss.finetune.config import FineTuneConfig
+from monoloss.finetune.averaging import AveragedWeights, adjusted_decay
+from monoloss.finetune.config import DataConfig, FineTuneConfig
 from monoloss.finetune.config_files import FineTuneRecord, record_to_dict
 from monoloss.finetune.data import FineTuneData, open_finetune_data
 from monoloss.finetune.images.batches import TrainingBatches, ValidationBatches
-from monoloss.finetune.images.transforms import evaluation_preprocessing
+from monoloss.finetune.images.labelled import LabelledImages
+from monoloss.finetune.images.mixing import BatchMixing
+from monoloss.finetune.images.order import StoredOrder, TrainingOrder
+from monoloss.finetune.images.transforms import TrainingTransform, evaluation_preprocessing, evaluation_transform
+from monoloss.finetune.model.backbone import pooled_width
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel, build_model
-from monoloss.finetune.module import FineTuneRun
+from monoloss.finetune.module import FineTuneRun, sized_mono_loss
+from monoloss.finetune.optimiser import SgdRecipe, learning_rate_factor
 from monoloss.finetune.run_folder import FINETUNE_RUN, finish
 from monoloss.finetune.seeded_steps import SeededSteps
 from monoloss.runs.folder import RunFolder
@@ -33,18 +42,19 @@ from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_
 
 
 class _Parts(NamedTuple):
-    """What a run is made of."""
+    """Parts of a run."""
 
     config: FineTuneConfig
     data: FineTuneData
     module: FineTuneRun
     train: TrainingBatches
     validation: ValidationBatches | None
+    steps_per_epoch: int
     ranks: Ranks
 
     @property
     def n_steps(self) -> int:
-        return self.config.epochs * self.module.steps_per_epoch
+        return self.config.epochs * self.steps_per_epoch
 
 
 def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, progress: bool = True) -> FineTuneModel:
@@ -73,7 +83,7 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     Example:
         >>> import tempfile
         >>> from PIL import Image
-        >>> from monoloss.finetune.config import DataConfig, ModelConfig
+        >>> from monoloss.finetune.config import ModelConfig
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
         ...         (Path(folder) / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +102,9 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     check_loggers(config.loggers)
     folder = RunFolder(run, FINETUNE_RUN)
     folder.check(resume)
-    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's chance is left alone
+    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's random state stays
         ranks.wait()  # until all have looked at the folder as it was
-        data = open_finetune_data(config.data)
+        data = open_data(config.data)
         held_out = None if data.validation is None else data.validation.fingerprint
         record = FineTuneRecord(config, data.train.fingerprint, held_out)
         ranks.check_same(_of_data(record))
@@ -120,13 +130,118 @@ def _train(
     return load_finetuned(folder.result)
 
 
+def open_data(config: DataConfig) -> FineTuneData:
+    """Open the images and stores of a run, and join them."""
+    images = LabelledImages(open_images(**config.source()))
+    held_out = LabelledImages(open_images(**config.source(held_out=True))) if config.validates else None
+    return open_finetune_data(
+        images,
+        held_out,
+        embeddings=config.embeddings,
+        validation_embeddings=config.validation_embeddings,
+        join_on=config.join_on,
+    )
+
+
+def training_batches(
+    config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> TrainingBatches:
+    """Build the training batches of one process; `preprocessing` is the backbone's at the image size of the run.
+
+    Raises:
+        InputError: there are too few images for a step, or a batch cannot be shared among processes or copies.
+    """
+    options = asdict(config.augmentation)
+    mix = {name: options.pop(name) for name in ("mixup", "cutmix", "mix_embeddings")}
+    mixing = BatchMixing(len(data.class_names), **mix) if config.augmentation.mixes else None
+    repeats, _ = options.pop("repeats"), options.pop("eval_resize")
+    n, accumulate = len(data.train), config.accumulate_batches
+    order = TrainingOrder(n, config.batch_size, config.seed, accumulate, repeats, rank, world_size)
+    return TrainingBatches(data.train, order, TrainingTransform(preprocessing, **options), mixing, config.data.workers)
+
+
+def validation_batches(
+    config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
+) -> ValidationBatches:
+    """Build the validation batches of one process; arguments as for `training_batches`.
+
+    Raises:
+        InputError: there are no held-out images, or fewer than processes.
+    """
+    if data.validation is None:
+        raise InputError("data.validation", "nothing", "held-out images: validation or validation_split")
+    order = StoredOrder(len(data.validation), config.batch_size, rank, world_size)
+    transform = evaluation_transform(preprocessing, **_evaluation(config))
+    return ValidationBatches(data.validation, order, transform, config.data.workers)
+
+
+def _evaluation(config: FineTuneConfig) -> dict[str, Any]:
+    return {"eval_resize": config.augmentation.eval_resize, "interpolation": config.augmentation.interpolation}
+
+
+def decay_of(config: FineTuneConfig) -> float:
+    """Decay of the average of the weights, adjusted to the run's length where asked for; 0 without an average."""
+    decay = config.optimisation.ema_decay or 0.0
+    if not config.optimisation.ema_adjusted:
+        return adjusted_decay(decay)
+    images = config.batch_size * config.accumulate_batches * config.optimisation.ema_every_steps
+    return adjusted_decay(decay, images, config.epochs)
+
+
+def sgd_of(config: FineTuneConfig, steps_per_epoch: int) -> SgdRecipe:
+    """Choose the optimiser and the learning rates of a run."""
+    chosen = asdict(config.optimisation)
+    names = ("schedule", "step_epochs", "step_factor", "warmup_epochs", "warmup_from")
+    factor = learning_rate_factor(steps_per_epoch, config.epochs, **{name: chosen[name] for name in names})
+    return SgdRecipe(factor, **{name: chosen[name] for name in ("lr", "momentum", "weight_decay", "clip_norm")})
+
+
+def module_of(
+    config: FineTuneConfig,
+    model: FineTuneModel,
+    *,
+    steps_per_epoch: int,
+    width: int | None = None,
+    center: Float[Tensor, " d"] | None = None,
+    validation_embeddings: bool = False,
+) -> FineTuneRun:
+    """Build the losses and measures of a run around its model.
+
+    Args:
+        config: of the run.
+        model: as built for it.
+        steps_per_epoch: optimiser steps.
+        width: of the embeddings; None where there are none.
+        center: mean vector of the embeddings that MonoLoss takes off.
+        validation_embeddings: whether batches of validation have embeddings.
+
+    Raises:
+        InputError: the backbone does not take images of ``augmentation.train_crop``.
+    """
+    if config.augmentation.train_crop is not None:
+        pooled_width(model.backbone, config.augmentation.train_crop, "augmentation.train_crop")
+    mono_loss = None
+    if config.mono_weight > 0 and width is not None:
+        mono_loss = sized_mono_loss(model.width, width, memory=config.mono_memory, center=center)
+    return FineTuneRun(
+        model,
+        sgd_of(config, steps_per_epoch),
+        label_smoothing=config.optimisation.label_smoothing,
+        mono_weight=config.mono_weight,
+        mono_loss=mono_loss,
+        score_width=width if validation_embeddings else None,
+        log_every_steps=config.log_every_steps,
+        accumulate_batches=config.accumulate_batches,
+    )
+
+
 def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     """Model, batches and losses; what does not fit is refused here."""
-    model = build_model(config.model, data.class_names, seed=config.seed)
+    model = build_model(class_names=data.class_names, seed=config.seed, **asdict(config.model))
     place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
-    train = data.train_batches(config, model.preprocessing, **place)
-    validation = None if data.validation is None else data.validation_batches(config, model.preprocessing, **place)
-    model.preprocessing = plain(evaluation_preprocessing(config.augmentation, model.preprocessing))
+    train = training_batches(config, data, model.preprocessing, **place)
+    validation = None if data.validation is None else validation_batches(config, data, model.preprocessing, **place)
+    model.preprocessing = plain(evaluation_preprocessing(model.preprocessing, **_evaluation(config)))
     store = data.train.store
     model.provenance = Provenance(training=plain(config))  # with the place of the images, to evaluate the model there
     if store is not None:
@@ -134,7 +249,7 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     steps_per_epoch = len(train) // config.accumulate_batches
     last = config.epochs * steps_per_epoch
     config = replace(config, log_every_steps=min(config.log_every_steps, last))  # a short run logs its last step
-    module = FineTuneRun(
+    module = module_of(
         config,
         model,
         steps_per_epoch=steps_per_epoch,
@@ -143,7 +258,7 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
         validation_embeddings=data.validation is not None and data.validation.store is not None,
     )
     module.train()  # timm gives backbones as for inference, and Lightning leaves them so
-    return _Parts(config, data, module, train, validation, ranks)
+    return _Parts(config, data, module, train, validation, steps_per_epoch, ranks)
 
 
 def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any], progress: bool) -> FineTuneModel:
@@ -156,7 +271,9 @@ def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any
         if not resume_at_end(module, start, parts.n_steps):
             callbacks: list[Callback] = [SeededSteps(parts.config.seed, parts.ranks.rank)]
             if parts.config.optimisation.ema_decay is not None:  # before the checkpoints, which hold the average
-                callbacks.append(AveragedWeights(parts.config, module.steps_per_epoch))
+                n_warmup = parts.config.optimisation.warmup_epochs * parts.steps_per_epoch
+                every = parts.config.optimisation.ema_every_steps
+                callbacks.append(AveragedWeights(decay_of(parts.config), every, n_warmup))
             config, before = parts.config, module.check_finite
             schedule = SaveSchedule(
                 config.checkpoint_every_steps, config.checkpoint_every_minutes, config.keep_checkpoints

@@ -1,4 +1,4 @@
-"""Batches of prepared images, targets and embeddings; training can go on at any batch, bit for bit."""
+"""Batches of prepared images, targets and embeddings; training resumes at any batch, bit for bit."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class JoinedImages:
         return found.hexdigest()
 
     def batch(self, numbers: Sequence[int], prepare: Callable[[int, Image.Image], Tensor]) -> ImageBatch:
-        """Rows by number; `prepare` makes of a place in the batch and its picture what the model takes."""
+        """Load rows by index; `prepare(position_in_batch, image)` returns the model's input."""
         chosen = torch.tensor(numbers)
         positions = self.positions[chosen]
         pictures = [prepare(i, self.images.read(position)) for i, position in enumerate(positions.tolist())]
@@ -106,22 +106,6 @@ class TrainingBatches:
         transform: of a picture.
         mixing: of a batch; None for none.
         workers: processes that decode and augment; 0 for this one.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from monoloss.data.images import open_images
-        >>> from monoloss.finetune.config import AugmentationConfig
-        >>> facts = {"input_size": (3, 8, 8), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("cat/a.png", "cat/b.png", "dog/c.png"):
-        ...         (Path(folder) / name).parent.mkdir(exist_ok=True)
-        ...         Image.radial_gradient("L").save(Path(folder) / name)
-        ...     data = JoinedImages(LabelledImages(open_images(f"imagefolder:{folder}")), torch.arange(3))
-        ...     transform = TrainingTransform(AugmentationConfig(), facts)
-        ...     batches = TrainingBatches(data, TrainingOrder(n_rows=3, batch_size=2, seed=0), transform)
-        ...     [batch["images"].shape for batch in batches], batches.state_dict()["epoch"]
-        ([torch.Size([2, 3, 8, 8])], 1)
     """
 
     def __init__(
@@ -151,11 +135,11 @@ class TrainingBatches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands."""
+        """Position of the iteration, and what identifies its data."""
         return {**self._identity(), "epoch": self.epoch, "n_given": self.n_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another iteration over the same data stood, with any number of workers or processes.
+        """Resume where another iteration over the same data stood, with any number of workers or processes.
 
         Raises:
             InputError: the state is of other data, another seed, or batches of another size.
@@ -171,7 +155,7 @@ class TrainingBatches:
         return {**sizes, "seed": order.seed, "data": self._fingerprint}
 
     def _batch(self, planned: BatchRows) -> ImageBatch:
-        """The batch of some rows: what a worker does."""
+        """Prepare one batch, in a worker or here."""
         rows, copies = planned.rows, planned.copies
         borrowed = planned.before if self._mixing is not None else None
         if borrowed is not None:
@@ -236,7 +220,10 @@ class _Prepared:
 def _prepared(
     make: Callable[[BatchRows], ImageBatch], planned: Sequence[BatchRows], workers: int
 ) -> Iterator[ImageBatch]:
-    """All batches, in order, from worker processes or made here; the generators of this process are left alone."""
+    """Yield the batches in order, prepared by worker processes or in this one.
+
+    Does not consume this process's random state.
+    """
     loader: DataLoader[Any] = DataLoader(
         _Prepared(make),  # type: ignore[arg-type] # it has what the loader calls
         batch_size=None,

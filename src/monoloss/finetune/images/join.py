@@ -46,19 +46,6 @@ def join_rows(
 
     Raises:
         InputError: the rows are patches; a name is not unique; an image has no row, or one with another label.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from PIL import Image
-        >>> from monoloss.data.images import open_images
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (Path(folder) / "images" / "cat").mkdir(parents=True)
-        ...     Image.new("L", (2, 2)).save(Path(folder) / "images" / "cat" / "tom.png")
-        ...     images = LabelledImages(open_images(f"imagefolder:{folder}/images"))
-        ...     store = FeatureStore.create(folder + "/store", torch.eye(2), ids=["b/rex.png", "a/tom.png"])
-        ...     join_rows(images, store, "name").rows.tolist()
-        [1]
     """
     check_choice("join_on", join_on, ("id", "name"))
     if store.patch_grid is not None:

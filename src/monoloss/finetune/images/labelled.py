@@ -10,14 +10,11 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from monoloss.data.images import open_images
 from monoloss.data.images.decode import UnreadableImage, decode_image
 from monoloss.data.images.source import ImageSource, Label
 from monoloss.errors import InputError
-from monoloss.finetune.config import DataConfig
 
 _MOST_CLASSES = 2**20
-_WITH_COLUMNS = ("dataset:", "hf-hub:")
 
 
 @runtime_checkable
@@ -42,17 +39,6 @@ class LabelledImages:
 
     Raises:
         InputError: the source has no labels, or several an image, or is a stream; a number too large for a class.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("cat/tom.png", "dog/rex.png"):
-        ...         (Path(folder) / name).parent.mkdir()
-        ...         Image.new("RGB", (4, 3)).save(Path(folder) / name)
-        ...     images = LabelledImages(open_images(f"imagefolder:{folder}"))
-        ...     images.ids, images.labels.tolist(), images.class_names, images.read(1).size
-        (['cat/tom.png', 'dog/rex.png'], [0, 1], ['cat', 'dog'], (4, 3))
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -108,26 +94,6 @@ class LabelledImages:
 
 
 def class_numbers(names: Sequence[str], known: Sequence[str]) -> Int64[Tensor, " c"] | None:
-    """The number that each class has among the known ones, by its name; None where one is not known."""
+    """Number each class as the known ones are, by its name; None where one is not known."""
     number = {name: i for i, name in enumerate(known)}
     return torch.tensor([number[name] for name in names]) if number.keys() >= set(names) else None
-
-
-def open_labelled(config: DataConfig, *, held_out: bool = False) -> LabelledImages:
-    """The images to train on, or the held-out ones.
-
-    Raises:
-        InputError: as `open_images` and `LabelledImages`.
-    """
-    spec = (config.validation or config.images) if held_out else config.images
-    split = config.validation_split if held_out else config.split
-    if held_out and not spec.startswith(_WITH_COLUMNS):  # the options are those of the images to train on
-        return LabelledImages(open_images(spec, split=split))
-    source = open_images(
-        spec,
-        split=split,
-        subset=config.subset,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
-    return LabelledImages(source)

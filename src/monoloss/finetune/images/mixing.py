@@ -46,13 +46,6 @@ class BatchMixing:
 
     Raises:
         InputError: neither is above 0.
-
-    Example:
-        >>> mixing = BatchMixing(2, mixup=1.0)
-        >>> images, labels = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)]), torch.tensor([0, 1])
-        >>> mixed = mixing(images, labels, torch.eye(2), 0, 5)
-        >>> torch.equal(mixed.embeddings, mixed.targets), mixed.images[1, 0, 0, 0].item() == mixed.targets[1, 1].item()
-        (True, True)
     """
 
     def __init__(self, n_classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, mix_embeddings: bool = True) -> None:

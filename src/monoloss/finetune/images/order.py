@@ -54,11 +54,6 @@ class TrainingOrder:
 
     Raises:
         InputError: a step is larger than the data, or a batch cannot be shared among the processes or copies.
-
-    Example:
-        >>> order = TrainingOrder(n_rows=7, batch_size=4, seed=0, repeats=2)
-        >>> len(order), [len(set(batch.rows)) for batch in order.batches(0)], next(order.batches(0)).copies
-        (1, [2], [0, 0, 1, 1])
     """
 
     n_rows: int
@@ -113,10 +108,6 @@ class StoredOrder:
 
     Raises:
         InputError: there are fewer rows than processes.
-
-    Example:
-        >>> [batch.rows for rank in (0, 1) for batch in StoredOrder(5, 4, rank, 2).batches()]
-        [[0, 1], [3], [2], [4]]
     """
 
     n_rows: int

@@ -25,13 +25,6 @@ def drawn_from(*parts: int | str) -> Iterator[None]:
     """What torch draws on the CPU follows from the parts alone; afterwards its generator is as it was before.
 
     torchvision's transforms and torch's distributions take no generator, so torch's own is borrowed.
-
-    Example:
-        >>> with drawn_from(0, 7):
-        ...     first = torch.rand(2)
-        >>> with drawn_from(0, 7):
-        ...     torch.equal(torch.rand(2), first)
-        True
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(*parts))  # torch.manual_seed would reach the GPUs as well

@@ -14,7 +14,6 @@ from monoloss.data.encoders.encoders import data_config
 from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, first_line, needs_extra
 from monoloss.files.dataclasses import plain
-from monoloss.finetune.config import ModelConfig
 
 _NOT_OF_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _ARGUMENTS = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}
@@ -37,42 +36,43 @@ class Backbone(NamedTuple):
     preprocessing: Mapping[str, Any]
 
 
-def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
-    """The backbone that was asked for, with its weights, without its classifier.
+def load_backbone(
+    backbone: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """Load an image model with its weights and take its classifier off.
 
     What "pooled" means is the model's own: the mean over positions for convolutional networks, the class token after
     the last norm for most ViTs (CLIP's before its projection), the mean over tokens or attention pooling for others;
     where a network has hidden layers between pooling and classifier, what comes out of them.
 
     Args:
-        config: which model, weights and image size.
+        backbone: a preset, a name in timm, ``hf-hub:USER/NAME`` or a local folder.
+        pretrained: start from the published weights; false for random ones.
+        checkpoint: local file of weights, instead of the published ones.
+        image_size: height and width of the model's input in evaluation; None: the backbone's own.
         seed: of random weights.
 
     Raises:
         InputError: an unknown name, weights that are missing or do not fit, an image size that the model does not take.
         MissingExtraError: timm is not installed.
-
-    Example:
-        >>> load_backbone(ModelConfig("resnet10t", pretrained=False, image_size=32)).width
-        512
     """
     with needs_extra("finetune"):
         from timm.models import filter_pretrained_cfg, get_model_args
 
         from monoloss.data.encoders import weights
 
-    preset = PRESETS.get(config.backbone)
-    name, size = config.backbone, config.image_size
+    preset = PRESETS.get(backbone)
+    name, size = backbone, image_size
     if preset is not None:
         name, size = preset.model, size or preset.image_size
     with _arguments_of_config():
         request = weights.request_model(
-            name,
-            checkpoint=config.checkpoint,
-            pretrained=config.pretrained,
-            image_size=size,
-            seed=seed,
-            presets=PRESETS,
+            name, checkpoint=checkpoint, pretrained=pretrained, image_size=size, seed=seed, presets=PRESETS
         )
         empty = weights.build_empty(request)
         preprocessing = data_config(empty, size, None)
@@ -93,7 +93,7 @@ def load_backbone(config: ModelConfig, seed: int = 0) -> Backbone:
 
 
 def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
-    """The model of a recipe with arbitrary weights. It may lie on "meta", inside `torch.device("meta")`.
+    """Build the model of a recipe with arbitrary weights. It may lie on "meta", inside `torch.device("meta")`.
 
     Raises:
         InputError: a recipe that the installed timm cannot follow.
@@ -115,7 +115,7 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
 
 @torch.no_grad()
 def pooled_width(model: ImageModel, image_size: int, argument: str = "model.image_size") -> int:
-    """The width of what a backbone gives, found with one square image.
+    """Find the width of a backbone's output with one square image.
 
     Raises:
         InputError: the model does not take images of that size; the error names ``argument``.
@@ -147,7 +147,7 @@ def _reset(model: ImageModel) -> None:
 
 @contextmanager
 def _arguments_of_config() -> Iterator[None]:
-    """Errors name the keys of the configuration."""
+    """Name the keys of the configuration in errors."""
     try:
         yield
     except InputError as error:

@@ -46,8 +46,8 @@ _KEYS = {
     "backbone": Mapping,
     "preprocessing": Mapping,
 }
-_BACKBONE = {"architecture": str, "pretrained_cfg": Mapping, "args": Mapping}
-_PREPROCESSING = {
+_BACKBONE: Mapping[str, Any] = {"architecture": str, "pretrained_cfg": Mapping, "args": Mapping}
+_PREPROCESSING: Mapping[str, Any] = {
     "input_size": list,
     "interpolation": str,
     "mean": list,
@@ -72,9 +72,8 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
 
     Example:
         >>> import tempfile
-        >>> from monoloss.finetune.config import ModelConfig
         >>> from monoloss.finetune.model.model import build_model
-        >>> model = build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"])
+        >>> model = build_model("resnet10t", ["cat", "dog"], pretrained=False)
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     load_finetuned(save_finetuned(model, parent + "/model")).class_names
         ('cat', 'dog')

@@ -6,16 +6,25 @@ with its slices, which leaves the function as it is, and fused again when the up
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, needs_extra
-from monoloss.finetune.config import LoraConfig
 
 _ADAPTER = "default"
 _SEPARATE = ("q_proj", "v_proj")  # where timm itself keeps them apart
+
+
+class LoraOptions(TypedDict, total=False):
+    """Options of :func:`add_lora`."""
+
+    rank: int
+    alpha: float
+    dropout: float
 
 
 class SplitQkv(nn.Module):
@@ -25,11 +34,6 @@ class SplitQkv(nn.Module):
 
     Args:
         fused: a linear layer whose outputs are all queries, then all keys, then all values.
-
-    Example:
-        >>> fused, rows = nn.Linear(64, 192), torch.randn(4, 64)
-        >>> torch.allclose(SplitQkv(fused)(rows), fused(rows), atol=1e-5)
-        True
     """
 
     def __init__(self, fused: nn.Linear) -> None:
@@ -45,30 +49,24 @@ class SplitQkv(nn.Module):
         return _stacked([_merged(self.query), _merged(self.key), _merged(self.value)])
 
 
-def add_lora(backbone: ImageModel, config: LoraConfig, seed: int = 0) -> None:
+def add_lora(backbone: ImageModel, *, rank: int = 16, alpha: float = 32.0, dropout: float = 0.0, seed: int = 0) -> None:
     """Put low-rank updates on the query and value projections of every attention; all else of the model is frozen.
 
     The updates start at zero, so the function is unchanged. Changes the model in place.
 
     Args:
         backbone: a model of timm with attention of timm's plain kinds.
-        config: rank, alpha and dropout.
+        rank: of each update.
+        alpha: each update is times ``alpha / rank``.
+        dropout: of the input of each update, in training.
         seed: of the updates' first factor.
 
     Raises:
         InputError: a model without attention, or with one that is written otherwise.
         MissingExtraError: peft is not installed.
-
-    Example:
-        >>> import timm
-        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
-        >>> add_lora(model, LoraConfig(rank=2))
-        >>> [name for name, parameter in model.named_parameters() if parameter.requires_grad][:1]
-        ['blocks.0.attn.qkv.query.lora_A.default.weight']
     """
     with needs_extra("finetune"):
-        from peft import LoraConfig as PeftConfig
-        from peft import inject_adapter_in_model
+        from peft import LoraConfig, inject_adapter_in_model
 
     targets = []
     for name, module in _attentions(backbone):
@@ -77,10 +75,10 @@ def add_lora(backbone: ImageModel, config: LoraConfig, seed: int = 0) -> None:
             targets += [f"{name}.qkv.query", f"{name}.qkv.value"]
         else:
             targets += [f"{name}.{part}" for part in _SEPARATE]
-    wanted = PeftConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type] # any number: it is divided by the rank
-        lora_dropout=config.dropout,
+    wanted = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type] # any number: it is divided by the rank
+        lora_dropout=dropout,
         target_modules=targets,
         bias="none",
     )

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.files.model_folder import Provenance
-from monoloss.finetune.config import ModelConfig
 from monoloss.finetune.model.backbone import Backbone, load_backbone
-from monoloss.finetune.model.lora import add_lora, merge_lora
+from monoloss.finetune.model.lora import LoraOptions, add_lora, merge_lora
 from monoloss.sparse.selection import largest_of_rows
 
 
 class FineTuneOutput(NamedTuple):
-    """What a model makes of images: logits `(n, n_classes)`, and activations of the new layer `(n, m)`, >= 0."""
+    """Logits `(n, n_classes)`, and activations of the new layer `(n, m)`, >= 0."""
 
     logits: Float[Tensor, "n c"]
     activations: Float[Tensor, "n m"]
@@ -50,12 +49,6 @@ class FineTuneModel(nn.Module):
 
     Source:
         arXiv 2602.12403, its fine-tuning; there the top-k is over the full width, so that it does nothing.
-
-    Example:
-        >>> model = FineTuneModel(load_backbone(ModelConfig("resnet10t", pretrained=False)), ["cat", "dog"])
-        >>> logits, activations = model.forward_both(torch.zeros(3, 3, 32, 32))
-        >>> logits.shape, activations.shape
-        (torch.Size([3, 2]), torch.Size([3, 512]))
     """
 
     def __init__(
@@ -79,7 +72,7 @@ class FineTuneModel(nn.Module):
 
     @property
     def n_classes(self) -> int:
-        """How many classes the classifier tells apart."""
+        """Number of classes that the classifier tells apart."""
         return len(self.class_names)
 
     @property
@@ -105,34 +98,44 @@ class FineTuneModel(nn.Module):
         return FineTuneOutput(self.classifier(activations), activations)
 
 
-def build_model(config: ModelConfig, class_names: Sequence[str], *, seed: int = 0) -> FineTuneModel:
-    """The model of a configuration at the start of its training: on the CPU, in ``train()`` mode.
+def build_model(
+    backbone: str,
+    class_names: Sequence[str],
+    *,
+    pretrained: bool = True,
+    checkpoint: str | None = None,
+    image_size: int | None = None,
+    top_k: int | None = None,
+    lora: LoraOptions | None = None,
+    seed: int = 0,
+) -> FineTuneModel:
+    """Build a model at the start of its training: on the CPU, in ``train()`` mode.
 
-    With ``config.lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always
-    trained.
+    With ``lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always trained.
 
     Args:
-        config: backbone, weights, top-k, LoRA.
+        backbone: as for :func:`load_backbone`.
         class_names: of the data.
+        pretrained: as for :func:`load_backbone`.
+        checkpoint: likewise.
+        image_size: likewise.
+        top_k: active latents a row, after the ReLU; None: all that the ReLU leaves.
+        lora: options of the low-rank updates; None trains the whole backbone.
         seed: of everything random in the weights.
 
     Raises:
         InputError: a backbone or weights that cannot be used; LoRA for a model without attention of timm's plain kinds.
         MissingExtraError: timm, or for LoRA peft, is not installed.
-
-    Example:
-        >>> build_model(ModelConfig("resnet10t", pretrained=False), ["cat", "dog"]).width
-        512
     """
-    check_type("config", config, ModelConfig, "ModelConfig(backbone, ...)")
-    model = FineTuneModel(load_backbone(config, seed), class_names, top_k=config.top_k, seed=seed)
-    if config.lora is not None:
-        add_lora(model.backbone, config.lora, seed)
+    loaded = load_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, image_size=image_size, seed=seed)
+    model = FineTuneModel(loaded, class_names, top_k=top_k, seed=seed)
+    if lora is not None:
+        add_lora(model.backbone, **lora, seed=seed)
     return model.train()
 
 
 def merged(model: FineTuneModel) -> FineTuneModel:
-    """A copy of a model with its low-rank updates in its weights, all of them trainable; a plain copy without LoRA."""
+    """Copy a model, with its low-rank updates in its weights and all of them trainable."""
     result = copy.deepcopy(model)
     merge_lora(result.backbone)
     return result.requires_grad_(True)
