@@ -24,15 +24,9 @@ from monoloss.files.atomic import atomic_folder
 from monoloss.files.json import write_json
 from monoloss.report.discovery import FoundEvaluation, training_curves
 from monoloss.report.page import PAGE, write_report
-from monoloss.report.pictures.figures import (
-    purity_bars,
-    save_figure,
-    score_histogram,
-    spread_latents,
-    top_examples_grid,
-    trade_off,
-    variant_colors,
-)
+from monoloss.report.pictures.drawing import save_figure, variant_colors
+from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
+from monoloss.report.pictures.trade_off import trade_off
 from monoloss.report.table import chance_line, evaluation_table
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
@@ -183,13 +177,8 @@ def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: 
     folder.mkdir(parents=True)
     groups = grouped(evaluations)
     colors = variant_colors(groups)
-    figures = {
-        "score-against-explained-variance.png": trade_off(groups, colors=colors),
-        "purity.png": purity_bars(groups, colors=colors),
-    }
+    figures = {"score-against-explained-variance.png": trade_off(groups, colors=colors)}
     for (variant, title), group in zip(VARIANTS.items(), groups.values(), strict=True):
-        heading = f"{title}: MonoScore of each latent"
-        figures[f"scores-{variant}.png"] = score_histogram(group, title=heading, colors=colors)
         left, right = (replace(side, name=f"{title}, {side.name}") for side in (group[0], group[-1]))
         figures[f"digits-{variant}.png"] = top_examples_grid(
             left,

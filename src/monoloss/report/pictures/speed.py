@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from monoloss.errors import InputError
+from monoloss.evaluation.charts.style import COLORS
 from monoloss.report.pictures.drawing import (
-    COLORS,
     MARGIN,
     PLAIN_SIZE,
     QUIET,
