@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
+from monoloss import terminal
 from monoloss.data.store.rows import AnyArray
 from monoloss.data.store.stream import RowColumns
 from monoloss.data.store.writer import StoreOptions
-from monoloss.errors import InputError, needs_extra
+from monoloss.errors import InputError
 from monoloss.files.text import read_lines
 
 EMBEDDING_KEYS = ("embeddings", "features")
@@ -95,19 +96,9 @@ def no_embeddings(path: str | os.PathLike[str], there: Collection[str], usual: S
     return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", needed)
 
 
-@contextmanager
-def import_progress(options: ImportOptions, n_rows: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar of rows, if one is asked for; hands out what moves it."""
-    if not options.get("progress", False):
-        yield lambda _: None
-        return
-    with needs_extra("cli"):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("importing", total=n_rows)
-        yield lambda rows: bar.advance(task, rows)
+def import_progress(options: ImportOptions, n_rows: int | None) -> AbstractContextManager[Callable[..., None]]:
+    """Show a progress bar of rows, if one is asked for."""
+    return terminal.progress("importing", n_rows, "rows", shown=options.get("progress", False))
 
 
 @contextmanager
