@@ -22,7 +22,7 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.files.atomic import atomic_folder
 from monoloss.files.json import write_json
-from monoloss.report.discovery import FoundEvaluation, training_curves
+from monoloss.report.discovery import LocatedEvaluation, training_curves
 from monoloss.report.page import PAGE, write_report
 from monoloss.report.pictures.drawing import save_figure, variant_colors
 from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
@@ -96,12 +96,14 @@ def run_demo(
         for name, evaluation in evaluations.items():
             evaluation.save(folder / "evaluations" / name)
         pictures = draw(evaluations, digits.held_out, folder / "pictures")
-        found = [FoundEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()]
+        located = [
+            LocatedEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()
+        ]
         write_report(
             list(evaluations.values()),
             folder / "report",
             stores=[digits.held_out],
-            curves=[curve for one in found for curve in training_curves(one)],
+            curves=[curve for one in located for curve in training_curves(one)],
             title="MonoLoss on scikit-learn's digits",
             progress=progress,
         )
