@@ -71,12 +71,7 @@ def check_groups(groups: Groups) -> dict[str, Sequence[EvaluationRecord]]:
 
 
 def run_styles(names: Mapping[str, Sequence[str]]) -> list[list[RunStyle]]:
-    """A style for each run of each group, in their order.
-
-    Example:
-        >>> [(style.variant, style.color) for style in run_styles({"TopK": ["topk-base", "topk-mono"]})[0]]
-        [('base', '#7e7e7e'), ('mono', '#d87f00')]
-    """
+    """A style for each run of each group, in their order."""
     order: dict[str, int] = {}
     styles: list[list[RunStyle]] = []
     for i, (group, runs) in enumerate(names.items()):

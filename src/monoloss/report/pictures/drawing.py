@@ -108,12 +108,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: `path` has another ending, or is a folder.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_figure(Figure(), folder + "/empty.png").stat().st_size > 0
-        True
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -146,10 +140,6 @@ def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]
 
     Returns:
         Colours like ``#2b83c6`` by ``Evaluation.name``.
-
-    Example:
-        >>> variant_colors({"TopK": []})
-        {}
     """
     variants: dict[str, str] = {}
     colors: dict[str, str] = {}

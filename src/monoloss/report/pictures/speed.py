@@ -68,9 +68,6 @@ def speed_figure(lines: Sequence[SpeedLine], title: str, note: str) -> Figure:
 
     Raises:
         InputError: no lines, or a line without a measured time or with one that is not above 0.
-
-    Example:
-        >>> figure = speed_figure([SpeedLine("ours", {1: 0.1, 2: 0.2}, {})], "Twice the rows", "Rows of width 8.")
     """
     if not lines:
         raise InputError("lines", "none", "at least one")
