@@ -13,7 +13,8 @@ from matplotlib.text import Text
 
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.pictures.figures import purity_bars, score_histogram, top_examples_grid, trade_off
+from monoloss.report.pictures.examples_grid import top_examples_grid
+from monoloss.report.pictures.trade_off import trade_off
 
 NAN = math.nan
 
@@ -104,8 +105,6 @@ def every_figure(names: list[str]) -> list[Figure]:
     named = [dataclasses.replace(e, facts={"class_names": (3 * names)[:3]}) for e in evaluations]
     by_group = {name: evaluations[i:] for i, name in enumerate(names)}
     return [
-        score_histogram(evaluations, title=" ".join(names)),
-        trade_off(by_group, title=names[0]),
-        purity_bars(by_group, title=names[0]),
+        trade_off(by_group, title=" ".join(names)),
         top_examples_grid(named[0], named[-1], thumbnails, thumbnails, [0, 1, 2], [2, 1, 0], 2),
     ]

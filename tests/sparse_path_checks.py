@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monoloss.evaluation.examples import HighestRows
+from monoloss.evaluation.examples import ExtremeRows
 from monoloss.functional import moments, sparsity
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.moments import unit_rows
@@ -169,7 +169,7 @@ def check_stored_zeros_are_not_active() -> None:
     labels = torch.arange(N) % 5
     one, other = class_counts(codes, labels, 5), class_counts(dense, labels, 5)
     assert torch.equal(one.rows, other.rows)
-    highest = HighestRows(M, N), HighestRows(M, N)
+    highest = ExtremeRows(M, N, largest=True), ExtremeRows(M, N, largest=True)
     for collected, form in zip(highest, (codes, dense), strict=True):
         collected.add(form, 0)
     assert torch.equal(highest[0].examples().rows, highest[1].examples().rows)

@@ -15,11 +15,7 @@ from monoloss.report.discovery import find_evaluations, find_stores
 from report_samples import page_data
 
 NAMES = [f"{variant}-{loss}" for variant in VARIANTS for loss in LOSSES]
-PICTURES = {
-    "score-against-explained-variance.png",
-    "purity.png",
-    *(f"{kind}-{variant}.png" for kind in ("scores", "digits") for variant in VARIANTS),
-}
+PICTURES = {"score-against-explained-variance.png", *(f"digits-{variant}.png" for variant in VARIANTS)}
 
 
 @pytest.fixture

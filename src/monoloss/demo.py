@@ -22,17 +22,11 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.files.atomic import atomic_folder
 from monoloss.files.json import write_json
-from monoloss.report.discovery import FoundEvaluation, training_curves
+from monoloss.report.discovery import LocatedEvaluation, training_curves
 from monoloss.report.page import PAGE, write_report
-from monoloss.report.pictures.figures import (
-    purity_bars,
-    save_figure,
-    score_histogram,
-    spread_latents,
-    top_examples_grid,
-    trade_off,
-    variant_colors,
-)
+from monoloss.report.pictures.drawing import save_figure, variant_colors
+from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
+from monoloss.report.pictures.trade_off import trade_off
 from monoloss.report.table import chance_line, evaluation_table
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
@@ -102,12 +96,14 @@ def run_demo(
         for name, evaluation in evaluations.items():
             evaluation.save(folder / "evaluations" / name)
         pictures = draw(evaluations, digits.held_out, folder / "pictures")
-        found = [FoundEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()]
+        located = [
+            LocatedEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()
+        ]
         write_report(
             list(evaluations.values()),
             folder / "report",
             stores=[digits.held_out],
-            curves=[curve for one in found for curve in training_curves(one)],
+            curves=[curve for one in located for curve in training_curves(one)],
             title="MonoLoss on scikit-learn's digits",
             progress=progress,
         )
@@ -183,13 +179,8 @@ def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: 
     folder.mkdir(parents=True)
     groups = grouped(evaluations)
     colors = variant_colors(groups)
-    figures = {
-        "score-against-explained-variance.png": trade_off(groups, colors=colors),
-        "purity.png": purity_bars(groups, colors=colors),
-    }
+    figures = {"score-against-explained-variance.png": trade_off(groups, colors=colors)}
     for (variant, title), group in zip(VARIANTS.items(), groups.values(), strict=True):
-        heading = f"{title}: MonoScore of each latent"
-        figures[f"scores-{variant}.png"] = score_histogram(group, title=heading, colors=colors)
         left, right = (replace(side, name=f"{title}, {side.name}") for side in (group[0], group[-1]))
         figures[f"digits-{variant}.png"] = top_examples_grid(
             left,

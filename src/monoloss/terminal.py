@@ -1,6 +1,15 @@
-"""Sizes and times as people read them."""
+"""Sizes and times as people read them, and the progress bar. Rich is imported by the bar alone: the core lacks it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from monoloss.errors import needs_extra
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def size_text(n_bytes: int) -> str:
@@ -32,3 +41,39 @@ def time_text(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+@contextmanager
+def progress(
+    title: str,
+    total: int | None,
+    unit: str,
+    *,
+    shown: bool = True,
+    done: int = 0,
+    console: Console | None = None,
+) -> Iterator[Callable[..., None]]:
+    """Show a progress bar during a block, which gets what advances it by a number, and may replace the unit.
+
+    Args:
+        title: the words before the bar.
+        total: the number at its end; None where it is not known.
+        unit: the words after the count.
+        shown: False: show nothing.
+        done: the number to begin with.
+        console: where it goes; the terminal's error stream by default.
+
+    Raises:
+        MissingExtraError: Rich is not installed.
+    """
+    if not shown:
+        yield lambda *_: None
+        return
+    with needs_extra("cli"):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    words = TextColumn("{task.fields[unit]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), words, TimeRemainingColumn())
+    with Progress(*columns, console=console or Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done, unit=unit)
+        yield lambda n, unit=unit: bar.update(task, advance=n, unit=unit)

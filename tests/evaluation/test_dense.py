@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bounds
 from mono_samples import CLASSES, ragged, some_activations, some_labels
-from monoloss.evaluation.examples import HighestRows, LowestRows, SampledRows
+from monoloss.evaluation.examples import ExtremeRows, SampledRows
 from monoloss.evaluation.run import evaluate
 from monoloss.functional import purity, sparsity
 from monoloss.functional.purity import PurityCounts, class_counts
@@ -57,7 +57,7 @@ def test_examples_are_the_same_in_many_batches(monkeypatch, block):
     monkeypatch.setattr(sparsity, "_BLOCK_ENTRIES", block)
     z = torch.randint(-3, 9, (600, 5), generator=generator_of(0)).float() / 8
     z[:, 4] = torch.arange(600) / 600  # each row better than all before
-    dense, sparse = HighestRows(5, 6), HighestRows(5, 6)
+    dense, sparse = ExtremeRows(5, 6, largest=True), ExtremeRows(5, 6, largest=True)
     for start in range(0, 600, 37):
         part = z[start : start + 37]
         dense.add(part, start)
@@ -74,7 +74,7 @@ def test_lowest_and_sampled_rows_are_the_same_in_many_batches(monkeypatch, block
     monkeypatch.setattr(sparsity, "_BLOCK_ENTRIES", block)
     z = torch.randint(-3, 9, (600, 5), generator=generator_of(0)).float() / 8
     z[:, 4] = 1 - torch.arange(600) / 600  # each row lower than all before
-    dense, sparse = (LowestRows(5, 6), SampledRows(5, 20)), (LowestRows(5, 6), SampledRows(5, 20))
+    dense, sparse = ((ExtremeRows(5, 6, largest=False), SampledRows(5, 20)) for _ in range(2))
     for start in range(0, 600, 37):
         part = z[start : start + 37]
         for one, other in zip(dense, sparse, strict=True):
@@ -89,9 +89,10 @@ def test_lowest_and_sampled_rows_are_the_same_in_many_batches(monkeypatch, block
 @pytest.mark.parametrize("layout", [ragged, Tensor.clone])
 def test_examples_across_dtypes(layout):
     """A bound kept from float64 rows that float32 would round the wrong way must not hide a float32 value beyond it."""
-    for collected, nearest in ((HighestRows(1, 1), 0.1), (LowestRows(1, 1), 0.7)):
+    for largest, nearest in ((True, 0.1), (False, 0.7)):
+        collected = ExtremeRows(1, 1, largest=largest)
         first, second = (torch.full((1, 1), nearest, dtype=dtype) for dtype in (torch.float64, torch.float32))
-        assert (float(second) > nearest) == isinstance(collected, HighestRows)
+        assert (float(second) > nearest) == largest
         assert float(second) != nearest
         collected.add(first, 0)
         collected.add(layout(second), 1)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from monoloss.errors import InputError
-from monoloss.evaluation.charts.bars import activation_bars, class_bars, latent_measures
+from monoloss.evaluation.charts.bars import ActivationBar, activation_bars, class_bars, latent_measures
 from monoloss.evaluation.charts.latent_view import LatentView
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.similar import similar_latents
@@ -97,6 +97,7 @@ def test_bars_are_the_histogram_from_its_first_to_its_last_filled_bin(evaluation
         if bars:
             assert bars[0].n_rows
             assert bars[-1].n_rows
+    assert ActivationBar(1.0, 2**0.5, 5).range_text == "1 to 1.4"
 
 
 def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, store) -> None:
@@ -104,6 +105,8 @@ def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, sto
     for latent in range(16):
         bars = class_bars(named, latent)
         assert sum(bar.n_rows for bar in bars) == named.histogram[latent].sum()  # every row has one of four classes
+        top = zip(named.top_classes.classes[latent].tolist(), named.top_classes.counts[latent].tolist(), strict=True)
+        assert bars == [(["a", "b", "<c>", "d"][number], count) for number, count in top if number >= 0]
 
 
 def test_a_dead_latent_says_so(evaluation: Evaluation, store) -> None:

@@ -16,15 +16,10 @@ from PIL import Image
 
 from figure_samples import HOSTILE, evaluation, every_figure, groups, thumbnails, with_gid
 from monoloss.evaluation.charts.names import variant_of
-from monoloss.report.pictures.drawing import COLORS, fit, plain, text_width
-from monoloss.report.pictures.figures import (
-    purity_bars,
-    save_figure,
-    score_histogram,
-    top_examples_grid,
-    trade_off,
-    variant_colors,
-)
+from monoloss.evaluation.charts.style import COLORS
+from monoloss.report.pictures.drawing import fit, plain, save_figure, text_width, variant_colors
+from monoloss.report.pictures.examples_grid import top_examples_grid
+from monoloss.report.pictures.trade_off import trade_off
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -90,10 +85,6 @@ def test_a_variant_has_one_colour_in_every_group_and_figure() -> None:
     assert colors["batch_topk-paper"] == COLORS[2]
     wanted = [colors[e.name] for es in groups().values() for e in es]
     assert [mpl.colors.to_hex(line.get_color()) for line in with_gid(trade_off(groups()), "point")] == wanted
-    bars = [bar for container in purity_bars(groups()).axes[0].containers for bar in container]
-    assert [mpl.colors.to_hex(bar.get_facecolor()) for bar in bars] == wanted
-    runs = with_gid(score_histogram(groups()["BatchTopK"], colors=colors), "run")
-    assert [mpl.colors.to_hex(run.get_edgecolor()) for run in runs] == wanted[2:]
     one, other = groups()["BatchTopK"][0], groups()["BatchTopK"][2]
     figure = top_examples_grid(one, other, thumbnails, thumbnails, [0], [1], 2, colors=colors)
     assert [line.get_color() for line in figure.axes[0].lines] == [wanted[2], wanted[4]]
@@ -123,14 +114,14 @@ def test_colours_can_be_told_apart() -> None:
 
 
 def test_save_writes_a_sharp_png(tmp_path) -> None:
-    path = save_figure(score_histogram([evaluation("one", [0.5, 0.6])]), tmp_path / "new" / "figure.png")
+    path = save_figure(trade_off({"": [evaluation("one", [0.5, 0.6])]}), tmp_path / "new" / "figure.png")
     with Image.open(path) as image:
         assert (image.format, image.width) == ("PNG", 1800)
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
 
 
 def test_save_leaves_nothing_behind_on_error(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = score_histogram([evaluation("one", [0.5, 0.6])])
+    figure = trade_off({"": [evaluation("one", [0.5, 0.6])]})
     save_figure(figure, tmp_path / "figure.png")
     before = (tmp_path / "figure.png").read_bytes()
 
@@ -180,15 +171,16 @@ def test_no_pyplot_and_no_backend_is_chosen() -> None:
 import sys
 import matplotlib as mpl
 before = mpl.rcParams.copy()
-import monoloss.report.pictures.figures as figures
+from monoloss.report.pictures.drawing import save_figure
+from monoloss.report.pictures.trade_off import trade_off
 import tempfile, torch
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.examples import Examples
-summary = {"score_mean": 0.5, "chance": 0.1}
+summary = {"score_mean": 0.5, "explained_variance": 0.1}
 one = Evaluation("one", {}, summary, {"score": torch.tensor([0.5])}, Examples.none(1, 1))
 with tempfile.TemporaryDirectory() as folder:
-    figures.save_figure(figures.score_histogram([one]), folder + "/figure.png")
-assert "matplotlib.pyplot" not in sys.modules
+    save_figure(trade_off({"": [one]}), folder + "/figure.png")
+assert not {"matplotlib.pyplot", "plotly"} & set(sys.modules)
 assert mpl.rcParams.copy() == before
 assert mpl.get_backend(auto_select=False) is None
 """

@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 
 from figure_samples import NAN, dead, evaluation, texts, thumbnails, tiles
 from monoloss.evaluation.examples import Examples
-from monoloss.report.pictures.figures import spread_latents, top_examples_grid
+from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
 
 
 def test_spread_latents_are_the_middles_of_equal_parts_of_the_ranking() -> None:

@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 
 from figure_samples import HOSTILE, texts, with_gid
 from monoloss.errors import InputError
-from monoloss.report.pictures.drawing import COLORS, save_figure
+from monoloss.evaluation.charts.style import COLORS
+from monoloss.report.pictures.drawing import save_figure
 from monoloss.report.pictures.speed import SpeedLine, duration, speed_figure
 
 ROWS = [512, 1024, 2048, 4096, 8192]

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 from figure_samples import dead, evaluation, groups, texts, with_gid
-from monoloss.report.pictures.figures import trade_off
+from monoloss.report.pictures.trade_off import trade_off
 
 
 def test_trade_off_draws_each_evaluation_where_its_figures_are() -> None:

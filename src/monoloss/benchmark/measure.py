@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -59,11 +58,6 @@ def time_in_turn(
         rounds: timed runs of each.
         warm: run a round before that is not timed.
         advance: called with the name of an opponent after each of its runs.
-
-    Example:
-        >>> timings = time_in_turn({"sum": lambda: sum(range(100)), "nothing": lambda: None}, rounds=3)
-        >>> len(timings["sum"].seconds), timings["sum"].minimum > 0
-        (3, True)
     """
     seconds: dict[str, list[float]] = {name: [] for name in opponents}
     for number in range(-1 if warm else 0, rounds):
@@ -79,13 +73,7 @@ def time_in_turn(
 
 
 def quadratic_fit(rows: Sequence[int], seconds: Sequence[float]) -> Quadratic:
-    """The quadratic through 0 that is nearest to some times, in relation to each of them.
-
-    Example:
-        >>> fit = quadratic_fit([1, 2, 4], [3.0, 8.0, 24.0])  # n^2 + 2 n
-        >>> round(fit.square, 6), round(fit.linear, 6), round(fit(10), 4)
-        (1.0, 2.0, 120.0)
-    """
+    """The quadratic through 0 that is nearest to some times, in relation to each of them."""
     n, t = np.asarray(rows, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     terms, wanted = np.stack([n * n / t, n / t], axis=1), np.ones(len(n))
     square, linear = np.linalg.lstsq(terms, wanted, rcond=None)[0]
@@ -103,17 +91,3 @@ def random_rows(n: int, width: int, seed: int) -> Float[Tensor, "n width"]:
     mixtures = torch.randn(n, 256, generator=generator).relu_()
     noise = torch.randn(n, width, generator=generator)
     return torch.addmm(noise, mixtures, directions, beta=0.3, alpha=1 / 16).add_(0.5)
-
-
-@contextmanager
-def progress_of(n_runs: int, *, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A progress bar of some runs on the terminal: what is handed out is called after each of them."""
-    if not shown:
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("measuring", total=n_runs)
-        yield lambda name: bar.update(task, advance=1, description=f"measured: {name}")

@@ -54,11 +54,6 @@ def pairwise_score(
 
     Returns:
         Scores ``(m,)`` in the dtype of the activations, NaN where undefined.
-
-    Example:
-        >>> embeddings = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> pairwise_score(embeddings, torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 5.0]]))
-        tensor([1., 0., nan])
     """
     h = normalize(embeddings.detach())
     cosines = h @ h.t()

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from monoloss import terminal
 from monoloss.benchmark.dense import DenseSae, TwoPassSums, two_pass_score, two_pass_score_of_sae
 from monoloss.benchmark.machine import write_measured
-from monoloss.benchmark.measure import Timing, progress_of, quadratic_fit, random_rows, time_in_turn
+from monoloss.benchmark.measure import Timing, quadratic_fit, random_rows, time_in_turn
 from monoloss.benchmark.pairwise import pairwise_score, pairwise_score_as_product
 from monoloss.checks import check_number
 from monoloss.errors import InputError
@@ -206,15 +207,15 @@ def measure(ways: Ways, rows: Tensor, sizes: Sizes, progress: bool) -> dict[int,
         for n in sizes.rows
     }
     n_runs = sum(len(each) for each in runs.values()) * sizes.rounds + len(runs[sizes.rows[0]])
-    with progress_of(n_runs, shown=progress) as advance:
+    with terminal.progress("measuring", n_runs, "runs", shown=progress) as advance:
         return {
             n: time_in_turn(each, sizes.rounds, warm=n == sizes.rows[0], advance=partial(_say, advance, n))
             for n, each in runs.items()
         }
 
 
-def _say(advance: Callable[[str], None], n: int, name: str) -> None:
-    advance(f"{n} rows, {name}")
+def _say(advance: Callable[..., None], n: int, name: str) -> None:
+    advance(1, f"runs; last: {n} rows, {name}")
 
 
 def _lines(timings: dict[int, dict[str, Timing]], sizes: Sizes) -> tuple[list[SpeedLine], dict[str, Any]]:

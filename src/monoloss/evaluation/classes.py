@@ -30,10 +30,6 @@ class TopClasses:
         """From the active rows of each class, as :class:`monoloss.functional.purity.PurityCounts` sums them up.
 
         Exact. Cost O(m c), some latents at a time.
-
-        Example:
-            >>> TopClasses.of_counts(torch.tensor([[2.0, 0.0, 5.0, 2.0]])).classes
-            tensor([[ 2,  0,  3, -1]])
         """
         n_classes = rows.shape[1]
         from_last = torch.arange(n_classes, device=rows.device).flip(0)

@@ -14,8 +14,6 @@ from monoloss.sparse import Activations
 from monoloss.sparse.activations import offsets_of_sorted_rows
 
 _NO_KEY = torch.iinfo(torch.int64).max  # of a place that is not taken
-_SHIFTS, _FACTORS = (30, 27, 31), (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of the hash SplitMix64
-_START = 0x9E3779B97F4A7C15  # without it row 0 would have the hash 0
 
 
 @dataclass(frozen=True)
@@ -42,57 +40,42 @@ class Examples:
         return cls(torch.cat([part.rows for part in parts]), torch.cat([part.values for part in parts]))
 
 
-class HighestRows:
-    """Collects the ``k`` most active rows of each latent: the highest first, of equal values the earlier row.
+class ExtremeRows:
+    """Collects the ``k`` most or least active rows of each latent, of those it is active on.
 
-    Batches come in the order of their rows. Cost O(entries) a batch; only entries that exceed the last of a latent's
-    best so far are sorted: after some batches, few.
+    The most extreme comes first, of equal values the earlier row. Batches come in the order of their rows. Cost
+    O(entries) a batch; only entries beyond the last of a latent's ``k`` so far are sorted: after some batches, few.
+
+    Args:
+        m: latents.
+        k: rows of each.
+        device: of what is collected.
+        largest: the most active rows; False: the least active.
     """
 
-    def __init__(self, m: int, k: int, device: torch.device | None = None) -> None:
+    def __init__(self, m: int, k: int, device: torch.device | None = None, *, largest: bool) -> None:
+        self.largest, self._sign = largest, -1 if largest else 1
         self._kept = _SmallestKeys(m, k, device)
 
     def add(self, activations: Activations, first_row: int) -> None:
         """Add a batch whose first row has the given number."""
-        for entries in active_entries(activations, self._may_be_higher):
-            self._kept.add(entries.latents, -_bits(entries.values), entries.rows + first_row)
+        for entries in active_entries(activations, self._may_enter):
+            self._kept.add(entries.latents, self._sign * _bits(entries.values), entries.rows + first_row)
 
     def examples(self) -> Examples:
         """The rows found so far."""
         taken = self._kept.taken
-        return Examples(torch.where(taken, self._kept.payload, -1), _values(torch.where(taken, -self._kept.keys, 0)))
+        values = _values(torch.where(taken, self._sign * self._kept.keys, 0))
+        return Examples(torch.where(taken, self._kept.payloads[0], -1), values)
 
-    def _may_be_higher(self, block: EntryBlock) -> Bool[Tensor, "..."]:
+    def _may_enter(self, block: EntryBlock) -> Bool[Tensor, "..."]:
         last = self._kept.last
-        bounds = _values(torch.where(last == _NO_KEY, 0, -last))
+        is_full = last < _NO_KEY
+        bounds = _values(torch.where(is_full, self._sign * last, 0))
         rounded = bounds.to(block.values)  # compared in that dtype, several times faster
-        return block.values > block.of_latents(rounded.where(rounded.to(bounds) <= bounds, 0.0))
-
-
-class LowestRows:
-    """Collects the ``k`` least active rows of each latent: the lowest first, of equal values the earlier row.
-
-    As :class:`HighestRows` does, among the rows where the latent is active.
-    """
-
-    def __init__(self, m: int, k: int, device: torch.device | None = None) -> None:
-        self._kept = _SmallestKeys(m, k, device)
-
-    def add(self, activations: Activations, first_row: int) -> None:
-        """Add a batch whose first row has the given number."""
-        for entries in active_entries(activations, self._may_be_lower):
-            self._kept.add(entries.latents, _bits(entries.values), entries.rows + first_row)
-
-    def examples(self) -> Examples:
-        """The rows found so far."""
-        taken = self._kept.taken
-        return Examples(torch.where(taken, self._kept.payload, -1), _values(torch.where(taken, self._kept.keys, 0)))
-
-    def _may_be_lower(self, block: EntryBlock) -> Bool[Tensor, "..."]:
-        last = self._kept.last
-        bounds = _values(last).masked_fill(last == _NO_KEY, torch.inf)
-        rounded = bounds.to(block.values)
-        highest = rounded.where(rounded.to(bounds) >= bounds, torch.inf)
+        if self.largest:
+            return block.values > block.of_latents(rounded.where(rounded.to(bounds) <= bounds, 0.0))
+        highest = rounded.where(is_full & (rounded.to(bounds) >= bounds), torch.inf)
         return (block.values > 0) & (block.values < block.of_latents(highest))
 
 
@@ -104,7 +87,7 @@ class SampledRows:
     """
 
     def __init__(self, m: int, size: int, device: torch.device | None = None) -> None:
-        self._kept = _SmallestKeys(m, size, device)
+        self._kept = _SmallestKeys(m, size, device, n_payloads=2)  # value and row
 
     def add(self, activations: Activations, first_row: int) -> None:
         """Add a batch whose first row has the given number."""
@@ -117,13 +100,13 @@ class SampledRows:
             return (block.values > 0) & (block.of_rows(upper) <= block.of_latents(last))
 
         for entries in active_entries(activations, may_be_drawn):
-            self._kept.add(entries.latents, keys[entries.rows], _bits(entries.values))
+            self._kept.add(entries.latents, keys[entries.rows], _bits(entries.values), entries.rows + first_row)
 
     def sample(self) -> Examples:
         """The sample of each latent, ``(m, size)``: the highest first, of equal values the earlier row."""
         taken = self._kept.taken
-        rows = torch.where(taken, unmixed(self._kept.keys), -1)
-        values = _values(torch.where(taken, self._kept.payload, 0))
+        bits, rows = self._kept.payloads
+        values, rows = _values(torch.where(taken, bits, 0)), torch.where(taken, rows, -1)
         by_row = rows.argsort(dim=1)
         rows, values = rows.gather(1, by_row), values.gather(1, by_row)
         by_value = (-_bits(values)).argsort(dim=1, stable=True)
@@ -152,28 +135,15 @@ def mixed(numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     Source:
         Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
-    x = numbers + _signed(_START)
-    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+    x = numbers + _signed(0x9E3779B97F4A7C15)  # without it row 0 would have the hash 0
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ _shifted(x, shift)) * _signed(factor)
-    return x ^ _shifted(x, _SHIFTS[-1])
-
-
-def unmixed(hashes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The numbers that have these hashes.
-
-    Example:
-        >>> unmixed(mixed(torch.tensor([0, 1, 50_000])))
-        tensor([    0,     1, 50000])
-    """
-    x = hashes
-    for shift, factor in zip(reversed(_SHIFTS), (*reversed(_FACTORS), 1), strict=True):
-        x = (x ^ _shifted(x, shift) ^ _shifted(x, 2 * shift)) * _signed(pow(factor, -1, 2**64))
-    return x - _signed(_START)
+    return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """To the right, with zeros from the left; nothing is left of 64 bits and more."""
-    return (x >> by) & ((1 << max(0, 64 - by)) - 1)
+    """Shift to the right, with zeros from the left."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(bits: int) -> int:
@@ -186,12 +156,12 @@ class _SmallestKeys:
 
     Attributes:
         keys: ``(m, k)`` int64.
-        payload: what comes with each key, ``(m, k)`` int64.
+        payloads: what comes with each key, each ``(m, k)`` int64.
     """
 
-    def __init__(self, m: int, k: int, device: torch.device | None) -> None:
+    def __init__(self, m: int, k: int, device: torch.device | None, n_payloads: int = 1) -> None:
         self.keys = torch.full((m, k), _NO_KEY, dtype=torch.int64, device=device)
-        self.payload = torch.zeros_like(self.keys)
+        self.payloads = [torch.zeros_like(self.keys) for _ in range(n_payloads)]
 
     @property
     def taken(self) -> Bool[Tensor, "m k"]:
@@ -203,7 +173,7 @@ class _SmallestKeys:
         """The keys that a further entry of each latent has to stay below."""
         return self.keys[:, -1].contiguous()
 
-    def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], payload: Int[Tensor, " _"]) -> None:
+    def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], *payloads: Int[Tensor, " _"]) -> None:
         """Take further entries in, in place; best only those whose keys are below ``last``."""
         if not len(keys):
             return
@@ -220,12 +190,14 @@ class _SmallestKeys:
         best = (rank < k).nonzero().squeeze(1)
         order, cells = order[best], (place[latents[best]], k + rank[best])
         shape = (len(touched), k + min(k, int(counts.max())))
-        all_keys, all_payload = self.keys.new_full(shape, _NO_KEY), self.payload.new_zeros(shape)
-        all_keys[:, :k], all_payload[:, :k] = self.keys[touched], self.payload[touched]
-        all_keys[cells], all_payload[cells] = keys[order], payload[order]
+        all_keys = self.keys.new_full(shape, _NO_KEY)
+        all_keys[:, :k], all_keys[cells] = self.keys[touched], keys[order]
         all_keys, ranked = all_keys.sort(dim=1, stable=True)
         self.keys.index_copy_(0, touched, all_keys[:, :k])
-        self.payload.index_copy_(0, touched, all_payload.gather(1, ranked[:, :k]))
+        for kept, added in zip(self.payloads, payloads, strict=True):
+            both = kept.new_zeros(shape)
+            both[:, :k], both[cells] = kept[touched], added[order]
+            kept.index_copy_(0, touched, both.gather(1, ranked[:, :k]))
 
 
 def _bits(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:

@@ -57,17 +57,12 @@ class ByPosition(Protocol):
 
 
 @runtime_checkable
-class WithFigures(Protocol):
-    """A model that finds more than its activations say."""
+class SelfDescribing(Protocol):
+    """A model that adds measures of its own, and says where it comes from; models need not."""
 
     def figures(self) -> dict[str, float]:
         """Measures for the summary, once every row was asked for."""
         ...
-
-
-@runtime_checkable
-class WithFacts(Protocol):
-    """A model that says where it comes from."""
 
     def model_facts(self) -> dict[str, Any]:
         """Facts for its evaluation, in plain values."""
@@ -110,12 +105,7 @@ def judge(
 
 
 def latents_of(activations: Activations, first: int, stop: int) -> Float[Tensor, "n latents"] | SparseActivations:
-    """The activations of the latents ``first`` to ``stop`` (exclusive) alone, in the layout they have.
-
-    Example:
-        >>> latents_of(torch.tensor([[1.0, 2.0, 3.0]]), 1, 3)
-        tensor([[2., 3.]])
-    """
+    """The activations of the latents ``first`` to ``stop`` (exclusive) alone, in the layout they have."""
     if first == 0 and stop == activations.shape[1]:
         return activations
     if not isinstance(activations, SparseActivations):

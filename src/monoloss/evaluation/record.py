@@ -17,7 +17,7 @@ from monoloss.evaluation.examples import Examples
 class EvaluationRecord:
     """The attributes of :class:`monoloss.evaluation.result.Evaluation`, which explains them.
 
-    What draws evaluations, or compares them, takes this.
+    Two classes, because charts take this one and ``Evaluation.plot()`` imports the charts: one would be a circle.
     """
 
     name: str

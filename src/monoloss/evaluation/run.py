@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monoloss import terminal
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
 from monoloss.errors import InputError
@@ -17,8 +18,7 @@ from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.protocol import (
     ByPosition,
     Encoder,
-    WithFacts,
-    WithFigures,
+    SelfDescribing,
     check_models,
     device_of,
     judge,
@@ -29,12 +29,30 @@ from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.sums import LatentFigures, LatentSums, Wanted
 from monoloss.files.dataclasses import plain
 from monoloss.functional.moments import unit_rows
-from monoloss.functional.purity import join_latents
+from monoloss.functional.purity import ClassPurityResult, join_latents
 from monoloss.functional.score import chance, lift, summary_of_latents
 from monoloss.functional.sparsity import density, l0
 from monoloss.metrics import Reconstruction
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.version import __version__
+
+_OF_LATENTS = {  # keys of a summary by attributes of what summary_of_latents gives
+    "score_mean": "mean",
+    "score_median": "median",
+    "score_p90": "p90",
+    "score_mean_zero_filled": "mean_zero_filled",
+    "chance": "chance",
+    "lift_mean": "lift",
+    "n_eff_median": "n_eff",
+    "n_latents": "n_latents",
+    "n_alive": "n_defined",
+}
+_OF_PURITY = {  # and of a ClassPurityResult
+    "purity_binary": "mean_binary",
+    "purity_weighted": "mean_weighted",
+    "purity_binary_by_mass": "mass_weighted_binary",
+    "purity_weighted_by_mass": "mass_weighted_weighted",
+}
 
 
 @torch.no_grad()
@@ -54,7 +72,7 @@ def evaluate(
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
     put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
     beyond the models: one batch, and the next one's rows unless the store is loaded; for each model
-    ``m (d + 2 c + 12 n_examples + 80)`` numbers of 8 bytes, with ``latents_per_pass`` that many latents in the place
+    ``m (d + 2 c + 16 n_examples + 80)`` numbers of 8 bytes, with ``latents_per_pass`` that many latents in the place
     of m.
 
     Args:
@@ -115,17 +133,10 @@ def evaluate(
 
 def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
     """The batches of a store, with a progress bar in rows if asked for."""
-    if not progress:
-        yield from store.batches(batch_size)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("evaluating", total=store.n_rows)
+    with terminal.progress("evaluating", store.n_rows, "rows", shown=progress) as advance:
         for batch in store.batches(batch_size):
             yield batch
-            bar.advance(task, len(batch.embeddings))
+            advance(len(batch.embeddings))
 
 
 @contextmanager
@@ -178,65 +189,58 @@ class _Figures:
     def end_pass(self) -> None:
         """Keep what was found about the latents of this pass, and make room for the next ones."""
         assert self.sums is not None  # noqa: S101 - a store has at least one row
-        self.blocks.append(self.sums.found())
+        self.blocks.append(self.sums.result())
         self.chance = chance(self.sums.score.sums)
         self.first += self.sums.n_latents
         self.sums = None
 
     def evaluation(self) -> Evaluation:
-        """The figures of all latents."""
-        scores, effective_rows, counts = (
-            torch.cat([getattr(block, name) for block in self.blocks]) for name in ("score", "n_eff", "counts")
-        )
-        n_rows = self.store.n_rows
-        whole = summary_of_latents(n_rows, self.chance, scores, effective_rows)
-        summary: dict[str, float] = {
-            "score_mean": whole.mean,
-            "score_median": whole.median,
-            "score_p90": whole.p90,
-            "score_mean_zero_filled": whole.mean_zero_filled,
-            "chance": whole.chance,
-            "lift_mean": whole.lift,
-            "n_eff_median": whole.n_eff,
-            "n_latents": float(whole.n_latents),
-            "n_alive": float(whole.n_defined),
-            "l0": float(l0(counts, n_rows)),
-        }
-        latents = {
-            "score": scores,
-            "lift": lift(scores, self.chance),
-            "n_eff": effective_rows,
-            "density": density(counts, n_rows),
-        }
+        """Put the blocks of latents together."""
         purities = [block.purity for block in self.blocks if block.purity is not None]
-        if purities:
-            classes = join_latents(purities)
-            latents |= {"purity_binary": classes.binary, "purity_weighted": classes.weighted}
-            latents["dominant_class"] = classes.dominant_class
-            summary |= {
-                "purity_binary": float(classes.mean_binary),
-                "purity_weighted": float(classes.mean_weighted),
-                "purity_binary_by_mass": float(classes.mass_weighted_binary),
-                "purity_weighted_by_mass": float(classes.mass_weighted_weighted),
-            }
-        if self.reconstruction is not None:
-            quality = self.reconstruction.summary()
-            summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
-        if isinstance(self.model, WithFigures):
-            summary |= self.model.figures()
+        purity = join_latents(purities) if purities else None
         top_classes = [block.top_classes for block in self.blocks if block.top_classes is not None]
         return Evaluation(
             self.name,
             self._facts(),
-            summary,
-            latents,
+            self._summary(purity),
+            self._columns(purity),
             examples=Examples.join_latents([block.examples for block in self.blocks]),
             middle_examples=Examples.join_latents([block.middle_examples for block in self.blocks]),
             bottom_examples=Examples.join_latents([block.bottom_examples for block in self.blocks]),
-            histogram=torch.cat([block.histogram for block in self.blocks]),
+            histogram=self._joined("histogram"),
             top_classes=TopClasses.join_latents(top_classes) if top_classes else None,
             decoder_directions=_directions(self.model),
         )
+
+    def _joined(self, name: str) -> Tensor:
+        return torch.cat([getattr(block, name) for block in self.blocks])
+
+    def _columns(self, purity: ClassPurityResult | None) -> dict[str, Tensor]:
+        """The measures of each latent."""
+        scores = self._joined("score")
+        columns = {
+            "score": scores,
+            "lift": lift(scores, self.chance),
+            "n_eff": self._joined("n_eff"),
+            "density": density(self._joined("counts"), self.store.n_rows),
+        }
+        if purity is not None:
+            columns |= {"purity_binary": purity.binary, "purity_weighted": purity.weighted}
+            columns["dominant_class"] = purity.dominant_class
+        return columns
+
+    def _summary(self, purity: ClassPurityResult | None) -> dict[str, float]:
+        """The measures of the model."""
+        n_rows = self.store.n_rows
+        of_latents = summary_of_latents(n_rows, self.chance, self._joined("score"), self._joined("n_eff"))
+        summary = {key: float(getattr(of_latents, name)) for key, name in _OF_LATENTS.items()}
+        summary["l0"] = float(l0(self._joined("counts"), n_rows))
+        if purity is not None:
+            summary |= {key: float(getattr(purity, name)) for key, name in _OF_PURITY.items()}
+        if self.reconstruction is not None:
+            quality = self.reconstruction.summary()
+            summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
+        return summary | (self.model.figures() if isinstance(self.model, SelfDescribing) else {})
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -263,7 +267,7 @@ def _directions(model: Encoder | ByPosition) -> Tensor | None:
 
 def _origin(model: Encoder | ByPosition) -> dict[str, Any]:
     """The configuration of a SAE, and how it was trained if that is known; what other models say of themselves."""
-    if isinstance(model, WithFacts):
+    if isinstance(model, SelfDescribing):
         return model.model_facts()
     if not isinstance(model, SparseAutoencoder):
         return {}

@@ -44,17 +44,6 @@ def similar_latents(
 
     Raises:
         InputError: an evaluation without decoder directions.
-
-    Example:
-        >>> from monoloss import Evaluation
-        >>> from monoloss.evaluation.examples import Examples
-        >>> directions = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]).half()
-        >>> active = {"density": torch.ones(3)}
-        >>> found = similar_latents(
-        ...     Evaluation("mine", {}, {}, active, Examples.none(3, 1), decoder_directions=directions), 1
-        ... )
-        >>> found.latents.tolist(), [round(float(cosine), 2) for cosine in found.cosines]
-        ([[2], [2], [1]], [0.8, 0.96, 0.96])
     """
     check_number("k", k, at_least=1, integer=True)
     directions = _directions("evaluation", evaluation)
@@ -81,16 +70,6 @@ def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> Si
 
     Raises:
         InputError: an evaluation without decoder directions, or with those of another width.
-
-    Example:
-        >>> from monoloss import Evaluation
-        >>> from monoloss.evaluation.examples import Examples
-        >>> def of(*directions):
-        ...     rows = torch.tensor(directions).half()
-        ...     active = {"density": torch.ones(len(rows))}
-        ...     return Evaluation("mine", {}, {}, active, Examples.none(len(rows), 1), decoder_directions=rows)
-        >>> closest_matches(of([1.0, 0.0]), of([0.0, 1.0], [0.8, 0.6])).latents
-        tensor([1])
     """
     directions, candidates = _directions("evaluation", evaluation), _directions("other", other)
     if directions.shape[1] != candidates.shape[1]:

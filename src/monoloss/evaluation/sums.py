@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monoloss.data.store import FeatureStore
 from monoloss.evaluation.classes import TopClasses
-from monoloss.evaluation.examples import Examples, HighestRows, LowestRows, SampledRows
+from monoloss.evaluation.examples import Examples, ExtremeRows, SampledRows
 from monoloss.functional.histogram import N_BINS, activation_histogram
 from monoloss.functional.purity import ClassPurityResult
 from monoloss.functional.score import n_eff
@@ -50,7 +50,7 @@ class LatentSums:
         home, k = sums_device(device), wanted.n_examples
         self.n_rows, self.n_latents, self.n_examples = 0, m, k
         self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
-        self.highest, self.lowest = HighestRows(m, k, home), LowestRows(m, k, home)
+        self.highest, self.lowest = (ExtremeRows(m, k, home, largest=largest) for largest in (True, False))
         self.sampled = SampledRows(m, SAMPLE_SIZE * k, home)
         self.histogram = torch.zeros(m, N_BINS, dtype=torch.int64, device=home)
         self.purity: ClassPurity | None = None
@@ -67,8 +67,8 @@ class LatentSums:
             rows.add(activations, self.n_rows)
         self.n_rows += len(embeddings)
 
-    def found(self) -> LatentFigures:
-        """The figures of all rows."""
+    def result(self) -> LatentFigures:
+        """Measures of the latents over all rows added."""
         return LatentFigures(
             score=self.score.compute(),
             n_eff=n_eff(self.score.sums),

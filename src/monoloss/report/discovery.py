@@ -20,7 +20,7 @@ _LOGS = "logs/version_*/metrics.csv"
 
 
 @dataclass(frozen=True)
-class FoundEvaluation:
+class LocatedEvaluation:
     """An evaluation on the disk.
 
     Attributes:
@@ -36,19 +36,14 @@ class FoundEvaluation:
     sae: str = ""
 
 
-def find_evaluations(paths: Sequence[str | Path]) -> list[FoundEvaluation]:
-    """The evaluations that some folders hold, each once, under names that differ.
+def find_evaluations(paths: Sequence[str | Path]) -> list[LocatedEvaluation]:
+    """Load the evaluations in some folders, each once, under names that differ.
 
     A folder is that of one evaluation, of a run, or one with evaluations or runs right below it. Of equal names each
     gets that of its run before it, else of its parent folder; a number where that is not enough.
 
     Raises:
         InputError: nothing is there, or an evaluation that cannot be read.
-
-    Example:
-        >>> find_evaluations(["no/such/run"])
-        Traceback (most recent call last):
-        monoloss.errors.InputError: no/such/run: got no such folder; needed a run or a folder with evaluations
     """
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -59,29 +54,29 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[FoundEvaluation]:
         folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
     if not folders:
         raise InputError("runs", "none", "at least one")
-    return _named_apart([_found(folder) for folder in folders.values()])
+    return _named_apart([_locate(folder) for folder in folders.values()])
 
 
-def find_stores(found: Sequence[FoundEvaluation], given: Sequence[str | Path] = ()) -> list[FeatureStore]:
-    """The stores that evaluations were made on, as far as they are still there: known by their contents.
+def find_stores(evaluations: Sequence[LocatedEvaluation], given: Sequence[str | Path] = ()) -> list[FeatureStore]:
+    """Open the stores that evaluations were made on, as far as they still exist; their fingerprints must match.
 
     Looked for where a user says, where the evaluation and the configuration of its run say, and below its run.
 
     Args:
-        found: evaluations.
+        evaluations: of :func:`find_evaluations`.
         given: folders of stores.
 
     Raises:
         InputError: a given folder is no store, or one that none of the evaluations was made on.
     """
-    wanted = {str(one.evaluation.facts.get("store_fingerprint")) for one in found}
+    wanted = {str(one.evaluation.facts.get("store_fingerprint")) for one in evaluations}
     stores: dict[str, FeatureStore] = {}
     for path in given:
         store = FeatureStore(path)
         if store.fingerprint not in wanted:
             raise InputError("store", f"{path}, on which no evaluation was made", "a store that one was made on")
         stores[store.fingerprint] = store
-    for one in found:
+    for one in evaluations:
         if one.evaluation.facts.get("store_fingerprint") in stores:
             continue
         for folder in _places_of_store(one):
@@ -95,23 +90,23 @@ def find_stores(found: Sequence[FoundEvaluation], given: Sequence[str | Path] = 
     return list(stores.values())
 
 
-def training_curves(found: FoundEvaluation) -> list[TrainingCurve]:
-    """What the training of its SAE has logged, a curve a figure: a resumed run's later logs replace equal steps.
+def training_curves(located: LocatedEvaluation) -> list[TrainingCurve]:
+    """Read the training logs of an evaluation's SAE, a curve a measure; a resumed run's later logs replace equal steps.
 
-    Figures on validation rows begin with ``val_``. Empty where there are no logs.
+    Measures on validation rows begin with ``val_``. Empty where there are no logs.
     """
     curves: dict[str, dict[int, float]] = {}
-    if found.run is None:
+    if located.run is None:
         return []
-    for file in sorted(found.run.glob(_LOGS), key=lambda file: (len(file.parent.name), file.parent.name)):
+    for file in sorted(located.run.glob(_LOGS), key=lambda file: (len(file.parent.name), file.parent.name)):
         with file.open(encoding="utf-8", newline="") as lines:
             for line in csv.DictReader(lines):
                 for column, text in line.items():
                     name, _, figure = (column or "").rpartition("/")
-                    if name == found.sae and text:
+                    if name == located.sae and text:
                         curves.setdefault(figure, {})[int(float(line["step"]))] = float(text)
     return [
-        TrainingCurve(found.evaluation.name, figure, sorted(points), [points[step] for step in sorted(points)])
+        TrainingCurve(located.evaluation.name, figure, sorted(points), [points[step] for step in sorted(points)])
         for figure, points in curves.items()
     ]
 
@@ -126,22 +121,23 @@ def _evaluations_at(path: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _found(folder: Path) -> FoundEvaluation:
+def _locate(folder: Path) -> LocatedEvaluation:
     evaluation, whole = Evaluation.load(folder), folder.resolve()
     if whole.parent.name == EVALUATIONS and (whole.parents[1] / CONFIG_FILE).is_file():
-        return FoundEvaluation(folder, evaluation, whole.parents[1], whole.name)
+        return LocatedEvaluation(folder, evaluation, whole.parents[1], whole.name)
     source = evaluation.facts.get("source")  # the folder of a SAE, as the user wrote it
     if isinstance(source, str) and Path(source).is_dir():
         sae = Path(source).resolve()
         if sae.parent.name == SAES and (sae.parents[1] / CONFIG_FILE).is_file():
-            return FoundEvaluation(folder, evaluation, sae.parents[1], sae.name)
-    return FoundEvaluation(folder, evaluation)
+            return LocatedEvaluation(folder, evaluation, sae.parents[1], sae.name)
+    return LocatedEvaluation(folder, evaluation)
 
 
-def _named_apart(found: list[FoundEvaluation]) -> list[FoundEvaluation]:
-    names = [one.evaluation.name for one in found]
+def _named_apart(located: list[LocatedEvaluation]) -> list[LocatedEvaluation]:
+    """Rename evaluations whose names are equal: after their run or parent folder, then with a number."""
+    names = [one.evaluation.name for one in located]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    for number, one in enumerate(found):
+    for number, one in enumerate(located):
         if names[number] in repeated:
             above = one.run or one.folder.resolve().parent
             if one.run is not None and one.run.name == names[number]:  # of a fine-tuned model: its name already
@@ -154,10 +150,12 @@ def _named_apart(found: list[FoundEvaluation]) -> list[FoundEvaluation]:
             names[number] = f"{name} ({again})"
             again += 1
         taken.add(names[number])
-    return [replace(one, evaluation=replace(one.evaluation, name=name)) for one, name in zip(found, names, strict=True)]
+    return [
+        replace(one, evaluation=replace(one.evaluation, name=name)) for one, name in zip(located, names, strict=True)
+    ]
 
 
-def _places_of_store(one: FoundEvaluation) -> Iterator[Path]:
+def _places_of_store(one: LocatedEvaluation) -> Iterator[Path]:
     """Where the store of an evaluation may be; folders that hold a manifest."""
     facts, run = one.evaluation.facts, one.run
     places = [one.folder / str(facts["store_folder"])] if "store_folder" in facts else []

@@ -124,16 +124,6 @@ def page_files(
         figures: id, title and caption of each chart whose data ``data/figures.js`` holds.
         title: of both pages; by default "MonoLoss report".
         notes: sentences that the overview begins with.
-
-    Example:
-        >>> import torch
-        >>> from monoloss.evaluation.examples import Examples
-        >>> from monoloss.report.runs import report_runs
-        >>> latents = {"score": torch.tensor([0.5]), "density": torch.tensor([0.1])}
-        >>> evaluation = Evaluation("<mine>", {"n_rows": 20}, {"score_mean": 0.5}, latents, Examples.none(1, 1))
-        >>> pages = page_files(report_runs([evaluation]), [])
-        >>> "&lt;mine&gt;" in pages["index.html"], "latents.html" in pages
-        (True, True)
     """
     environment = Environment(
         loader=PackageLoader("monoloss.report"),

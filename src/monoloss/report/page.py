@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
 
+from monoloss import terminal
 from monoloss.checks import check_number
 from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
@@ -31,7 +31,6 @@ PAGE = "index.html"
 _OF_A_REPORT = {PAGE, "latents.html", "assets", "data", "images"}
 _LARGEST_IMAGE = 256
 _BLOCK_LABELS = 2**24  # of a multi-label store, unpacked at a time
-Advance = Callable[[int], object]
 
 
 def write_report(  # noqa: PLR0913 - each is an option
@@ -91,22 +90,23 @@ def write_report(  # noqa: PLR0913 - each is an option
     groups = {group: groups[group] for group in dict.fromkeys(run.group for run in runs)}
     figures = overview_figures(groups, curves)
     shown = _shown_stores(runs, None if images is None else Path(images))
-    with atomic_folder(out, replace=True) as folder, _bar(progress) as bar:
+    with atomic_folder(out, replace=True) as folder:
         facts, notes = {}, []
         for key, one in shown.items():
             missing: list[int] = []
             if one.pictures is not None:
-                advance = bar("images", len(one.rows))
-                missing = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
+                with terminal.progress("writing", len(one.rows), "images", shown=progress) as advance:
+                    missing = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
             _write_items(folder / "data" / key, key, one)
             facts[key] = _store_facts(one, image_size) | {"missing": missing}
             if missing:
                 images_of = f"{len(missing):,} of {len(one.rows):,} images of {one.facts.get('store', key)}"
                 notes.append(f"{images_of} cannot be read: their ids are shown.")
         _write_pages(folder, runs, figures, title, notes)
-        advance = bar("latents", sum(len(run.evaluation.examples.rows) for run in runs))
-        for run in runs:
-            write_latents(folder / "data" / run.key, run, runs, shown[run.store_key].rows, advance)
+        n_latents = sum(len(run.evaluation.examples.rows) for run in runs)
+        with terminal.progress("writing", n_latents, "latents", shown=progress) as advance:
+            for run in runs:
+                write_latents(folder / "data" / run.key, run, runs, shown[run.store_key].rows, advance)
         script = folder / "data" / "runs.js"
         write_script(script, "runs", [_run_facts(run, shown[run.store_key]) for run in runs])
         with script.open("a", encoding="ascii", newline="\n") as file:
@@ -259,21 +259,3 @@ def _check_out(out: Path) -> None:
     if any((folder / FACTS).is_file() and (folder / LATENTS).is_file() for folder in out.resolve().parents):
         raise InputError("out", f"{out}, within an evaluation", "a folder elsewhere")
     check_new_folder(out, allow_full=True)
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[str, int], Advance]]:
-    """What begins a progress bar by name and length, and gives what advances it; does nothing unless shown."""
-    if not shown:
-        yield lambda _name, _length: lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-
-        def begin(name: str, length: int) -> Advance:
-            task = bar.add_task(name, total=length)
-            return lambda done: bar.advance(task, done)
-
-        yield begin

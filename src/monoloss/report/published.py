@@ -86,20 +86,10 @@ def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
     """The published figures of the setting that was evaluated, by measure; none where any part of it differs.
 
     A setting is the encoder, the data, and the SAE: its variant, its 8192 latents, its k of 64.
-
-    Example:
-        >>> import torch
-        >>> from monoloss.evaluation.examples import Examples
-        >>> facts = {"store": "imagenet-val", "n_rows": 50_000, "class_names": ["a"] * 1000, "centred": False}
-        >>> facts["encoder"] = {"name": "vit_large_patch14_clip_224", "weights": "datacompxl"}
-        >>> facts["model"] = "TopKConfig(variant='topk', n_latents=8192, k=64)"
-        >>> evaluation = Evaluation("mine", facts, {"n_latents": 8192.0}, {}, Examples.none(8192, 1))
-        >>> published_beside(evaluation)["r2"]
-        Pair(without=0.817, with_loss=0.819)
     """
     facts, model = evaluation.facts, str(evaluation.facts.get("model"))
-    variant = _found(r"variant='(\w+)'", model)
-    k = _found(r"\bk=(\d+)", model.partition("aux=")[0])
+    variant = _first_group(r"variant='(\w+)'", model)
+    k = _first_group(r"\bk=(\d+)", model.partition("aux=")[0])
     sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (variant in ("jump_relu", "vanilla") or k == str(_K))
     if variant not in VARIANTS or not sizes or facts.get("centred"):
         return {}
@@ -111,7 +101,7 @@ def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
     }
 
 
-def _found(pattern: str, text: str) -> str | None:
+def _first_group(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text)
     return match[1] if match else None
 

@@ -133,14 +133,7 @@ class Settings:
 
 
 def settings_of(evaluation: Evaluation) -> Settings:
-    """The settings of the model of an evaluation, also of one that an earlier version has written.
-
-    Example:
-        >>> from monoloss.evaluation.examples import Examples
-        >>> facts = {"model": "TopKConfig(variant='topk', n_latents=16, k=2, tied=False)"}
-        >>> settings_of(Evaluation("mine", facts, {}, {}, Examples.none(16, 1))).long_title
-        'TopK, 16 latents, k = 2'
-    """
+    """The settings of the model of an evaluation, also of one that an earlier version has written."""
     facts, m = evaluation.facts, len(evaluation.examples.rows)
     model, training = str(facts.get("model", "")), facts.get("training")
     sae, backbone = facts.get("sae"), facts.get("backbone")

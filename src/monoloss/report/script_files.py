@@ -43,12 +43,7 @@ def write_script(path: Path, place: str, value: object, *, key: str | None = Non
 
 
 def short(value: float) -> float | None:
-    """A number with six significant digits; None where it is not finite.
-
-    Example:
-        >>> short(0.123456789), short(float("nan"))
-        (0.123457, None)
-    """
+    """A number with six significant digits; None where it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 

@@ -70,12 +70,7 @@ def write_sheets(
 
 
 def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Up to 256 images in lines of 16, as bytes; lines without an image are left out.
-
-    Example:
-        >>> sheet_of([np.zeros((8, 8, 1), dtype=np.uint8)] * 17, 4).shape
-        (8, 64, 3)
-    """
+    """Up to 256 images in lines of 16, as bytes; lines without an image are left out."""
     n_lines = -(-len(pictures) // COLUMNS)
     sheet = np.full((n_lines, cell, COLUMNS, cell, 3), _GREY, dtype=np.uint8)
     for place, picture in enumerate(pictures):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from monoloss.data.store.format import DTYPES
 from monoloss.errors import InputError, needs_extra
-from monoloss.terminal import size_text, time_text
+from monoloss.terminal import progress, size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,19 +111,14 @@ class ExtractionReport:
         if self._console is None:
             yield lambda _: None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self._n_to_come = None if n_images is None else n_images - n_done
-        speed = TextColumn("images, {task.fields[speed]:.1f} images/s")
-        columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-        with Progress(*columns, console=self._console) as bar:
-            task = bar.add_task("extracting", total=n_images, completed=n_done, speed=0.0)
+        with progress("extracting", n_images, "images", done=n_done, console=self._console) as move:
             started, moved = time.perf_counter(), 0
 
             def advance(n: int) -> None:
                 nonlocal moved
                 moved += n
-                bar.update(task, advance=n, speed=moved / max(time.perf_counter() - started, 1e-9))
+                move(n, f"images, {moved / max(time.perf_counter() - started, 1e-9):.1f} images/s")
                 self._estimate(moved)
 
             yield advance

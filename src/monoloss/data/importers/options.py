@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray
 
+from monoloss import terminal
 from monoloss.data.array_files import (
     EMBEDDING_KEYS,
     ID_KEYS,
@@ -25,7 +26,7 @@ from monoloss.data.array_files import (
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.data.store.writer import StoreOptions
-from monoloss.errors import InputError, needs_extra
+from monoloss.errors import InputError
 from monoloss.files.text import read_lines
 
 USUAL = {"embeddings_key": EMBEDDING_KEYS, "labels_key": LABEL_KEYS, "ids_key": ID_KEYS, "paths_key": PATH_KEYS}
@@ -120,19 +121,9 @@ def no_embeddings(
     return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", needed)
 
 
-@contextmanager
-def import_progress(options: ImportOptions, n_rows: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar of rows, if one is asked for; hands out what moves it."""
-    if not options.get("progress", False):
-        yield lambda _: None
-        return
-    with needs_extra("cli"):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("importing", total=n_rows)
-        yield lambda rows: bar.advance(task, rows)
+def import_progress(options: ImportOptions, n_rows: int | None) -> AbstractContextManager[Callable[..., None]]:
+    """Show a progress bar of rows, if one is asked for."""
+    return terminal.progress("importing", n_rows, "rows", shown=options.get("progress", False))
 
 
 def write_array(

@@ -38,17 +38,7 @@ def check_latent(evaluation: EvaluationRecord, latent: int) -> int:
 
 
 def activation_bars(evaluation: EvaluationRecord, latent: int) -> list[ActivationBar] | None:
-    """The bins from the first to the last that is not empty; None where the evaluation has no histogram.
-
-    Example:
-        >>> import torch
-        >>> from monoloss.evaluation.examples import Examples
-        >>> counts = torch.zeros(1, 80, dtype=torch.int64)
-        >>> counts[0, 40], counts[0, 42] = 5, 1
-        >>> one = EvaluationRecord("mine", {}, {}, {"score": torch.ones(1)}, Examples.none(1, 1), histogram=counts)
-        >>> [(bar.range_text, bar.n_rows) for bar in activation_bars(one, 0)]
-        [('1 to 1.4', 5), ('1.4 to 2', 0), ('2 to 2.8', 1)]
-    """
+    """The bins from the first to the last that is not empty; None where the evaluation has no histogram."""
     latent = check_latent(evaluation, latent)
     if evaluation.histogram is None:
         return None
@@ -59,17 +49,7 @@ def activation_bars(evaluation: EvaluationRecord, latent: int) -> list[Activatio
 
 
 def class_bars(evaluation: EvaluationRecord, latent: int) -> list[ClassBar] | None:
-    """The most frequent classes of a latent's active rows; None where purity was not judged.
-
-    Example:
-        >>> import torch
-        >>> from monoloss.evaluation.classes import TopClasses
-        >>> from monoloss.evaluation.examples import Examples
-        >>> classes = TopClasses(torch.tensor([[1, 0, -1]]), torch.tensor([[5, 2, 0]]))
-        >>> facts, score = {"class_names": ["cat", "dog"]}, {"score": torch.ones(1)}
-        >>> class_bars(EvaluationRecord("mine", facts, {}, score, Examples.none(1, 1), top_classes=classes), 0)
-        [ClassBar(name='dog', n_rows=5), ClassBar(name='cat', n_rows=2)]
-    """
+    """The most frequent classes of a latent's active rows; None where purity was not judged."""
     latent = check_latent(evaluation, latent)
     top = evaluation.top_classes
     if top is None:

@@ -85,16 +85,6 @@ def overview_figures(groups: Groups, curves: Sequence[TrainingCurve] = ()) -> li
 
     Raises:
         InputError: no evaluations.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
-        >>> sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
-        ...     shown = overview_figures({"TopK": [evaluate(store, {"mine": sae})["mine"]]})
-        >>> [figure.id for figure in shown]
-        ['score', 'lift', 'n_eff', 'score-against-explained-variance', 'score-against-r2']
     """
     groups = check_groups(groups)
     evaluations = [evaluation for group in groups.values() for evaluation in group]
@@ -117,15 +107,6 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
 
     Raises:
         InputError: no evaluations, or another measure.
-
-    Example:
-        >>> import torch
-        >>> from monoloss.evaluation.examples import Examples
-        >>> scores = torch.tensor([0.5, torch.nan, 0.4, 0.4])
-        >>> run = EvaluationRecord("mine", {}, {"chance": 0.1}, {"score": scores}, Examples.none(4, 1))
-        >>> shown = latents_figure({"TopK": [run]})
-        >>> sum(shown.figure.data[0].y), shown.caption[-12:]
-        (3.0, 'mine 1 of 4.')
     """
     groups = check_groups(groups)
     if measure not in _MEASURES:

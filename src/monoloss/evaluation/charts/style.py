@@ -1,21 +1,22 @@
-"""How interactive charts look: colours that are readable on light and on dark pages, names that are shown as text."""
+"""The look of all charts: colours for light and dark pages and for prints; of interactive ones layout and safe text."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
-
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from typing import TYPE_CHECKING, NamedTuple
 
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.names import plain_text, variant_of
 from monoloss.evaluation.record import EvaluationRecord
 
-# After Okabe and Ito, for colour-blind readers; each has a contrast of at least 3 with white and with #16181d.
-COLORS = ("#808080", "#d17c00", "#2b83c6", "#0a9a72", "#c2619a", "#d4540f", "#8b74d6")
+if TYPE_CHECKING:  # the palette is for pictures too, which do without plotly
+    import plotly.graph_objects as go
+
+# After Okabe and Ito, for colour-blind readers; the baseline, which comes first, is grey. Each has a contrast of at
+# least 3 with white and with #16181d; the first three differ in grey too, for prints.
+COLORS = ("#7e7e7e", "#d87f00", "#2b83c6", "#0a9a72", "#c2619a", "#d4540f", "#8b74d6")
 DASHES = ("solid", "solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # a second sign beside the colour
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon")
 INK = "#7a7a7a"  # of text, where a page does not set its own `layout.font.color`
@@ -70,12 +71,7 @@ def check_groups(groups: Groups) -> dict[str, Sequence[EvaluationRecord]]:
 
 
 def run_styles(names: Mapping[str, Sequence[str]]) -> list[list[RunStyle]]:
-    """A style for each run of each group, in their order.
-
-    Example:
-        >>> [(style.variant, style.color) for style in run_styles({"TopK": ["topk-base", "topk-mono"]})[0]]
-        [('base', '#808080'), ('mono', '#d17c00')]
-    """
+    """A style for each run of each group, in their order."""
     order: dict[str, int] = {}
     styles: list[list[RunStyle]] = []
     for i, (group, runs) in enumerate(names.items()):
@@ -120,6 +116,8 @@ def panels(titles: Sequence[str], panel_height: int, entries: Iterable[str] = ()
         panel_height: of one chart, in pixels.
         entries: of the legend.
     """
+    from plotly.subplots import make_subplots
+
     n, title_height = len(titles), 26 if any(titles) else 0
     lines = math.ceil(sum(50 + 7 * len(html.unescape(entry)) for entry in entries) / _LEGEND_WIDTH)
     legend_height = 22 * min(lines, _LEGEND_LINES)

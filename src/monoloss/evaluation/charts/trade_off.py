@@ -70,15 +70,6 @@ def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> Ove
 
     Raises:
         InputError: no evaluations, or another measure.
-
-    Example:
-        >>> from monoloss.evaluation.examples import Examples
-        >>> def run(name, **summary):
-        ...     return EvaluationRecord(name, {}, summary, {}, Examples.none(1, 1))
-        >>> base = run("base", score_mean=0.4, r2=0.8)
-        >>> shown = trade_off_figure({"TopK": [base, run("mono", score_mean=0.5, r2=0.79)]}, "r2")
-        >>> [(trace.x, trace.y) for trace in shown.figure.data]
-        [((0.8, 0.79), (0.4, 0.5)), ((0.8,), (0.4,)), ((0.79,), (0.5,))]
     """
     groups = check_groups(groups)
     if measure not in AGAINST:

@@ -49,10 +49,6 @@ def training_curves_figure(curves: Sequence[TrainingCurve], groups: Groups | Non
 
     Raises:
         InputError: no curve of these.
-
-    Example:
-        >>> training_curves_figure([TrainingCurve("mine", "loss", [10, 20], [0.5, 0.4])]).figure.data[0].y
-        (0.5, 0.4)
     """
     curves = [curve for curve in curves if curve.measure in MEASURES]
     if not curves:

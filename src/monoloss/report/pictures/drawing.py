@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.names import variant_of
+from monoloss.evaluation.charts.style import COLORS
 from monoloss.evaluation.result import Evaluation
 from monoloss.files.atomic import atomic_file
 
@@ -31,9 +32,6 @@ DPI = 240
 MARGIN = 0.12  # inches, left and right
 INK, QUIET, FAINT = "#1a1a1a", "#5f5f5f", "#cfcfcf"
 PLAIN_SIZE, SMALL_SIZE, TITLE_SIZE = 10.0, 9.0, 12.5  # points
-
-# Okabe and Ito's palette, which the colour-blind can tell apart; the baseline, which comes first, is grey
-COLORS = ("#6b6b6b", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 
 _FONT = "DejaVu Sans"  # comes with matplotlib
 _STYLE: dict[Any, Any] = {
@@ -110,12 +108,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: `path` has another ending, or is a folder.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_figure(Figure(), folder + "/empty.png").stat().st_size > 0
-        True
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -147,11 +139,7 @@ def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]
             variants are compared: "topk-memory" in "TopK" and "batch_topk-memory" in "BatchTopK" are both "memory".
 
     Returns:
-        Colours like ``#0072b2`` by ``Evaluation.name``.
-
-    Example:
-        >>> variant_colors({"TopK": []})
-        {}
+        Colours like ``#2b83c6`` by ``Evaluation.name``.
     """
     variants: dict[str, str] = {}
     colors: dict[str, str] = {}

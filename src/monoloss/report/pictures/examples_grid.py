@@ -49,12 +49,6 @@ def spread_latents(evaluation: Evaluation, n: int) -> list[int]:
 
     Raises:
         InputError: `n` is not an integer of at least 1.
-
-    Example:
-        >>> from monoloss.evaluation.examples import Examples
-        >>> scores = torch.tensor([0.1, torch.nan, 0.4, 0.3, 0.2])
-        >>> spread_latents(Evaluation("mine", {}, {}, {"score": scores}, Examples.none(5, 1)), 2)
-        [3, 0]
     """
     check_number("n", n, at_least=1, integer=True)
     scores = evaluation.latents["score"].detach().double().cpu()
@@ -95,17 +89,6 @@ def top_examples_grid(
 
     Raises:
         InputError: a latent that is out of range, `n` out of range, thumbnails that are not images.
-
-    Example:
-        >>> import tempfile
-        >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
-        >>> images = torch.randint(0, 255, (64, 4, 4, 3), dtype=torch.uint8)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8), thumbnails=images)
-        ...     sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
-        ...     both = evaluate(store, {"one": sae, "other": sae}).values()
-        ...     latents = [spread_latents(evaluation, 3) for evaluation in both]
-        ...     figure = top_examples_grid(*both, store.thumbnails, store.thumbnails, *latents)
     """
     check_number("n", n, at_least=1, integer=True)
     latents_left, latents_right = ([int(latent) for latent in latents] for latents in (latents_left, latents_right))

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from monoloss.errors import InputError
+from monoloss.evaluation.charts.style import COLORS
 from monoloss.report.pictures.drawing import (
-    COLORS,
     MARGIN,
     PLAIN_SIZE,
     QUIET,
@@ -68,9 +68,6 @@ def speed_figure(lines: Sequence[SpeedLine], title: str, note: str) -> Figure:
 
     Raises:
         InputError: no lines, or a line without a measured time or with one that is not above 0.
-
-    Example:
-        >>> figure = speed_figure([SpeedLine("ours", {1: 0.1, 2: 0.2}, {})], "Twice the rows", "Rows of width 8.")
     """
     if not lines:
         raise InputError("lines", "none", "at least one")

@@ -52,14 +52,6 @@ def trade_off(
 
     Raises:
         InputError: no evaluations, or none of a model that reconstructs its inputs.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from monoloss import FeatureStore, SparseAutoencoder, TopKConfig, evaluate
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
-        ...     sae = SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2))
-        ...     figure = trade_off({"TopK": [evaluate(store, {"mine": sae})["mine"]]})
     """
     check_groups("groups", groups, "explained_variance", "models that reconstruct their inputs")
     colors = variant_colors(groups) if colors is None else colors

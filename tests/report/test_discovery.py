@@ -10,7 +10,7 @@ import pytest
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.report.discovery import FoundEvaluation, find_evaluations, find_stores, training_curves
+from monoloss.report.discovery import LocatedEvaluation, find_evaluations, find_stores, training_curves
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
 from report_samples import some_evaluations, some_store
@@ -34,7 +34,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def names(found: list[FoundEvaluation]) -> list[str]:
+def names(found: list[LocatedEvaluation]) -> list[str]:
     return [one.evaluation.name for one in found]
 
 
@@ -86,7 +86,7 @@ def test_the_store_is_found_where_it_was(place):
     assert store.folder == place / "val"
 
 
-def moved(place: Path, folder: Path) -> list[FoundEvaluation]:
+def moved(place: Path, folder: Path) -> list[LocatedEvaluation]:
     shutil.copytree(place / "runs" / "a", folder / "run")
     found = find_evaluations([folder / "run"])
     return [
