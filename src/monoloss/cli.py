@@ -123,7 +123,8 @@ def _run(words: list[str]) -> int:
         unknown = unknown_key("", name, list(COMMANDS))
         raise InputError(name, "an unknown option" if name.startswith("-") else "an unknown command", unknown.needed)
     module = import_module(COMMANDS[name].module)
-    function, given = getattr(module, COMMANDS[name].function), {}
+    function = getattr(module, COMMANDS[name].function)
+    given: dict[str, object] = {}
     if hasattr(module, "SETTINGS_IN"):
         from monoloss.commands.settings import take_settings
 
