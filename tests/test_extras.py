@@ -136,6 +136,7 @@ for name in monoloss.__all__:
 """,
     )
     assert dict(line.split() for line in out.splitlines()) == {
+        "ImageActivations": "finetune",
         "extract": "vision",
         "fine_tune": "finetune",
         "import_dataset": "interop",

@@ -177,7 +177,7 @@ def test_sampled_product_ignores_values_that_are_not_finite(way):
 def test_no_warning_reaches_the_user():
     program = """
 import torch
-from monoloss.products import codes_matmul, codes_t_matmul, sampled_matmul
+from monoloss.sparse.products import codes_matmul, codes_t_matmul, sampled_matmul
 from monoloss.sparse import SparseActivations
 codes = SparseActivations(torch.ones(4, 2, requires_grad=True), torch.tensor([[0, 1]] * 4), 3)
 left, right = torch.ones(4, 5, requires_grad=True), torch.ones(3, 5, requires_grad=True)
@@ -228,7 +228,7 @@ def test_offsets_of_sorted_rows():
 def test_structure_is_built_once_for_all_products_and_copies(monkeypatch):
     calls = []
     build = monoloss.sparse.activations._group_by_latent
-    monkeypatch.setattr(monoloss.sparse, "_group_by_latent", lambda codes: calls.append(1) or build(codes))
+    monkeypatch.setattr(monoloss.sparse.activations, "_group_by_latent", lambda codes: calls.append(1) or build(codes))
     dense = some_activations(20, dtype=torch.float32)
     codes = SparseActivations.from_dense(dense)  # as the library's own codes, these are not checked
     left, _ = factors(codes, dtype=torch.float32)

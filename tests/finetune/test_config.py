@@ -17,7 +17,9 @@ from monoloss.finetune.config import (
     ModelConfig,
     OptimisationConfig,
 )
-from monoloss.finetune.config_files import FineTuneRecord, finetune_text, is_of_a_finetuning, read_finetune
+from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
+from monoloss.finetune.run_folder import FINETUNE_RUN
+from monoloss.runs.folder import RunFolder
 
 MODEL = ModelConfig("resnet50", top_k=3, lora=LoraConfig(rank=2, dropout=0.5))
 DATA = DataConfig("cifar10:data", "train", validation_split="test", embeddings="store", join_on="name", workers=3)
@@ -41,7 +43,7 @@ def written(folder: Path, text: str) -> Path:
 def test_a_file_holds_all_of_it(record, tmp_path):
     file = written(tmp_path, finetune_text(record))
     assert read_finetune(file) == record
-    assert is_of_a_finetuning(file) == (record.train_fingerprint is not None)
+    assert FINETUNE_RUN.read(file)[FINETUNE_RUN.fingerprint] == record.train_fingerprint
 
 
 def test_a_short_file_with_options(tmp_path):
@@ -56,9 +58,12 @@ def test_a_short_file_with_options(tmp_path):
     assert read_finetune(file, [("model.lora", "null")]).config.model.lora is None
 
 
-def test_somebody_s_file_is_not_of_a_run(tmp_path):
-    assert not is_of_a_finetuning(written(tmp_path, "train_fingerprint: a\n"))
-    assert not is_of_a_finetuning(tmp_path / "none.yaml")
+@pytest.mark.door
+@pytest.mark.parametrize("text", ["train_fingerprint: a\n", "model: {backbone: a}\ndata: {images: b}\n"])
+def test_somebody_s_file_is_not_of_a_run(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.yaml: got a file that no run has written"):
+        RunFolder(tmp_path, FINETUNE_RUN).check(resume=False)
 
 
 @pytest.mark.door

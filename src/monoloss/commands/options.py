@@ -26,7 +26,7 @@ def read_options(program: str, function: Callable[..., None], words: Sequence[st
     from docstring_parser import parse as parse_docstring
 
     text = function.__doc__ or ""
-    parser = ArgumentParser(prog=program, description=text.split("\n\n    Args:")[0])
+    parser = ArgumentParser(prog=program, allow_abbrev=False, description=text.split("\n\n    Args:")[0])
     hints = get_type_hints(function)
     arguments = signature(function).parameters
     for line in parse_docstring(text).params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from monoloss.files.dataclasses import build, check_known, plain
 from monoloss.files.yaml import to_yaml
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.runs.config_files import read_settings
+from monoloss.runs.settings import shared_last
 
 SETTINGS = tuple(field.name for field in fields(FineTuneConfig))
 
@@ -52,7 +53,7 @@ def read_finetune(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> 
 
 def record_to_dict(record: FineTuneRecord) -> dict[str, Any]:
     """A run as nested plain values: every key, defaults too."""
-    content: Mapping[str, Any] = plain(record.config)
+    content = shared_last(plain(record.config))
     return {**content, **{name: getattr(record, name) for name in _FINGERPRINTS}}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from monoloss.checks import check_choice, check_number, check_type
@@ -61,6 +61,12 @@ class RunSettings:
             check_choice("loggers", logger, ("tensorboard", "wandb"))
         object.__setattr__(self, "loggers", tuple(dict.fromkeys(self.loggers)))
         check_number("seed", self.seed, at_least=0, below=2**63, integer=True)
+
+
+def shared_last(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Order the fields of a configuration for a reader: its own first, then those of every run."""
+    shared = {field.name for field in fields(RunSettings)}
+    return dict(sorted(content.items(), key=lambda item: item[0] in shared))
 
 
 @runtime_checkable

@@ -114,7 +114,8 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         given: dict[str, Any] = {"evaluation": evaluation, "license": license, **(model_card_kwargs or {})}
         card, folder = self.generate_model_card(**given), Path(save_directory)
         check_savable(cast(nn.Module, self))
-        is_ours = peek_config(folder).get("library") == LIBRARY
+        present = peek_config(folder)
+        is_ours = present.get("library") == LIBRARY and "kind" not in present  # no fine-tuned model
         check_replaceable(folder, (TENSORS, CONFIG, CARD), is_ours=is_ours, kind="SAE checkpoint")
         with atomic_folder(folder, replace=True) as temporary:
             self._save_pretrained(temporary)

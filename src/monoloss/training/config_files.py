@@ -16,6 +16,7 @@ from monoloss.errors import InputError
 from monoloss.files.dataclasses import build, check_known, plain, unknown_key
 from monoloss.files.yaml import to_yaml
 from monoloss.runs.config_files import read_settings
+from monoloss.runs.settings import shared_last
 from monoloss.training.config import MONO_OPTIONS, TrainingConfig
 
 
@@ -74,7 +75,7 @@ def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
 def run_to_dict(config: RunConfig) -> dict[str, Any]:
     """All of a run as nested plain values: every key, defaults too."""
     places = {name: getattr(config, name) for name in _PLACES}
-    return {**places, **plain(config.training)}
+    return {**places, **shared_last(plain(config.training))}
 
 
 def config_text(config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""What the files of a feature store hold; `store_writer` writes them, `store` reads them.
+"""What the files of a feature store hold; `writer` writes them, `store` reads them.
 
 A store is a folder. Shard i covers the source positions `i * rows_per_shard` up to the next shard's first, and is whole
 in itself:
