@@ -47,6 +47,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from monoloss import SparseAutoencoder
 torch.set_num_threads(1)
+torch.set_grad_enabled(False)  # as in the test: with gradients another kernel runs
 folder = Path(sys.argv[1])
 rows = load_file(folder / "rows.safetensors")["rows"]
 for case in sys.argv[2:]:
