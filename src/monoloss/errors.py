@@ -51,6 +51,7 @@ _BROUGHT_BY: dict[str, tuple[str, ...]] = {  # packages by the name that is impo
     "timm": ("vision",),
     "torchvision": ("vision",),
     "peft": ("finetune",),
+    "transformers": ("finetune",),
     "datasets": ("interop",),
     "lmdb": ("interop",),
     "pyarrow": ("interop",),

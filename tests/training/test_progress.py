@@ -52,7 +52,8 @@ def test_gives_the_terminal_back(progress, how):
     getattr(progress, how)(None, None)
     getattr(progress, how)(None, None)  # Lightning may call both
     assert text_of(progress).rindex(SHOW_CURSOR) > text_of(progress).rindex(HIDE_CURSOR)
-    assert progress.console._live_stack == []
+    assert not getattr(progress.console, "_live_stack", None)
+    assert not getattr(progress.console, "_live", None)  # before rich 14.1
 
 
 def test_writes_to_stderr_and_before_the_start_nothing(capsys):
