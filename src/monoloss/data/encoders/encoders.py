@@ -252,6 +252,9 @@ def _uses_head(output: EncoderOutput, model: ImageModel) -> bool:
 def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, int]) -> Extracted:
     """One image through the model: the shapes that it gives."""
     device = next(iter(model.parameters())).device
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and min(input_size[1:]) < max(patch):  # torch 2.6 lets it through, with no patch at all
+        raise _wrong_size(input_size, ValueError(f"smaller than a patch of {max(patch)}"))
     try:
         return extract_rows(model, torch.zeros(1, *input_size, device=device), output)
     except AssertionError as error:
