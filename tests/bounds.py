@@ -30,9 +30,9 @@ def of_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.as_tensor(of_sum(left.shape[1] + 1, size, left.dtype))
 
 
-def assert_within(came: Tensor, needed: Tensor, allowed: Tensor | float, name: str = "") -> None:
+def assert_within(got: Tensor, expected: Tensor, allowed: Tensor | float, name: str = "") -> None:
     """The two differ by at most ``allowed``, a number for all entries or for each."""
-    error = (came - needed).abs()
+    error = (got - expected).abs()
     assert bool((error <= allowed).all()), f"{name}: {error.max()} apart; {torch.as_tensor(allowed).max()} allowed"
 
 
@@ -54,7 +54,7 @@ def of_score(n_rows: int, n_eff: float = 2.0) -> float:
     return 2.0 * torch.finfo(torch.float32).eps * n_rows * n_eff / (n_eff - 1.0)
 
 
-def close_summary(needed: Mapping[str, float], error: float) -> dict[str, Any]:
+def close_summary(expected: Mapping[str, float], error: float) -> dict[str, Any]:
     """What equals a summary within a relative error, which is absolute for differences of numbers about 1.
 
     Those are near 0 where their parts are not: scores, chance, lift, explained variances.
@@ -63,4 +63,4 @@ def close_summary(needed: Mapping[str, float], error: float) -> dict[str, Any]:
     def absolute(name: str) -> float:
         return error if name.startswith(("score", "chance", "lift", "r2", "explained_variance")) else 0.0
 
-    return {n: pytest.approx(value, rel=error, abs=absolute(n), nan_ok=True) for n, value in needed.items()}
+    return {n: pytest.approx(value, rel=error, abs=absolute(n), nan_ok=True) for n, value in expected.items()}

@@ -50,7 +50,9 @@ def alone(folder: Path) -> None:
 def other_images(folder: Path) -> None:
     """Both are refused where one has other images; nothing is written."""
     n = 9 + int(os.environ["RANK"])
-    with pytest.raises(InputError, match="ranks: got other arguments or images in process 1 than in process 0; needed"):
+    with pytest.raises(
+        InputError, match="ranks: got other arguments or images in process 1 than in process 0; expected"
+    ):
         write(folder, "other", ListSource(n))
     assert not (folder / "other").exists()
 
@@ -62,7 +64,9 @@ def one_fails(folder: Path) -> None:
         os._exit(0)
 
     first = os.environ["RANK"] == "0"
-    with pytest.raises(InputError, match="ranks: got a process that has ended early; needed all of them until the end"):
+    with pytest.raises(
+        InputError, match="ranks: got a process that has ended early; expected all of them until the end"
+    ):
         write(folder, "failed", ListSource(9), **({} if first else {"on_call": fail}))
 
 

@@ -40,10 +40,10 @@ def trained(config: FineTuneConfig, folder: Path, **options: Any) -> dict[str, t
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def assert_equal_weights(came: dict[str, torch.Tensor], needed: dict[str, torch.Tensor]) -> None:
-    assert came.keys() == needed.keys()
-    for name, value in needed.items():
-        assert torch.equal(came[name], value), name
+def assert_equal_weights(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
 
 
 def logged_by(folder: Path, version: int = 0) -> list[dict[str, str]]:

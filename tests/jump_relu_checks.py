@@ -93,16 +93,16 @@ def check_mono_loss_through_the_jump() -> None:
     """MonoLoss moves encoder, bias and thresholds as its definition over pairs does; near entries of value 0 too."""
     sae, rows, embeddings = some_sae("jump_relu", seed=1), some_rows(60), some_rows(60, d=7, seed=5)
     parameters = [sae.encoder_weight, sae.encoder_bias, sae.activation.threshold]
-    came = torch.autograd.grad(mono_loss(embeddings, sae(rows).codes), parameters)
+    got = torch.autograd.grad(mono_loss(embeddings, sae(rows).codes), parameters)
     done, scaled, theta = reference_pass(sae, rows), sae.scale(rows).scaled, sae.activation.threshold.detach().numpy()
     codes = torch.from_numpy(done.codes).requires_grad_()
     of_codes: Tensor = torch.autograd.grad(pairwise_loss(embeddings, codes), codes)[0]
     of_pre = of_codes * (codes.detach() > 0)
     args = (done.pre_activations, theta, sae.config.bandwidth)
     of_theta = sae_reference.theta_gradient_of_codes(*args, of_codes.numpy())
-    for gradient, expected in zip(came, (scaled.t() @ of_pre, of_pre.sum(0), of_theta), strict=True):
-        needed = np.asarray(expected)
-        np.testing.assert_allclose(gradient, needed, rtol=1e-9, atol=1e-13)
-        assert np.abs(needed).max() > 1e-3
+    for gradient, by_hand in zip(got, (scaled.t() @ of_pre, of_pre.sum(0), of_theta), strict=True):
+        expected = np.asarray(by_hand)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-13)
+        assert np.abs(expected).max() > 1e-3
     below = sae_reference.theta_gradient_of_codes(*args, of_codes.where(codes == 0, 0.0).detach().numpy())
     assert np.abs(below).sum() > 0.1 * np.abs(of_theta).sum()

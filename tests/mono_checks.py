@@ -120,7 +120,7 @@ def check_gradient(activations: Any, center: Tensor | None = None, rtol: float =
         def ours(e: Tensor, v: Tensor) -> Tensor:
             return mono_loss(e, activations.with_values(v), center=center)
 
-        def expected(e: Tensor, v: Tensor) -> Tensor:
+        def by_pairs(e: Tensor, v: Tensor) -> Tensor:
             return pairwise_loss(e, activations.with_values(v).to_dense(), center)
     else:
         values = activations
@@ -128,13 +128,13 @@ def check_gradient(activations: Any, center: Tensor | None = None, rtol: float =
         def ours(e: Tensor, v: Tensor) -> Tensor:
             return mono_loss(e, v, center=center)
 
-        def expected(e: Tensor, v: Tensor) -> Tensor:
+        def by_pairs(e: Tensor, v: Tensor) -> Tensor:
             return pairwise_loss(e, v, center)
 
-    torch.testing.assert_close(ours(embeddings, values), expected(embeddings, values), rtol=0, atol=1e-12)
-    for came, needed in zip(gradients(ours, embeddings, values), gradients(expected, embeddings, values), strict=True):
-        assert needed.abs().max() > 1e-4  # or nothing would be compared
-        torch.testing.assert_close(came, needed, rtol=rtol, atol=1e-13)
+    torch.testing.assert_close(ours(embeddings, values), by_pairs(embeddings, values), rtol=0, atol=1e-12)
+    for got, expected in zip(gradients(ours, embeddings, values), gradients(by_pairs, embeddings, values), strict=True):
+        assert expected.abs().max() > 1e-4  # or nothing would be compared
+        torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-13)
 
 
 def check_gradient_where_the_minimum_moves() -> None:

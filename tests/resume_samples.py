@@ -101,8 +101,8 @@ def flat(value: Any, where: str = "") -> dict[str, Any]:
     return {where: value}
 
 
-def check_same_state(came: Path, needed: Path) -> None:
-    a, b = flat(last_state(came)), flat(last_state(needed))
+def check_same_state(got: Path, expected: Path) -> None:
+    a, b = flat(last_state(got)), flat(last_state(expected))
     assert a.keys() == b.keys()
     assert not [key for key in a if a[key] != b[key]]
 

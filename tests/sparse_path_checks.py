@@ -93,10 +93,10 @@ def gradients_of(
     return dict(zip((name for name, _ in sae.named_parameters()), found, strict=True)) | {"loss": loss.detach()}
 
 
-def check_same_gradients(came: dict[str, Tensor], needed: dict[str, Tensor], allowed: float) -> None:
-    for name, expected in needed.items():
-        assert expected.norm() > 0, name
-        error = float((came[name] - expected).norm() / expected.norm())
+def check_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], allowed: float) -> None:
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        error = float((got[name] - gradient).norm() / gradient.norm())
         assert error <= allowed, f"{name}: {error}"
 
 
@@ -127,9 +127,9 @@ def check_the_switch(variant: str) -> None:
         assert isinstance(output.codes, SparseActivations) == (n_stored <= most), f"{n_stored} entries"
         if isinstance(output.codes, SparseActivations):
             assert len(output.codes.values) == n_stored
-        came = gradients_of(sae, output, rows, MonoLoss())
+        got = gradients_of(sae, output, rows, MonoLoss())
         for sparse in (True, False):
-            check_same_gradients(came, gradients_of(sae, pass_of(sae, rows, sparse=sparse), rows, MonoLoss()), allowed)
+            check_same_gradients(got, gradients_of(sae, pass_of(sae, rows, sparse=sparse), rows, MonoLoss()), allowed)
 
 
 NEAR_ONLY, NEAR_OR_ACTIVE, ALWAYS_ACTIVE, NEVER_STORED = range(4)
@@ -176,10 +176,10 @@ def check_stored_zeros_are_not_active() -> None:
 
     h = unit_rows(rows)
     for name in ("n", "h_sum", "b", "u", "v", "w"):
-        came, needed = (getattr(moments.batch_moments(h, form), name) for form in (codes, dense))
-        torch.testing.assert_close(came, needed, rtol=1e-12, atol=1e-12, msg=name)
-        came, needed = (getattr(add_batch(moments.MonoMoments.zeros(D, M), h, form), name) for form in (codes, dense))
-        torch.testing.assert_close(came, needed, rtol=1e-12, atol=1e-12, msg=name)
+        got, expected = (getattr(moments.batch_moments(h, form), name) for form in (codes, dense))
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=name)
+        got, expected = (getattr(add_batch(moments.MonoMoments.zeros(D, M), h, form), name) for form in (codes, dense))
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=name)
     check_mono_loss_of_stored_zeros(rows, codes, dense)
 
 

@@ -54,7 +54,7 @@ def refused(code, err, *words):
     assert code == 2
     assert err.startswith("monoloss: ")
     assert len(err.strip().splitlines()) == 1
-    for word in ("got", "needed", *words):
+    for word in ("got", "expected", *words):
         assert word in err
 
 

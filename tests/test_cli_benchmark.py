@@ -106,7 +106,7 @@ def test_unusable_sizes_are_one_sentence(tmp_path, capsys, option, value, words)
     assert not out
     assert err.startswith("monoloss: ")
     assert len(err.strip().splitlines()) == 1
-    for word in ("got", "needed", *words):
+    for word in ("got", "expected", *words):
         assert word in err
     assert not list(tmp_path.iterdir())
 

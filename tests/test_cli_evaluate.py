@@ -227,7 +227,7 @@ def test_refused_in_one_sentence_before_the_pass(work, capsys, monkeypatch, kind
     assert (code, out) == (2, "")
     assert err.startswith("monoloss: ")
     assert len(err.strip().splitlines()) == 1
-    for word in ("got", "needed", *words):
+    for word in ("got", "expected", *words):
         assert word in err
     assert sorted(work.rglob("*")) == there
 
@@ -243,7 +243,7 @@ def test_unusable_arguments_end_with_2(work, capsys, argv):
 def test_cuda_that_is_not_there(work, capsys):
     code, _, err = run(capsys, "--store", "val", "--saes", "alone", "--device", "cuda")
     assert code == 2
-    assert "device: got 'cuda' on a machine without it; needed 'cpu' or 'auto'" in err
+    assert "device: got 'cuda' on a machine without it; expected 'cpu' or 'auto'" in err
 
 
 # What stops the pass

@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_sentence(capsys: pytest.CaptureFixture[str], limit: 
     options = ("--rows_per_shard", "2", "--dtype", "float16")
     with file_size_limit(limit):
         said = refused(capsys, *options)
-    assert said == f"s/{file}: got File too large; needed a place that can hold it"
+    assert said == f"s/{file}: got File too large; expected a place that can hold it"
     there = contents_of(Path("s"))
     assert run(capsys, *options)[0] == 0
     after = contents_of(Path("s"))
@@ -122,7 +122,7 @@ def test_no_space_left_is_one_sentence(capsys: pytest.CaptureFixture[str], monke
     with monkeypatch.context() as patched:
         patched.setattr("monoloss.files.tensors.save_file", fail)
         said = refused(capsys)
-    assert said == "s/shard-00000.safetensors: got No space left on device; needed a place that can hold it"
+    assert said == "s/shard-00000.safetensors: got No space left on device; expected a place that can hold it"
     assert list(contents_of(Path("s"))) == ["shard-00000.jsonl"]
     assert run(capsys)[0] == 0
 
@@ -157,7 +157,7 @@ def test_another_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "encoder.preprocessing.crop_" in refused(capsys, "--crop", "squash")
     assert "encoder.preprocessing.output" in refused(capsys, "--output", "layer:layer2")
     Path("images", "train", "class 0", "new.png").write_bytes(b"x")
-    assert "15 images; needed 14, as in s, which is finished" in refused(capsys)
+    assert "15 images; expected 14, as in s, which is finished" in refused(capsys)
     assert contents_of(Path("s")) == before
 
 
@@ -165,12 +165,12 @@ def test_another_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--dtype", "uint8"], "scale: got None; needed a number for dtype 'uint8'"),
+        (["--dtype", "uint8"], "scale: got None; expected a number for dtype 'uint8'"),
         (["--device", "tpu9"], "device: got 'tpu9'"),
-        (["--split", "absent"], "split: got 'absent'; needed one of"),
-        (["--streaming", "true"], "streaming: got True; needed none"),
+        (["--split", "absent"], "split: got 'absent'; expected one of"),
+        (["--streaming", "true"], "streaming: got True; expected none"),
         (["--encoder", "resnet10x"], "encoder"),
-        (["--images", "images"], "images: got 'images'; needed imagefolder:PATH"),
+        (["--images", "images"], "images: got 'images'; expected imagefolder:PATH"),
         (["--output", "layer:nowhere"], "output: got 'layer:nowhere', no layer of this model"),
     ],
 )
@@ -185,7 +185,7 @@ def test_missing_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     for name in [name for name in sys.modules if name.startswith(("monoloss.data.e", "monoloss.data.im", package))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    assert refused(capsys) == f"{package}: got no such package; needed pip install 'monoloss[vision]'"
+    assert refused(capsys) == f"{package}: got no such package; expected pip install 'monoloss[vision]'"
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_info_of_an_unfinished_store(capsys: pytest.CaptureFixture[str]) -> None
     run(capsys)
     Path("s", "manifest.json").unlink()
     assert main(["info", "s"]) == 2
-    assert "s: got a folder without manifest.json; needed a store that has been finished" in capsys.readouterr().err
+    assert "s: got a folder without manifest.json; expected a store that has been finished" in capsys.readouterr().err
     for flag in ("--skipped", "--classes"):
         (Path("e") / "evaluation.json").parent.mkdir(exist_ok=True)
         Path("e", "evaluation.json").write_text("{}")

@@ -149,26 +149,34 @@ def test_progress_bar(source: Any, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "argv", "message"),
     [
-        ("npy", ["--embeddings", "x"], "embeddings: got 'x' for a source of kind npy; needed it for npz, pt, dataset"),
+        (
+            "npy",
+            ["--embeddings", "x"],
+            "embeddings: got 'x' for a source of kind npy; expected it for npz, pt, dataset",
+        ),
         ("lmdb", ["--embeddings", "x"], "embeddings: got 'x' for a source of kind lmdb"),
-        ("npz", ["--split", "train"], "split: got 'train' for a source of kind npz; needed it for dataset only"),
-        ("pt", ["--subset", "x"], "subset: got 'x' for a source of kind pt; needed it for dataset only"),
-        ("npy", ["--labels", "y"], "labels: got 'y'; needed an .npy or .txt file: a source of kind npy holds nothing"),
-        ("lmdb", ["--paths", ""], "paths: got ''; needed an .npy or .txt file"),
-        ("npz", ["--ids", "x"], "ids_key: got 'x'; needed one of the keys of x.npz: features, labels, paths, other"),
-        ("pt", ["--embeddings", "x"], "embeddings_key: got 'x'; needed one of the keys of x.pt"),
-        ("dataset", ["--labels", "x"], "labels_key: got 'x'; needed one of the keys of x.parquet"),
-        ("npz", ["--dtype", "uint8"], "scale: got None; needed a number for dtype 'uint8'"),
-        ("npz", ["--scale", "0.5"], "scale: got 0.5; needed None for dtype 'float32'; only 'uint8' has a scale"),
+        ("npz", ["--split", "train"], "split: got 'train' for a source of kind npz; expected it for dataset only"),
+        ("pt", ["--subset", "x"], "subset: got 'x' for a source of kind pt; expected it for dataset only"),
+        (
+            "npy",
+            ["--labels", "y"],
+            "labels: got 'y'; expected an .npy or .txt file: a source of kind npy holds nothing",
+        ),
+        ("lmdb", ["--paths", ""], "paths: got ''; expected an .npy or .txt file"),
+        ("npz", ["--ids", "x"], "ids_key: got 'x'; expected one of the keys of x.npz: features, labels, paths, other"),
+        ("pt", ["--embeddings", "x"], "embeddings_key: got 'x'; expected one of the keys of x.pt"),
+        ("dataset", ["--labels", "x"], "labels_key: got 'x'; expected one of the keys of x.parquet"),
+        ("npz", ["--dtype", "uint8"], "scale: got None; expected a number for dtype 'uint8'"),
+        ("npz", ["--scale", "0.5"], "scale: got 0.5; expected None for dtype 'float32'; only 'uint8' has a scale"),
         ("npy", ["--class_names", "names.txt"], "class_names: got names without labels"),
         ("npz", ["--class_names", "ids.txt", "--labels", ""], "class_names: got names without labels"),
         ("npz", ["--class_names", "absent.txt"], "absent.txt: got No such file or directory"),
-        ("npz", ["--kind", "npy"], "x.npz: got an archive of arrays; needed an .npy file"),
-        ("npy", ["--kind", "npz"], "x.npy: got a single array; needed an .npz file"),
+        ("npz", ["--kind", "npy"], "x.npz: got an archive of arrays; expected an .npy file"),
+        ("npy", ["--kind", "npz"], "x.npy: got a single array; expected an .npz file"),
         ("npy", ["--kind", "lmdb"], "x.npy: got what cannot be read as LMDB"),
         ("npy", ["--kind", "pt"], "x.npy: got an unreadable file"),
-        ("npy", ["--kind", "dataset"], "x.npy: got a file of another kind; needed a folder of save_to_disk"),
-        ("npz", ["--rows_per_shard", "0"], "rows_per_shard: got 0; needed an integer at least 1"),
+        ("npy", ["--kind", "dataset"], "x.npy: got a file of another kind; expected a folder of save_to_disk"),
+        ("npz", ["--rows_per_shard", "0"], "rows_per_shard: got 0; expected an integer at least 1"),
     ],
 )
 def test_what_means_nothing_is_one_sentence(
@@ -179,8 +187,8 @@ def test_what_means_nothing_is_one_sentence(
 
 @pytest.mark.door
 def test_sources_that_are_not_there_or_not_known(source: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "absent.npz").startswith("absent.npz: got no such file or folder; needed a file, a folder")
-    assert refused(capsys, "names.txt").startswith("kind: got 'auto' for names.txt; needed npz, npy, lmdb, pt")
+    assert refused(capsys, "absent.npz").startswith("absent.npz: got no such file or folder; expected a file, a folder")
+    assert refused(capsys, "names.txt").startswith("kind: got 'auto' for names.txt; expected npz, npy, lmdb, pt")
     assert refused(capsys, "hf-hub:nobody/none").startswith("hf-hub:nobody/none: got a dataset that cannot be read")
 
 
@@ -224,4 +232,4 @@ def test_missing_extra(
     for module in ("importers.lmdb",) if kind == "lmdb" else ("importers.hf_datasets", "huggingface.open"):
         monkeypatch.delitem(sys.modules, f"monoloss.data.{module}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    assert refused(capsys, name) == f"{package}: got no such package; needed pip install 'monoloss[interop]'"
+    assert refused(capsys, name) == f"{package}: got no such package; expected pip install 'monoloss[interop]'"

@@ -131,7 +131,7 @@ def test_broken_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "json" / "manifest.json").write_text("{", encoding="ascii")
     assert "manifest.json: got a file that is not JSON" in refused(capsys, tmp_path / "json")
     (tmp_path / "unfinished" / "manifest.json").unlink()
-    assert "got a folder without manifest.json; needed a store that" in refused(capsys, tmp_path / "unfinished")
+    assert "got a folder without manifest.json; expected a store that" in refused(capsys, tmp_path / "unfinished")
     (tmp_path / "gone" / "shard-00002.jsonl").unlink()
     assert "shard-00002.jsonl: got no such file" in refused(capsys, tmp_path / "gone")
 
@@ -139,8 +139,8 @@ def test_broken_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.door
 def test_what_is_none_of_the_four(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x", encoding="ascii")
-    assert refused(capsys, tmp_path / "absent").startswith(f"{tmp_path / 'absent'}: got no such folder; needed the")
-    assert refused(capsys, tmp_path / "file").startswith(f"{tmp_path / 'file'}: got a file; needed the folder of a")
+    assert refused(capsys, tmp_path / "absent").startswith(f"{tmp_path / 'absent'}: got no such folder; expected the")
+    assert refused(capsys, tmp_path / "file").startswith(f"{tmp_path / 'file'}: got a file; expected the folder of a")
     assert refused(capsys, tmp_path).startswith(f"{tmp_path}: got a folder with none of manifest.json, evaluation.json")
 
 

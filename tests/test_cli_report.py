@@ -93,6 +93,6 @@ def test_refused_in_one_sentence(work, capsys, argv, words):
     assert (code, out) == (2, "")
     assert err.startswith("monoloss: ")
     assert len(err.strip().splitlines()) == 1
-    for word in ("got", "needed", *words):
+    for word in ("got", "expected", *words):
         assert word in err
     assert sorted(work.rglob("*")) == before

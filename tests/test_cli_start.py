@@ -31,12 +31,12 @@ WITHOUT_PARSER = {  # command line: words of the answer
     "--version": "0.",
     "": "got nothing",
     "paint": "an unknown command",
-    "trian": "needed train, if that was meant",
+    "trian": "expected train, if that was meant",
     "--sed 1": "an unknown option",
 }
 WITHOUT_PARSER_BUT_SETTINGS = {
-    "train --confg x": "needed config, if that was meant",
-    "train --epochz 3": "needed epochs, if that was meant",
+    "train --confg x": "expected config, if that was meant",
+    "train --epochz 3": "expected epochs, if that was meant",
     "train --epochs": "--epochs: got nothing",
     "finetune --data_imagez 3": "an unknown key",
 }

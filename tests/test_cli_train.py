@@ -121,8 +121,8 @@ def test_ctrl_c_then_resume_then_finished(call, stores, tmp_path, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(SparseAutoencoder, "forward", hit_at_the_tenth(signum))
                 place = ("--resume", "run") if signum == signal.SIGTERM else (*arguments, "--out", "run")
-                came, out, err = call(*place)
-            assert (came, out) == (code, "")
+                got, out, err = call(*place)
+            assert (got, out) == (code, "")
             assert "--resume run goes on from there" in err
             assert f"monoloss: {text}" in err
     finally:
@@ -148,33 +148,39 @@ def test_a_run_whose_store_was_moved_goes_on(call, stores, tmp_path, capsys):
 
 @pytest.mark.door
 @pytest.mark.parametrize(
-    ("argv", "needed"),
+    ("argv", "expected"),
     [
-        ([], "--config: got nothing; needed a YAML file, or --resume with the folder of a run"),
-        (["--config", "none.yaml"], "none.yaml: got No such file or directory; needed a readable YAML file"),
-        (["--config", "run.yaml", "--store", "{train}"], "--out: got nothing; needed a folder for the run"),
-        (["--config", "run.yaml", "--out", "run"], "store: got nothing; needed a feature store, as --store or in the "),
-        (["--config", "run.yaml", "--epoch", "3"], "--epoch: got an unknown key; needed epochs, if that was meant"),
-        (["--config", "run.yaml", "--epochs"], "--epochs: got nothing; needed a value"),
-        (["--config", "run.yaml", "--epochs", "--out", "run"], "--epochs: got nothing; needed a value"),
-        (["--config", "run.yaml", "--saes.topk.sae.tied", "1"], "saes.topk.sae.tied: got 1; needed true or false"),
+        ([], "--config: got nothing; expected a YAML file, or --resume with the folder of a run"),
+        (["--config", "none.yaml"], "none.yaml: got No such file or directory; expected a readable YAML file"),
+        (["--config", "run.yaml", "--store", "{train}"], "--out: got nothing; expected a folder for the run"),
+        (
+            ["--config", "run.yaml", "--out", "run"],
+            "store: got nothing; expected a feature store, as --store or in the ",
+        ),
+        (["--config", "run.yaml", "--epoch", "3"], "--epoch: got an unknown key; expected epochs, if that was meant"),
+        (["--config", "run.yaml", "--epochs"], "--epochs: got nothing; expected a value"),
+        (["--config", "run.yaml", "--epochs", "--out", "run"], "--epochs: got nothing; expected a value"),
+        (["--config", "run.yaml", "--saes.topk.sae.tied", "1"], "saes.topk.sae.tied: got 1; expected true or false"),
         (
             ["--config", "run.yaml", "--saes.vanilla.sae.k", "3"],
-            "saes.vanilla.sae.k: got an option of topk, batch_topk; needed those of vanilla: variant, n_",
+            "saes.vanilla.sae.k: got an option of topk, batch_topk; expected those of vanilla: variant, n_",
         ),
         (["--config", "run.yaml", "--store", "{train}", "--out", "run", "--batch_size", "201"], "batch_size: got 201"),
         (["--config", "run.yaml", "--store", "nowhere", "--out", "run"], "nowhere/manifest.json: got No such file"),
         (
             ["--config", "run.yaml", "--store", "{train}", "--out", "run.yaml"],
-            "run.yaml: got a file; needed a path for",
+            "run.yaml: got a file; expected a path for",
         ),
-        (["--resume", "nowhere"], "nowhere/config.yaml: got no such file; needed the folder of a run for --resume"),
-        (["--resume", "nowhere", "--epochs", "3"], "--epochs: got a value beside --resume; needed none: a run goes on"),
-        (["--resume", "nowhere", "--config", "run.yaml"], "--config: got a value beside --resume; needed none"),
+        (["--resume", "nowhere"], "nowhere/config.yaml: got no such file; expected the folder of a run for --resume"),
+        (
+            ["--resume", "nowhere", "--epochs", "3"],
+            "--epochs: got a value beside --resume; expected none: a run goes on",
+        ),
+        (["--resume", "nowhere", "--config", "run.yaml"], "--config: got a value beside --resume; expected none"),
     ],
 )
-def test_one_sentence_before_any_work(call, stores, tmp_path, argv, needed):
-    assert refused(*call(*(word.format(train=stores / "train") for word in argv))).startswith(needed)
+def test_one_sentence_before_any_work(call, stores, tmp_path, argv, expected):
+    assert refused(*call(*(word.format(train=stores / "train") for word in argv))).startswith(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
@@ -189,7 +195,7 @@ def test_other_data_than_the_config_names(call, stores, tmp_path):
     assert refused(*call("--resume", "run")) == text
     assert refused(*call("--config", "run/config.yaml", "--out", "other")) == text
     assert refused(*call("--config", "run.yaml", "--store", str(stores / "train"), "--out", "run")) == (
-        "run: got a folder that holds a run; needed a new folder, or --resume (resume=True) to go on with it"
+        "run: got a folder that holds a run; expected a new folder, or --resume (resume=True) to go on with it"
     )
 
 

@@ -55,8 +55,8 @@ def test_two_processes_are_one(name, ranks):
             joined = torch.cat([first[key], second[key]]) / 2
             torch.testing.assert_close(joined, expected, rtol=rtol, atol=atol, msg=key)
         else:
-            for came in (first[key], second[key]):
-                torch.testing.assert_close(came, expected, rtol=rtol, atol=atol, equal_nan=True, msg=key)
+            for got in (first[key], second[key]):
+                torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, equal_nan=True, msg=key)
 
 
 def test_both_processes_hold_the_same_memory(ranks):

@@ -132,7 +132,7 @@ for name in monoloss.__all__:
         try:
             thing(1, option=2)
         except monoloss.MissingExtraError as error:
-            print(name, error.needed.partition("[")[2].partition("]")[0])
+            print(name, error.expected.partition("[")[2].partition("]")[0])
 """,
     )
     assert dict(line.split() for line in out.splitlines()) == {
@@ -163,7 +163,7 @@ def test_calls_name_their_extra():
         f"try:\n    monoloss.{line}\nexcept monoloss.MissingExtraError as error:\n    print(error)\n" for line in CALLS
     )
     answers = run_without(EVERYTHING, f"import monoloss\n{code}").splitlines()
-    assert answers == [str(MissingExtraError(*needed)) for needed in CALLS.values()]
+    assert answers == [str(MissingExtraError(*expected)) for expected in CALLS.values()]
 
 
 WITHOUT_ANY = {
@@ -197,7 +197,7 @@ def said(hidden: list[str], lines: list[str], folder: Path) -> list[str]:
 
 
 def expected(answers: dict[str, tuple[str, str]]) -> list[str]:
-    return [f"monoloss: {MissingExtraError(*needed)}" for needed in answers.values()]
+    return [f"monoloss: {MissingExtraError(*expected)}" for expected in answers.values()]
 
 
 def test_commands_without_any_extra(tmp_path):

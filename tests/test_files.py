@@ -136,11 +136,11 @@ def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path: Path, monkeyp
 def test_a_full_folder_and_a_wrong_kind_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("old")
-    with pytest.raises(InputError, match="full: got a folder that is not empty; needed a folder that is empty or"):
+    with pytest.raises(InputError, match="full: got a folder that is not empty; expected a folder that is empty or"):
         atomic_folder(tmp_path / "full").__enter__()
-    with pytest.raises(InputError, match=r"note\.txt: got a file; needed a path for a folder"):
+    with pytest.raises(InputError, match=r"note\.txt: got a file; expected a path for a folder"):
         atomic_folder(tmp_path / "full" / "note.txt").__enter__()
-    with pytest.raises(InputError, match="full: got a folder; needed a path for a file"):
+    with pytest.raises(InputError, match="full: got a folder; expected a path for a file"):
         atomic_file(tmp_path / "full").__enter__()
     assert everything_in(tmp_path) == ["full", "full/note.txt"]
 
@@ -259,7 +259,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
 @pytest.mark.door
 @pytest.mark.parametrize("infinite", [math.inf, -math.inf])
 def test_infinite_numbers_are_refused(tmp_path: Path, infinite: float) -> None:
-    with pytest.raises(InputError, match=r"x\.json: got -?inf at 'scores\.a\[1\]'; needed finite numbers, or NaN"):
+    with pytest.raises(InputError, match=r"x\.json: got -?inf at 'scores\.a\[1\]'; expected finite numbers, or NaN"):
         write_json(tmp_path / "x.json", {"scores": {"a": [0.0, infinite]}}, format_version=1)
     assert everything_in(tmp_path) == []
 
@@ -280,8 +280,8 @@ def test_the_version_is_no_part_of_the_content(tmp_path: Path) -> None:
         ("\xff\xfe", "a file that is not JSON"),
         ("[" * 100_000, "a file that is not JSON"),
         ("[1]", "a JSON list"),
-        ('{"a": 1}', "no format_version; needed format_version 1"),
-        ('{"format_version": 2}', "format_version 2; needed format_version 1, which this version of monoloss reads"),
+        ('{"a": 1}', "no format_version; expected format_version 1"),
+        ('{"format_version": 2}', "format_version 2; expected format_version 1, which this version of monoloss reads"),
     ],
 )
 def test_unreadable_json_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -293,5 +293,5 @@ def test_unreadable_json_is_named(tmp_path: Path, text: str, message: str) -> No
 
 @pytest.mark.door
 def test_missing_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.json: got No such file or directory; needed a readable JSON file"):
+    with pytest.raises(InputError, match=r"x\.json: got No such file or directory; expected a readable JSON file"):
         read_json(tmp_path / "x.json", format_version=1)

@@ -37,9 +37,9 @@ def test_without_memory_it_is_the_batch_loss(layout):
     center = embeddings.mean(0)
     for criterion, mean in ((MonoLoss(), None), (MonoLoss(center=center), center)):
         result = criterion.detailed(embeddings, activations)
-        needed = mono_loss(embeddings, activations, center=mean)
-        assert torch.equal(result.loss, needed)
-        assert torch.equal(criterion(embeddings, activations), needed)
+        expected = mono_loss(embeddings, activations, center=mean)
+        assert torch.equal(result.loss, expected)
+        assert torch.equal(criterion(embeddings, activations), expected)
         scores = mono_score(embeddings, activations, center=mean)  # by other products than those of the loss
         assert_same_scores(result.scores, scores, activations)
         assert not result.scores.requires_grad
@@ -155,18 +155,18 @@ def test_extra_repr():
 
 E6, Z6 = some_embeddings(6), some_activations(6).clamp(min=0)
 REFUSED = [
-    (lambda: MonoLoss(memory=1.0), "memory: got 1.0; needed a number at least 0.0 and below 1.0"),
-    (lambda: MonoLoss(memory=-0.1), "memory: got -0.1; needed a number at least 0.0 and below 1.0"),
-    (lambda: MonoLoss(memory=math.nan), "memory: got nan; needed a number at least 0.0 and below 1.0"),
-    (lambda: MonoLoss(memory="0.5"), "memory: got '0.5'; needed a number at least 0.0 and below 1.0"),
-    (lambda: MonoLoss(torch.tensor([0.0, torch.nan])), "center: got NaN or infinity; needed finite numbers"),
+    (lambda: MonoLoss(memory=1.0), "memory: got 1.0; expected a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory=-0.1), "memory: got -0.1; expected a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory=math.nan), "memory: got nan; expected a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(memory="0.5"), "memory: got '0.5'; expected a number at least 0.0 and below 1.0"),
+    (lambda: MonoLoss(torch.tensor([0.0, torch.nan])), "center: got NaN or infinity; expected finite numbers"),
     (lambda: MonoLoss(torch.zeros(1, 2)),
-     "center: got shape (1, 2), dtype torch.float32; needed a floating-point tensor of shape (any width,)"),
+     "center: got shape (1, 2), dtype torch.float32; expected a floating-point tensor of shape (any width,)"),
     (lambda: MonoLoss(torch.zeros(3))(E6, Z6),
-     "center: got shape (3,), dtype torch.float32; needed a floating-point tensor of shape (8,)"),
-    (lambda: MonoLoss(memory=G)(E6, Z6 - 0.5), "activations: got -0.5 on latent 0; needed values of at least 0"),
-    (lambda: MonoLoss(memory=G)(E6, ragged(-Z6)), "activations: got -0.1 on latent 1; needed values of at least 0"),
-    (lambda: MonoLoss(memory=G)(E6, Z6[:5]), "activations: got 5 rows; needed as many as embeddings has, 6"),
+     "center: got shape (3,), dtype torch.float32; expected a floating-point tensor of shape (8,)"),
+    (lambda: MonoLoss(memory=G)(E6, Z6 - 0.5), "activations: got -0.5 on latent 0; expected values of at least 0"),
+    (lambda: MonoLoss(memory=G)(E6, ragged(-Z6)), "activations: got -0.1 on latent 1; expected values of at least 0"),
+    (lambda: MonoLoss(memory=G)(E6, Z6[:5]), "activations: got 5 rows; expected as many as embeddings has, 6"),
 ]  # fmt: skip
 
 
@@ -185,14 +185,14 @@ def test_what_does_not_fit_is_refused(call, text):
         (
             E6,
             Z6[:, :5],
-            "activations: got 5 latents of width 8; needed as in the steps remembered, 13 latents of width 8",
+            "activations: got 5 latents of width 8; expected as in the steps remembered, 13 latents of width 8",
         ),
         (
             E6[:, :4],
             Z6,
-            "activations: got 13 latents of width 4; needed as in the steps remembered, 13 latents of width 8",
+            "activations: got 13 latents of width 4; expected as in the steps remembered, 13 latents of width 8",
         ),
-        (E6, Z6 - 1, "activations: got -1 on latent 0; needed values of at least 0, because of memory"),
+        (E6, Z6 - 1, "activations: got -1 on latent 0; expected values of at least 0, because of memory"),
         (E6, Z6.index_fill(1, torch.tensor(2), torch.nan), "activations: got nan (row 0, latent 2)"),
         (E6.index_fill(0, torch.tensor(4), 0.0), fixed_k(Z6), "embeddings: got a row of zeros (row 4)"),
     ],

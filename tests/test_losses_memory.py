@@ -69,10 +69,10 @@ def test_gradient_of_step_t_is_the_numeric_one_times_the_steps_remembered(layout
         numeric = numeric_gradient(criterion, embeddings, values, layout)
         leaf = values.clone().requires_grad_()
         criterion(embeddings, LAYOUTS[layout](leaf)).backward()
-        needed = numeric * (1 - G**t) / (1 - G)
+        expected = numeric * (1 - G**t) / (1 - G)
         # a rounding of the value is eps / step = 2e-10 in the difference, and more in what `needed` makes of it
-        torch.testing.assert_close(torch.where(values != 0, leaf.grad, 0.0), needed, rtol=1e-6, atol=1e-8)
-        assert needed.abs().max() > 1e-3
+        torch.testing.assert_close(torch.where(values != 0, leaf.grad, 0.0), expected, rtol=1e-6, atol=1e-8)
+        assert expected.abs().max() > 1e-3
         assert int(criterion.step) == t
 
 
@@ -98,12 +98,12 @@ def test_gradients_with_memory_are_those_of_autograd(layout):
         if isinstance(activations, SparseActivations):
             values = activations.values.clone().requires_grad_()
             criterion(leaf, activations.with_values(values)).backward()
-            needed = of_dense[activations.rows, activations.flat_indices].reshape(values.shape)
+            expected = of_dense[activations.rows, activations.flat_indices].reshape(values.shape)
         else:
             values = activations.clone().requires_grad_()
             criterion(leaf, values).backward()
-            needed = of_dense
-        torch.testing.assert_close(values.grad, gain * needed, rtol=1e-9, atol=1e-13)
+            expected = of_dense
+        torch.testing.assert_close(values.grad, gain * expected, rtol=1e-9, atol=1e-13)
         torch.testing.assert_close(leaf.grad, gain * of_embeddings, rtol=1e-9, atol=1e-13)
         seen.append((embeddings, as_dense(activations)))
 
@@ -111,7 +111,7 @@ def test_gradients_with_memory_are_those_of_autograd(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_autocast_changes_no_bit_with_memory(layout):
     def run(*, forward: bool, backward: bool) -> list[Tensor]:
-        criterion, came = MonoLoss(memory=G), []
+        criterion, got = MonoLoss(memory=G), []
         for embeddings, dense in some_batches(3, torch.float32):
             leaf = dense.clone().requires_grad_()
             activations = LAYOUTS[layout](leaf)
@@ -119,8 +119,8 @@ def test_autocast_changes_no_bit_with_memory(layout):
                 loss = criterion(embeddings, activations)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backward):
                 loss.backward()
-            came += [loss.detach(), leaf.grad, *(buffer.clone() for buffer in criterion.buffers())]
-        return came
+            got += [loss.detach(), leaf.grad, *(buffer.clone() for buffer in criterion.buffers())]
+        return got
 
     plain = run(forward=False, backward=False)
     for backward in (False, True):

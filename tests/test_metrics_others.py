@@ -69,12 +69,12 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
-def assert_summary(came: Any, needed: Any) -> None:
-    assert type(came) is type(needed)
-    for field in fields(needed):
-        expected = getattr(needed, field.name)
+def assert_summary(got: Any, expected: Any) -> None:
+    assert type(got) is type(expected)
+    for field in fields(expected):
+        value = getattr(expected, field.name)
         torch.testing.assert_close(
-            getattr(came, field.name), expected, rtol=1e-12, atol=1e-13, equal_nan=True, msg=field.name
+            getattr(got, field.name), value, rtol=1e-12, atol=1e-13, equal_nan=True, msg=field.name
         )
 
 
@@ -96,16 +96,16 @@ def assert_states(metric: Metric, expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("multi", [False, True])
 def test_purity_over_batches_is_that_of_all_rows(layout, multi):
     codes = LAYOUTS[layout](some_activations())
-    needed = class_purity(codes, some_labels(multi=multi), CLASSES)
+    expected = class_purity(codes, some_labels(multi=multi), CLASSES)
     for sizes in ([64], [1, 0, 40, 23]):
-        assert_summary(some_purity(sizes, layout, multi=multi).summary(), needed)
+        assert_summary(some_purity(sizes, layout, multi=multi).summary(), expected)
     dense = codes if isinstance(codes, Tensor) else codes.to_dense()
-    expected = reference.class_purity(dense, some_labels(multi=multi), CLASSES)
+    per_latent = reference.class_purity(dense, some_labels(multi=multi), CLASSES)
     for weighted in (False, True):
         kind = "weighted" if weighted else "binary"
         for average, key in (("none", kind), ("mean", f"mean_{kind}"), ("mass", f"mass_{kind}")):
             metric = some_purity([30, 34], layout, multi=multi, weighted=weighted, average=average)
-            np.testing.assert_allclose(metric.compute(), expected[key], rtol=1e-12)
+            np.testing.assert_allclose(metric.compute(), per_latent[key], rtol=1e-12)
             assert metric.compute().shape == ((N_LATENTS,) if average == "none" else ())
             assert metric.compute().dtype == torch.float64
 
@@ -251,7 +251,7 @@ def test_in_a_collection_called_by_keyword():
             inputs=some_embeddings()[rows],
             reconstruction=some_reconstruction()[rows],
         )
-    came = collection.compute()
+    got = collection.compute()
     purity, quality = CALLS["purity"](), CALLS["reconstruction"]()
     expected = {
         "score": np.nanmean(reference.mono_score_pairwise(some_embeddings(), some_activations())),
@@ -260,7 +260,7 @@ def test_in_a_collection_called_by_keyword():
         "variance": float(quality.explained_variance),
         "nmse": float(quality.nmse),
     }
-    assert {name: float(value) for name, value in came.items()} == pytest.approx(expected, rel=1e-9)
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("which", MAKERS)
@@ -301,41 +301,41 @@ def test_error_texts():
     outside[9] = CLASSES
     before = [states(purity), states(quality)]
     for call, text in (
-        (lambda: ClassPurity(0, 2), "m: got 0; needed an integer at least 1"),
-        (lambda: ClassPurity(2, 0), "n_classes: got 0; needed an integer at least 1"),
-        (lambda: ClassPurity(2, 2, average="median"), "average: got 'median'; needed one of 'none', 'mean', 'mass'"),
-        (lambda: Reconstruction(0), "d: got 0; needed an integer at least 1"),
+        (lambda: ClassPurity(0, 2), "m: got 0; expected an integer at least 1"),
+        (lambda: ClassPurity(2, 0), "n_classes: got 0; expected an integer at least 1"),
+        (lambda: ClassPurity(2, 2, average="median"), "average: got 'median'; expected one of 'none', 'mean', 'mass'"),
+        (lambda: Reconstruction(0), "d: got 0; expected an integer at least 1"),
         (
             lambda: Reconstruction(2, measure="mae"),
-            "measure: got 'mae'; needed one of 'explained_variance', 'r2', 'nmse', 'mse'",
+            "measure: got 'mae'; expected one of 'explained_variance', 'r2', 'nmse', 'mse'",
         ),
         (
             lambda: purity.update([1.0], labels),
-            "activations: got list; needed a floating-point tensor of shape (n, any width)",
+            "activations: got list; expected a floating-point tensor of shape (n, any width)",
         ),
-        (lambda: purity.update(z[:, :4], labels), "activations: got 4 latents; needed 13 latents"),
-        (lambda: purity.update(z, labels[:9]), "labels: got 9 rows; needed as many as activations has, 64"),
-        (lambda: purity.update(z, outside), "labels: got 5 (row 9); needed labels from 0 to 4"),
-        (lambda: purity.update(nan_code, labels), "activations: got nan (row 5, latent 2); needed finite numbers"),
+        (lambda: purity.update(z[:, :4], labels), "activations: got 4 latents; expected 13 latents"),
+        (lambda: purity.update(z, labels[:9]), "labels: got 9 rows; expected as many as activations has, 64"),
+        (lambda: purity.update(z, outside), "labels: got 5 (row 9); expected labels from 0 to 4"),
+        (lambda: purity.update(nan_code, labels), "activations: got nan (row 5, latent 2); expected finite numbers"),
         (
             lambda: quality.update(x[:, :3], x[:, :3]),
-            "inputs: got shape (64, 3); needed a floating-point tensor of shape (n, 8)",
+            "inputs: got shape (64, 3); expected a floating-point tensor of shape (n, 8)",
         ),
         (
             lambda: quality.update(x, x[:9]),
-            "reconstruction: got shape (9, 8); needed a floating-point tensor of shape (64, 8)",
+            "reconstruction: got shape (9, 8); expected a floating-point tensor of shape (64, 8)",
         ),
         (
             lambda: quality.update(zero_row, x),
-            "inputs: got a row of zeros (row 3); needed rows of finite numbers, not all zero",
+            "inputs: got a row of zeros (row 3); expected rows of finite numbers, not all zero",
         ),
-        (lambda: quality.update([1.0], x), "inputs: got list; needed a floating-point tensor of shape (n, 8)"),
+        (lambda: quality.update([1.0], x), "inputs: got list; expected a floating-point tensor of shape (n, 8)"),
         (
             lambda: purity.merge_state(ClassPurity(3, CLASSES)),
-            "incoming_state['rows']: got (3, 5); needed shape (13, 5)",
+            "incoming_state['rows']: got (3, 5); expected shape (13, 5)",
         ),
-        (lambda: quality.merge_state(Reconstruction(3)), "incoming_state['mean']: got (3,); needed shape (8,)"),
-        (lambda: quality.merge_state({}), "incoming_state['n']: got None; needed shape ()"),
+        (lambda: quality.merge_state(Reconstruction(3)), "incoming_state['mean']: got (3,); expected shape (8,)"),
+        (lambda: quality.merge_state({}), "incoming_state['n']: got None; expected shape ()"),
     ):
         with pytest.raises(InputError) as caught:
             call()

@@ -96,9 +96,9 @@ def test_center_average_undefined_and_summary():
     assert_same_scores(zero.compute(), scores.nan_to_num(0.0))
     zero = streamed(embeddings, activations, [10, 54], center=center, undefined="zero", average="mean")
     assert_same_scores(zero.compute(), scores.nan_to_num(0.0).mean())
-    came = streamed(embeddings, activations, [10, 54], center=center).summary()
-    needed = summarise(batch_moments(unit_rows(embeddings, center), activations))
-    assert dataclasses.asdict(came) == pytest.approx(dataclasses.asdict(needed), rel=1e-11)
+    got = streamed(embeddings, activations, [10, 54], center=center).summary()
+    expected = summarise(batch_moments(unit_rows(embeddings, center), activations))
+    assert dataclasses.asdict(got) == pytest.approx(dataclasses.asdict(expected), rel=1e-11)
 
 
 def test_forward_gives_the_batch_and_adds_it(metric):
@@ -241,11 +241,11 @@ def test_in_a_collection_called_by_keyword():
     )
     for rows in (slice(0, 20), slice(20, 41), slice(41, 64)):
         collection.update(embeddings=some_embeddings()[rows], activations=ragged(some_activations()[rows]))
-    came = collection.compute()
+    got = collection.compute()
     scores = mono_score(some_embeddings(), some_activations())
-    assert_same_scores(came["each"], scores)
-    assert_same_scores(came["mean"], scores.nanmean())
-    assert_same_scores(came["centred"], mono_score(some_embeddings(), some_activations(), center=center).nanmean())
+    assert_same_scores(got["each"], scores)
+    assert_same_scores(got["mean"], scores.nanmean())
+    assert_same_scores(got["centred"], mono_score(some_embeddings(), some_activations(), center=center).nanmean())
 
 
 @pytest.mark.parametrize(
@@ -283,22 +283,22 @@ def test_nothing_stays_on_the_graph():
 
 E6, Z6 = some_embeddings(6), some_activations(6)
 REFUSED = [
-    (lambda _: MonoScore(0, 13), "d: got 0; needed an integer at least 1"),
-    (lambda _: MonoScore(8, 1.5), "m: got 1.5; needed an integer at least 1"),
-    (lambda _: MonoScore(8, 13, average="median"), "average: got 'median'; needed one of 'none', 'mean'"),
-    (lambda _: MonoScore(8, 13, undefined=0), "undefined: got 0; needed one of 'nan', 'zero'"),
+    (lambda _: MonoScore(0, 13), "d: got 0; expected an integer at least 1"),
+    (lambda _: MonoScore(8, 1.5), "m: got 1.5; expected an integer at least 1"),
+    (lambda _: MonoScore(8, 13, average="median"), "average: got 'median'; expected one of 'none', 'mean'"),
+    (lambda _: MonoScore(8, 13, undefined=0), "undefined: got 0; expected one of 'nan', 'zero'"),
     (lambda _: MonoScore(8, 13, center=torch.zeros(7)),
-     "center: got shape (7,), dtype torch.float32; needed a floating-point tensor of shape (8,)"),
-    (lambda m: m.update(E6[:, :7], Z6), "embeddings: got width 7; needed width 8"),
-    (lambda m: m.update(E6, Z6[:, :12]), "activations: got 12 latents; needed 13 latents"),
-    (lambda m: m.update(E6[:5], Z6), "activations: got 6 rows; needed as many as embeddings has, 5"),
+     "center: got shape (7,), dtype torch.float32; expected a floating-point tensor of shape (8,)"),
+    (lambda m: m.update(E6[:, :7], Z6), "embeddings: got width 7; expected width 8"),
+    (lambda m: m.update(E6, Z6[:, :12]), "activations: got 12 latents; expected 13 latents"),
+    (lambda m: m.update(E6[:5], Z6), "activations: got 6 rows; expected as many as embeddings has, 5"),
     (lambda m: m.update(E6.index_fill(0, torch.tensor(1), 0.0), Z6), "embeddings: got a row of zeros (row 1)"),
     (lambda m: m.update(E6, Z6.index_fill(0, torch.tensor(1), torch.inf)), "activations: got inf (row 1, latent 0)"),
-    (lambda m: m.merge_state(MonoScore(8, 12)), "incoming_state['b']: got (12,); needed shape (13,)"),
-    (lambda m: m.merge_state(MonoScore(7, 13)), "incoming_state['h_sum']: got (7,); needed shape (8,)"),
-    (lambda m: m.merge_state({"n": torch.zeros(())}), "incoming_state['h_sum']: got None; needed shape (8,)"),
+    (lambda m: m.merge_state(MonoScore(8, 12)), "incoming_state['b']: got (12,); expected shape (13,)"),
+    (lambda m: m.merge_state(MonoScore(7, 13)), "incoming_state['h_sum']: got (7,); expected shape (8,)"),
+    (lambda m: m.merge_state({"n": torch.zeros(())}), "incoming_state['h_sum']: got None; expected shape (8,)"),
     (lambda m: m.merge_state(streamed(E6, Z6, [6], center=E6.mean(0))),
-     "incoming_state: got another center; needed the center of this metric"),
+     "incoming_state: got another center; expected the center of this metric"),
 ]  # fmt: skip
 
 

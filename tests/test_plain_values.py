@@ -112,7 +112,7 @@ def test_every_key_must_be_there(variant):
         del holder[key]
         with pytest.raises(InputError) as caught:
             from_plain(torn, "config.json: sae")
-        assert str(caught.value).startswith(f"config.json: sae.{path}: got nothing; needed ")
+        assert str(caught.value).startswith(f"config.json: sae.{path}: got nothing; expected ")
 
 
 @pytest.mark.door
@@ -143,38 +143,38 @@ def changed(variant: str, path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ([], "sae: got a list; needed keys and values"),
-        ({}, "sae.variant: got nothing; needed one of topk, batch_topk, jump_relu, vanilla"),
+        ([], "sae: got a list; expected keys and values"),
+        ({}, "sae.variant: got nothing; expected one of topk, batch_topk, jump_relu, vanilla"),
         (
             changed("topk", "variant", "gated"),
-            "sae.variant: got 'gated'; needed one of topk, batch_topk, jump_relu, vanilla",
+            "sae.variant: got 'gated'; expected one of topk, batch_topk, jump_relu, vanilla",
         ),
         (
             changed("topk", "variant", ["topk"]),
-            "sae.variant: got ['topk']; needed one of topk, batch_topk, jump_relu, vanilla",
+            "sae.variant: got ['topk']; expected one of topk, batch_topk, jump_relu, vanilla",
         ),
         (
             changed("batch_topk", "tied", False),
-            "sae.tied: got an option of topk; needed those of batch_topk: variant, n_latents, k, inputs, aux",
+            "sae.tied: got an option of topk; expected those of batch_topk: variant, n_latents, k, inputs, aux",
         ),
         (
             changed("vanilla", "inputs.centre", False),
             (
-                "sae.inputs.centre: got an unknown key; needed center, if that was meant, "
+                "sae.inputs.centre: got an unknown key; expected center, if that was meant, "
                 "or one of unit_norm, center, standardise"
             ),
         ),
-        (changed("topk", "n_latents", 8.0), "sae.n_latents: got 8.0; needed an integer"),
-        (changed("topk", "n_latents", True), "sae.n_latents: got True; needed an integer"),
-        (changed("topk", "n_latents", 10**400), f"sae.n_latents: got {10**400}; needed an integer"),
-        (changed("topk", "aux.weight", 10**400), f"sae.aux.weight: got {10**400}; needed a number"),
-        (changed("topk", "tied", 0), "sae.tied: got 0; needed true or false"),
-        (changed("topk", "aux.weight", None), "sae.aux.weight: got None; needed a number"),
-        (changed("topk", "aux", None), "sae.aux: got a NoneType; needed keys and values"),
-        (changed("jump_relu", "target_l0", "4"), "sae.target_l0: got '4'; needed a number, or null"),
-        (changed("topk", "k", 9), "sae.k: got 9; needed at most n_latents, 8"),
-        (changed("topk", "aux.k", 0), "sae.aux.k: got 0; needed an integer at least 1"),
-        (changed("topk", "aux.weight", float("inf")), "sae.aux.weight: got inf; needed a number at least 0.0"),
+        (changed("topk", "n_latents", 8.0), "sae.n_latents: got 8.0; expected an integer"),
+        (changed("topk", "n_latents", True), "sae.n_latents: got True; expected an integer"),
+        (changed("topk", "n_latents", 10**400), f"sae.n_latents: got {10**400}; expected an integer"),
+        (changed("topk", "aux.weight", 10**400), f"sae.aux.weight: got {10**400}; expected a number"),
+        (changed("topk", "tied", 0), "sae.tied: got 0; expected true or false"),
+        (changed("topk", "aux.weight", None), "sae.aux.weight: got None; expected a number"),
+        (changed("topk", "aux", None), "sae.aux: got a NoneType; expected keys and values"),
+        (changed("jump_relu", "target_l0", "4"), "sae.target_l0: got '4'; expected a number, or null"),
+        (changed("topk", "k", 9), "sae.k: got 9; expected at most n_latents, 8"),
+        (changed("topk", "aux.k", 0), "sae.aux.k: got 0; expected an integer at least 1"),
+        (changed("topk", "aux.weight", float("inf")), "sae.aux.weight: got inf; expected a number at least 0.0"),
     ],
 )
 def test_error_texts(content, text):

@@ -82,9 +82,9 @@ def step(net: Net, model: nn.Module, regularizer: ActivationRegularizer, n: int 
     return mono.detach(), gradients(net)
 
 
-def assert_same(came: tuple[Tensor, list[Tensor]], needed: tuple[Tensor, list[Tensor]], atol: float = 1e-6) -> None:
-    torch.testing.assert_close(came[0], needed[0], rtol=0, atol=atol)
-    for mine, theirs in zip(came[1], needed[1], strict=True):
+def assert_same(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]], atol: float = 1e-6) -> None:
+    torch.testing.assert_close(got[0], expected[0], rtol=0, atol=atol)
+    for mine, theirs in zip(got[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=atol)
 
 
@@ -96,11 +96,11 @@ def n_hooks(model: nn.Module) -> int:
 def test_it_is_mono_loss_of_the_layer(layer):
     net = Net()
     with ActivationRegularizer(net, layer) as regularizer:
-        came = step(net, net, regularizer)
-    assert_same(came, expected(layer))
-    assert any(gradient.any() for gradient in came[1])
+        got = step(net, net, regularizer)
+    assert_same(got, expected(layer))
+    assert any(gradient.any() for gradient in got[1])
     if layer == "stem":  # a wrong variant: another layer's activations
-        assert not torch.allclose(came[0], expected("rows")[0])
+        assert not torch.allclose(got[0], expected("rows")[0])
 
 
 def test_signed_activations_count_from_their_minimum():
@@ -112,26 +112,26 @@ def test_signed_activations_count_from_their_minimum():
         torch.testing.assert_close(regularizer(embeddings()), mono_loss(embeddings(), rows - rows.amin(0)))
     with ActivationRegularizer(net, "rows", MonoLoss(memory=0.5), pool=lambda rows: rows.relu()) as regularizer:
         net(images())
-        needed = MonoLoss(memory=0.5)(embeddings(), rows.relu())
-        torch.testing.assert_close(regularizer(embeddings()), needed)
+        expected = MonoLoss(memory=0.5)(embeddings(), rows.relu())
+        torch.testing.assert_close(regularizer(embeddings()), expected)
 
 
 @pytest.mark.parametrize(
-    ("pool", "needed"),
+    ("pool", "expected"),
     [
         ("mean", lambda tokens: tokens.mean(1)),
         ("first", lambda tokens: tokens[:, 0]),
         (lambda tokens: tokens.amax(1), lambda tokens: tokens.amax(1)),
     ],
 )
-def test_what_is_made_of_tokens(pool, needed):
+def test_what_is_made_of_tokens(pool, expected):
     net = Net()
     with ActivationRegularizer(net, "tokens", pool=pool) as regularizer:
         net(images())
         tokens = net.tokens(net.stem(images()).flatten(2).mT)
         regularizer.clear()
         net(images())
-        assert torch.equal(regularizer.activations(), needed(tokens))
+        assert torch.equal(regularizer.activations(), expected(tokens))
 
 
 def test_an_output_that_the_model_changes_in_place_is_kept_as_it_was():
@@ -158,7 +158,7 @@ def test_maps_of_half_precision_are_averaged_in_float32():
 @pytest.mark.parametrize("scaled", [False, True])
 def test_autocast(scaled):
     """In bfloat16, and with a scaler as float16 has it: the same gradients but for the rounding of the layers."""
-    net, needed = Net(), expected()
+    net, in_float32 = Net(), expected()
     scaler = torch.amp.GradScaler("cpu", enabled=scaled)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with ActivationRegularizer(net, "stem") as regularizer:
@@ -168,7 +168,7 @@ def test_autocast(scaled):
         assert mono.dtype == torch.float32
         scaler.scale(task + 0.5 * mono).backward()
         scaler.unscale_(optimizer)
-    assert_same((mono.detach(), gradients(net)), needed, atol=5e-3)
+    assert_same((mono.detach(), gradients(net)), in_float32, atol=5e-3)
 
 
 @pytest.mark.slow
@@ -214,23 +214,23 @@ def test_accumulated_batches_are_batches_of_their_own():
         for part in parts:
             task = net(images()[part]).square().mean()
             ((task + 0.5 * regularizer(embeddings()[part])) / len(parts)).backward()
-    came, net = gradients(net), Net()
+    got, net = gradients(net), Net()
     for part in parts:
         mono = mono_loss(embeddings()[part], net.stem(images()[part]).mean((2, 3)))
         ((net(images()[part]).square().mean() + 0.5 * mono) / len(parts)).backward()
-    assert_same((torch.zeros(()), came), (torch.zeros(()), gradients(net)))
+    assert_same((torch.zeros(()), got), (torch.zeros(()), gradients(net)))
 
 
 @pytest.mark.parametrize("pool", ["mean", lambda maps: maps.relu().amax((2, 3))])
 def test_recomputed_layers_are_counted_once(pool):
-    came = {}
+    got = {}
     for recompute in (None, False):
         net = Net(recompute)
         with ActivationRegularizer(net, "stem.0", pool=pool) as regularizer:
             for _ in range(2):
-                came[recompute] = step(net, net, regularizer)
+                got[recompute] = step(net, net, regularizer)
             assert regularizer._with_gradient is None  # the backward pass has run the layer again
-    assert_same(came[False], came[None])
+    assert_same(got[False], got[None])
 
 
 def test_a_loss_in_validation_leaves_the_memory_alone():
@@ -322,15 +322,15 @@ def refused(call: Callable[[], Any]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((Net(), "stem.1x"), "layer: got 'stem.1x'; needed " + NAMES + "'stem.1', 'stem.0'"),
-        ((Net(), "token"), "layer: got 'token'; needed " + NAMES + "'tokens'"),
-        ((Net(), "q"), "layer: got 'q'; needed " + NAMES + "'stem', 'tokens', 'rows', 'head'"),
-        ((Net(), ""), "layer: got ''; needed a name of"),
-        ((Net(), "recompute"), "layer: got 'recompute'; needed a name of"),
-        ((nn.ReLU(), "a"), "layer: got 'a'; needed a model that has layers"),
-        ((Net(), 3), "layer: got a int; needed the name of a layer"),
-        (("net", "stem"), "model: got a str; needed a torch.nn.Module"),
-        ((Net(), "stem", 0.1), "loss: got a float; needed a function of embeddings and activations, or None"),
+        ((Net(), "stem.1x"), "layer: got 'stem.1x'; expected " + NAMES + "'stem.1', 'stem.0'"),
+        ((Net(), "token"), "layer: got 'token'; expected " + NAMES + "'tokens'"),
+        ((Net(), "q"), "layer: got 'q'; expected " + NAMES + "'stem', 'tokens', 'rows', 'head'"),
+        ((Net(), ""), "layer: got ''; expected a name of"),
+        ((Net(), "recompute"), "layer: got 'recompute'; expected a name of"),
+        ((nn.ReLU(), "a"), "layer: got 'a'; expected a model that has layers"),
+        ((Net(), 3), "layer: got a int; expected the name of a layer"),
+        (("net", "stem"), "model: got a str; expected a torch.nn.Module"),
+        ((Net(), "stem", 0.1), "loss: got a float; expected a function of embeddings and activations, or None"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_hooked_is_refused(arguments, text):
@@ -343,21 +343,21 @@ def test_what_cannot_be_hooked_is_refused(arguments, text):
 def test_calls_that_fit_no_pass_are_refused():
     net = Net()
     regularizer = ActivationRegularizer(net, "stem")
-    none = "model: got no forward pass since the last call; needed one that goes through 'stem'"
+    none = "model: got no forward pass since the last call; expected one that goes through 'stem'"
     assert refused(lambda: regularizer(embeddings())).startswith(none)
     net(images())
-    text = "embeddings: got 11 rows; needed as many as the forward pass had in 'stem', 12"
+    text = "embeddings: got 11 rows; expected as many as the forward pass had in 'stem', 12"
     assert refused(lambda: regularizer(embeddings(11))) == text
     regularizer(embeddings())  # the pass is still there
     assert refused(lambda: regularizer(embeddings())).startswith(none)
     net(images())
     net(images())
     assert refused(lambda: regularizer(embeddings())).startswith(
-        "layer 'stem': got 2 runs since the last call; needed one; clear() forgets"
+        "layer 'stem': got 2 runs since the last call; expected one; clear() forgets"
     )
     regularizer.close()
     assert refused(lambda: regularizer(embeddings())) == (
-        "regularizer: got a call after close(); needed a new ActivationRegularizer"
+        "regularizer: got a call after close(); expected a new ActivationRegularizer"
     )
 
 
@@ -372,16 +372,18 @@ def test_activations_that_cannot_learn_are_refused(why):
         with torch.set_grad_enabled(why != "no_grad"):
             net(images())
         text = refused(lambda: regularizer(embeddings()))
-        assert text.startswith("layer 'stem': got activations without a gradient; needed activations that require one")
+        assert text.startswith(
+            "layer 'stem': got activations without a gradient; expected activations that require one"
+        )
 
 
 @pytest.mark.door
 @pytest.mark.parametrize(
     ("layer", "pool", "text"),
     [
-        ("stem", "first", "the output of 'stem': got shape (12, 6, 3, 4) for pool 'first'; needed a tensor (n, c), "),
-        ("tokens", lambda tokens: tokens, "the output of 'tokens' after pool: got shape (12, 12, 7); needed a float"),
-        ("rows", lambda rows: rows is None, "the output of 'rows' after pool: got bool; needed a float"),
+        ("stem", "first", "the output of 'stem': got shape (12, 6, 3, 4) for pool 'first'; expected a tensor (n, c), "),
+        ("tokens", lambda tokens: tokens, "the output of 'tokens' after pool: got shape (12, 12, 7); expected a float"),
+        ("rows", lambda rows: rows is None, "the output of 'rows' after pool: got bool; expected a float"),
     ],
 )  # fmt: skip
 def test_outputs_without_a_rule_are_refused(layer, pool, text):
@@ -399,7 +401,7 @@ def test_outputs_that_are_no_activations_are_refused():
     for x, text in (((torch.zeros(2, 3),), "a tuple"), (torch.zeros(2, 3).long(), "dtype torch.int64")):
         model = nn.Sequential(Odd())
         with ActivationRegularizer(model, "0"):
-            assert refused(lambda model=model, x=x: model(x)).startswith(f"the output of '0': got {text}; needed ")
+            assert refused(lambda model=model, x=x: model(x)).startswith(f"the output of '0': got {text}; expected ")
     assert refused(lambda: ActivationRegularizer(model, "0", pool="max")) == (
-        "pool: got 'max'; needed one of 'mean', 'first'"
+        "pool: got 'max'; expected one of 'mean', 'first'"
     )

@@ -85,9 +85,9 @@ def sparse_products(codes: SparseActivations, left: Tensor, right: Tensor) -> li
     return [codes_t_matmul(codes, left), codes_matmul(codes, right), sampled_matmul(codes, left, right)]
 
 
-def assert_all_close(came: list[Tensor], needed: list[Tensor]) -> None:
+def assert_all_close(got: list[Tensor], expected: list[Tensor]) -> None:
     """Equal but for the order of sums of at most 13 terms, some of them 1000 in size."""
-    for one, other in zip(came, needed, strict=True):
+    for one, other in zip(got, expected, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=0, atol=bounds.of_sum(13, 1e4, one.dtype))
 
@@ -239,28 +239,28 @@ def test_structure_is_built_once_for_all_products_and_copies(monkeypatch):
 
 
 REFUSED = [
-    ([[1.0]], [[3]], 3, None, "indices: got index 3 in row 0; needed indices from 0 to 2"),
+    ([[1.0]], [[3]], 3, None, "indices: got index 3 in row 0; expected indices from 0 to 2"),
     ([[1.0, 1.0], [1.0, 1.0]], [[0, 1], [1, -1]], 3, None,
-     "indices: got index -1 in row 1; needed indices from 0 to 2"),
+     "indices: got index -1 in row 1; expected indices from 0 to 2"),
     ([[1.0, 1.0], [1.0, 2.0]], [[0, 1], [2, 2]], 3, None,
-     "indices: got index 2 twice in row 1; needed each index at most once in a row"),
+     "indices: got index 2 twice in row 1; expected each index at most once in a row"),
     ([1.0, 1.0, 1.0], [1, 0, 1], 3, [0, 0, 3],
-     "indices: got index 1 twice in row 1; needed each index at most once in a row"),
-    ([1.0, 1.0], [1, 0], 3, [0, 2, 1, 2], "row_offsets: got 2 before 1 (row 1); needed offsets that never fall"),
+     "indices: got index 1 twice in row 1; expected each index at most once in a row"),
+    ([1.0, 1.0], [1, 0], 3, [0, 2, 1, 2], "row_offsets: got 2 before 1 (row 1); expected offsets that never fall"),
     ([1.0, 1.0], [1, 0], 3, [0, 1],
-     "row_offsets: got offsets from 0 to 1; needed offsets from 0 to the number of entries, 2"),
+     "row_offsets: got offsets from 0 to 1; expected offsets from 0 to the number of entries, 2"),
     ([1.0, 1.0], [1, 0], 3, [1, 2],
-     "row_offsets: got offsets from 1 to 2; needed offsets from 0 to the number of entries, 2"),
+     "row_offsets: got offsets from 1 to 2; expected offsets from 0 to the number of entries, 2"),
     ([1.0, 1.0], [1, 0], 3, [[0, 2]],
-     "row_offsets: got shape (1, 2), dtype torch.int64; needed an int64 tensor of shape (n + 1,)"),
+     "row_offsets: got shape (1, 2), dtype torch.int64; expected an int64 tensor of shape (n + 1,)"),
     ([1.0, 1.0], [1, 0], 3, [0.0, 2.0],
-     "row_offsets: got shape (2,), dtype torch.float32; needed an int64 tensor of shape (n + 1,)"),
-    ([1.0], [0], 3, None, "values: got shape (1,); needed shape (n, k), or 1-D values with row_offsets"),
-    ([[1.0]], [[0]], 3, [0, 1], "values: got shape (1, 1); needed shape (entries,) where row_offsets are given"),
-    ([[1]], [[0]], 3, None, "values: got dtype torch.int64; needed a floating-point dtype"),
-    ([[1.0]], [[0.0]], 3, None, "indices: got dtype torch.float32; needed torch.int64"),
-    ([[1.0]], [[0, 1]], 3, None, "indices: got shape (1, 2); needed the shape of values, (1, 1)"),
-    ([[1.0]], [[0]], 0, None, "n_latents: got 0; needed an integer at least 1"),
+     "row_offsets: got shape (2,), dtype torch.float32; expected an int64 tensor of shape (n + 1,)"),
+    ([1.0], [0], 3, None, "values: got shape (1,); expected shape (n, k), or 1-D values with row_offsets"),
+    ([[1.0]], [[0]], 3, [0, 1], "values: got shape (1, 1); expected shape (entries,) where row_offsets are given"),
+    ([[1]], [[0]], 3, None, "values: got dtype torch.int64; expected a floating-point dtype"),
+    ([[1.0]], [[0.0]], 3, None, "indices: got dtype torch.float32; expected torch.int64"),
+    ([[1.0]], [[0, 1]], 3, None, "indices: got shape (1, 2); expected the shape of values, (1, 1)"),
+    ([[1.0]], [[0]], 0, None, "n_latents: got 0; expected an integer at least 1"),
 ]  # fmt: skip
 
 
@@ -277,20 +277,20 @@ def test_codes_that_do_not_fit_are_refused(values, indices, n_latents, offsets, 
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda c: codes_t_matmul(c, torch.ones(4, 2)), "dense: got shape (4, 2); needed shape (5, d) to multiply"),
-        (lambda c: codes_matmul(c, torch.ones(5)), "dense: got shape (5,); needed shape (5, d) to multiply"),
+        (lambda c: codes_t_matmul(c, torch.ones(4, 2)), "dense: got shape (4, 2); expected shape (5, d) to multiply"),
+        (lambda c: codes_matmul(c, torch.ones(5)), "dense: got shape (5,); expected shape (5, d) to multiply"),
         (lambda c: sampled_matmul(c, torch.ones(4, 2), torch.ones(5, 2)),
-         "left: got shape (4, 2); needed shape (5, d)"),
+         "left: got shape (4, 2); expected shape (5, d)"),
         (lambda c: sampled_matmul(c, torch.ones(5, 2), torch.ones(6, 2)),
-         "right: got shape (6, 2); needed shape (5, d)"),
+         "right: got shape (6, 2); expected shape (5, d)"),
         (lambda c: sampled_matmul(c, torch.ones(5, 2), torch.ones(5, 3)),
-         "right: got width 3; needed the width of left, 2"),
-        (lambda c: c.with_values(torch.ones(4)), "values: got shape (4,); needed shape (5,)"),
-        (lambda _: SparseActivations([[1.0]], [[0]], 2), "values: got list; needed a tensor"),
+         "right: got width 3; expected the width of left, 2"),
+        (lambda c: c.with_values(torch.ones(4)), "values: got shape (4,); expected shape (5,)"),
+        (lambda _: SparseActivations([[1.0]], [[0]], 2), "values: got list; expected a tensor"),
         (lambda c: SparseActivations(c.values, c.indices.to("meta"), 5, c.row_offsets),
-         "indices: got device meta; needed the device of values, cpu"),
+         "indices: got device meta; expected the device of values, cpu"),
         (lambda c: SparseActivations(c.values, c.indices, 5, c.row_offsets.to("meta")),
-         "row_offsets: got device meta; needed the device of values, cpu"),
+         "row_offsets: got device meta; expected the device of values, cpu"),
     ],
 )  # fmt: skip
 def test_factors_that_do_not_fit_are_refused(call, text):

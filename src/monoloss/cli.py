@@ -121,7 +121,7 @@ def _run(words: list[str]) -> int:
         from monoloss.files.dataclasses import unknown_key
 
         unknown = unknown_key("", name, list(COMMANDS))
-        raise InputError(name, "an unknown option" if name.startswith("-") else "an unknown command", unknown.needed)
+        raise InputError(name, "an unknown option" if name.startswith("-") else "an unknown command", unknown.expected)
     module = import_module(COMMANDS[name].module)
     function = getattr(module, COMMANDS[name].function)
     given: dict[str, object] = {}

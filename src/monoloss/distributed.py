@@ -45,8 +45,8 @@ class Ranks:
         try:
             dist.all_reduce(torch.zeros(1), group=self._group)
         except RuntimeError as error:
-            needed = "all of them until the end; the same command goes on from the shards that are written"
-            raise InputError("ranks", "a process that has ended early", needed) from error
+            expected = "all of them until the end; the same command goes on from the shards that are written"
+            raise InputError("ranks", "a process that has ended early", expected) from error
 
     def check_same(self, facts: Mapping[str, object]) -> None:
         """Raise `InputError` unless all processes were given the same."""
@@ -72,8 +72,8 @@ def joined_ranks() -> Iterator[Ranks]:
         try:
             dist.init_process_group("gloo")
         except (ValueError, RuntimeError) as error:
-            came = f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({first_line(error)})"
-            raise InputError("ranks", came, "processes that torchrun starts, or no WORLD_SIZE") from error
+            got = f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({first_line(error)})"
+            raise InputError("ranks", got, "processes that torchrun starts, or no WORLD_SIZE") from error
     try:
         n_ranks = dist.get_world_size()
         group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if n_ranks > 1 else None

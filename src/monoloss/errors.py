@@ -12,17 +12,17 @@ class InputError(ValueError):
     Example:
         >>> raise InputError("embeddings", "a row of zeros (row 3)", "rows with a norm above 0")
         Traceback (most recent call last):
-        monoloss.errors.InputError: embeddings: got a row of zeros (row 3); needed rows with a norm above 0
+        monoloss.errors.InputError: embeddings: got a row of zeros (row 3); expected rows with a norm above 0
     """
 
-    def __init__(self, argument: str, came: object, needed: str) -> None:
-        super().__init__(argument, came, needed)  # all three, so that the error survives pickling
+    def __init__(self, argument: str, got: object, expected: str) -> None:
+        super().__init__(argument, got, expected)  # all three, so that the error survives pickling
         self.argument = argument
-        self.came = str(came)
-        self.needed = needed
+        self.got = str(got)
+        self.expected = expected
 
     def __str__(self) -> str:
-        return f"{self.argument}: got {self.came}; needed {self.needed}"
+        return f"{self.argument}: got {self.got}; expected {self.expected}"
 
 
 class MissingExtraError(InputError, ImportError):
@@ -30,7 +30,7 @@ class MissingExtraError(InputError, ImportError):
 
     Example:
         >>> str(MissingExtraError("matplotlib", "report"))
-        "matplotlib: got no such package; needed pip install 'monoloss[report]'"
+        "matplotlib: got no such package; expected pip install 'monoloss[report]'"
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -76,7 +76,7 @@ def missing_extra(error: ImportError, asked: str | None = None) -> ImportError:
 
     Example:
         >>> print(missing_extra(ModuleNotFoundError(name="PIL"), "report"))
-        PIL: got no such package; needed pip install 'monoloss[report]'
+        PIL: got no such package; expected pip install 'monoloss[report]'
     """
     package = error.args[0] if isinstance(error, MissingExtraError) else (error.name or "").split(".")[0]
     if package not in _BROUGHT_BY:
@@ -102,7 +102,7 @@ def needs_extra(name: str) -> Iterator[None]:
         >>> with needs_extra("report"):
         ...     raise ModuleNotFoundError(name="matplotlib")
         Traceback (most recent call last):
-        monoloss.errors.MissingExtraError: matplotlib: got no such package; needed pip install 'monoloss[report]'
+        monoloss.errors.MissingExtraError: matplotlib: got no such package; expected pip install 'monoloss[report]'
     """
     try:
         yield

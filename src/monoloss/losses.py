@@ -131,9 +131,9 @@ class MonoLoss(nn.Module):
     def _remember(self, embeddings: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
         m, d = activations.shape[1], embeddings.shape[1]
         if self.memory_w.numel() and self.memory_w.shape != (m, d):
-            came = f"{m} latents of width {d}"
+            got = f"{m} latents of width {d}"
             remembered = "{} latents of width {}".format(*self.memory_w.shape)
-            raise InputError("activations", came, f"as in the steps remembered, {remembered}; or reset()")
+            raise InputError("activations", got, f"as in the steps remembered, {remembered}; or reset()")
         memory = Memory(self.step, self.memory_u, self.memory_v, self.memory_w)
         h = unit_rows(embeddings, self.center)
         scores, defined, memory = remembered_scores(h, activations, memory, self.memory, self.process_group)

@@ -107,8 +107,8 @@ class ActivationRegularizer:
         check_matrix("embeddings", embeddings)
         run = self._only_run()
         if len(run.activations) != len(embeddings):
-            needed = f"as many as the forward pass had in {self.layer!r}, {len(run.activations)}"
-            raise InputError("embeddings", f"{len(embeddings)} rows", needed)
+            expected = f"as many as the forward pass had in {self.layer!r}, {len(run.activations)}"
+            raise InputError("embeddings", f"{len(embeddings)} rows", expected)
         self.clear()
         if isinstance(self.loss, nn.Module):
             self.loss.train(run.training)
@@ -154,21 +154,21 @@ class ActivationRegularizer:
             raise InputError("regularizer", "a call after close()", "a new ActivationRegularizer")
         if torch.is_grad_enabled():
             if self._with_gradient is None and self._without is not None:
-                needed = (
+                expected = (
                     "activations that require one: no frozen layer, no forward pass under torch.no_grad(), "
                     "torch.utils.checkpoint with use_reentrant=False; or a call under torch.no_grad()"
                 )
-                raise InputError(f"layer {self.layer!r}", "activations without a gradient", needed)
+                raise InputError(f"layer {self.layer!r}", "activations without a gradient", expected)
             run = self._with_gradient
         else:
             run = self._without or self._with_gradient
         if run is None:
-            needed = f"one that goes through {self.layer!r}; of a compiled model, torch.compiler.reset() before it"
-            raise InputError("model", "no forward pass since the last call", needed)
+            expected = f"one that goes through {self.layer!r}; of a compiled model, torch.compiler.reset() before it"
+            raise InputError("model", "no forward pass since the last call", expected)
         if run.n_runs > 1:
-            needed = "one; clear() forgets those that are not to be regularised, and a module that the model uses "
-            needed += "several times in a pass cannot be"
-            raise InputError(f"layer {self.layer!r}", f"{run.n_runs} runs since the last call", needed)
+            expected = "one; clear() forgets those that are not to be regularised, and a module that the model uses "
+            expected += "several times in a pass cannot be"
+            raise InputError(f"layer {self.layer!r}", f"{run.n_runs} runs since the last call", expected)
         return run
 
 
@@ -211,9 +211,9 @@ def _pooled(output: Any, pool: Pool, layer: str) -> Tensor:
         rows = pool(output)
         check_matrix(f"{name} after pool", rows)
         return rows
-    needed = "a tensor (n, c), (n, t, c) or (n, c, h, w), or a function as pool that makes one row an image"
+    expected = "a tensor (n, c), (n, t, c) or (n, c, h, w), or a function as pool that makes one row an image"
     if not isinstance(output, Tensor):
-        raise InputError(name, f"a {type(output).__name__}", needed)
+        raise InputError(name, f"a {type(output).__name__}", expected)
     if not output.is_floating_point():
         raise InputError(name, f"dtype {output.dtype}", "floating-point numbers")
     if output.ndim == 2:
@@ -221,7 +221,7 @@ def _pooled(output: Any, pool: Pool, layer: str) -> Tensor:
     if output.ndim == 3 and pool == "first":
         return output[:, 0].clone()
     if output.ndim not in (3, 4) or pool == "first":
-        raise InputError(name, f"shape {tuple(output.shape)} for pool {pool!r}", needed)
+        raise InputError(name, f"shape {tuple(output.shape)} for pool {pool!r}", expected)
     wide = torch.promote_types(output.dtype, torch.float32)
     return output.mean((2, 3), dtype=wide) if output.ndim == 4 else output.mean(1, dtype=wide)
 
@@ -251,5 +251,5 @@ def _named(model: nn.Module, layer: str) -> nn.Module:
     names = [name for name, _ in model.named_modules() if name]
     near = get_close_matches(layer, names, n=_N_NEAR)
     near = near or [name for name, _ in model.named_children()]
-    needed = f"a name of model.named_modules(), such as {', '.join(map(repr, near))}"
-    raise InputError("layer", repr(layer), needed if near else "a model that has layers")
+    expected = f"a name of model.named_modules(), such as {', '.join(map(repr, near))}"
+    raise InputError("layer", repr(layer), expected if near else "a model that has layers")

@@ -88,14 +88,14 @@ def test_a_changed_file_is_not_unpickled(cifar10: Path) -> None:
     with pytest.raises(InputError) as error:
         open_images(f"cifar10:{cifar10}", split="train")
     assert str(error.value) == (
-        f"cifar10:{cifar10}: got files that are missing or are not the official ones; needed the folder that holds "
+        f"cifar10:{cifar10}: got files that are missing or are not the official ones; expected the folder that holds "
         "cifar-10-batches-py, unpacked from cifar-10-python.tar.gz"
     )
 
 
 @pytest.mark.door
 def test_a_split_is_chosen(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="split: got None; needed one of the splits of cifar10: train, test"):
+    with pytest.raises(InputError, match="split: got None; expected one of the splits of cifar10: train, test"):
         open_images(f"cifar10:{tmp_path}")
     with pytest.raises(InputError, match="cifar100 has no columns"):
         open_images(f"cifar100:{tmp_path}", split="train", label_column="")

@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit(saved, tmp_path, change, message):
     change(state)
     file = tmp_path / "own.safetensors"
     save_file(state, file)
-    with pytest.raises(InputError, match=rf"own\.safetensors: got .*{message}.*; needed") as error:
+    with pytest.raises(InputError, match=rf"own\.safetensors: got .*{message}.*; expected") as error:
         load_encoder(str(saved["vit"][1]), checkpoint=str(file))
     assert "\n" not in str(error.value)
 
@@ -191,10 +191,10 @@ def test_broken_files(saved, tmp_path, name):
 def test_folders_that_are_none(saved, tmp_path):
     with pytest.raises(InputError, match=r"no folder with a config\.json"):
         load_encoder(str(tmp_path))
-    with pytest.raises(InputError, match=r"no local folder; needed a folder, or hf-hub:USER/NAME"):
+    with pytest.raises(InputError, match=r"no local folder; expected a folder, or hf-hub:USER/NAME"):
         load_encoder(str(tmp_path / "absent"))
     shutil.copy(saved["vit"][1] / "config.json", tmp_path)
-    with pytest.raises(InputError, match=r"without weights; needed one of model\.safetensors, "):
+    with pytest.raises(InputError, match=r"without weights; expected one of model\.safetensors, "):
         load_encoder(str(tmp_path))
     assert load_encoder(str(tmp_path), pretrained=False).facts["weights"] == {"random": 0}
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPModel"], "model_type": "clip"}))
@@ -204,7 +204,7 @@ def test_folders_that_are_none(saved, tmp_path):
         '{"architecture": "vit_none", "pretrained_cfg": {}}',
     ):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(InputError, match=r"^encoder: got .*; needed ") as error:
+        with pytest.raises(InputError, match=r"^encoder: got .*; expected ") as error:
             load_encoder(str(tmp_path), pretrained=False)
         assert "\n" not in str(error.value)
 
@@ -264,23 +264,23 @@ def test_failures_of_the_hub(monkeypatch, failure, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "clip-vit-l15"}, "unknown to timm; needed .*clip-vit-l14"),
-        ({"name": "resnet10tt"}, r"unknown to timm; needed .*resnet10t"),
-        ({"name": "resnet50.tv3"}, r"no weights of resnet50; needed one of .*resnet50\.tv2_in1k"),
+        ({"name": "clip-vit-l15"}, "unknown to timm; expected .*clip-vit-l14"),
+        ({"name": "resnet10tt"}, r"unknown to timm; expected .*resnet10t"),
+        ({"name": "resnet50.tv3"}, r"no weights of resnet50; expected one of .*resnet50\.tv2_in1k"),
         ({"name": ""}, "unknown to timm"),
         ({"name": "hf-hub:"}, "encoder: got 'hf-hub:'"),
         ({"name": "timm/resnet10t"}, "hf-hub:USER/NAME"),
-        ({"output": "logits"}, "output: got 'logits'; needed 'embedding', 'pooled'"),
+        ({"output": "logits"}, "output: got 'logits'; expected 'embedding', 'pooled'"),
         ({"output": "layer:"}, "output: got 'layer:'"),
-        ({"output": "layer:layer9.0"}, r"no layer of this model; needed a layer such as .*layer\d\.0"),
+        ({"output": "layer:layer9.0"}, r"no layer of this model; expected a layer such as .*layer\d\.0"),
         ({"output": "layer:zzz"}, r"a layer such as conv1, "),
         ({"output": "layer:layer1:class"}, "'layer:layer1:class' of a model without a class token"),
-        ({"output": "embedding"}, "whose head is no projection; needed 'pooled'"),
+        ({"output": "embedding"}, "whose head is no projection; expected 'pooled'"),
         ({"output": "class_token"}, "a model without a class token"),
         ({"output": "pooled", "patches": True}, "'pooled' with patches"),
         ({"output": "layer:layer1:class", "patches": True}, "with patches"),
         ({"output": "layer:fc", "patches": True}, r"which gives shape \(1, 1000\)"),
-        ({"crop": "middle"}, "crop: got 'middle'; needed one of None, 'center'"),
+        ({"crop": "middle"}, "crop: got 'middle'; expected one of None, 'center'"),
         ({"dtype": "int8"}, "dtype: got 'int8'"),
         ({"image_size": 0}, "image_size: got 0"),
         ({"image_size": "64"}, "image_size: got '64'"),
@@ -304,7 +304,7 @@ def test_refused(arguments, message, monkeypatch):
 )
 def test_images_of_another_shape(images):
     encoder = load_encoder("resnet10t", pretrained=False, image_size=32)
-    with pytest.raises(InputError, match=r"images: got .*; needed floating-point numbers, \(n, 3, 32, 32\)"):
+    with pytest.raises(InputError, match=r"images: got .*; expected floating-point numbers, \(n, 3, 32, 32\)"):
         encoder(images)
 
 
@@ -316,7 +316,7 @@ def test_layer_that_is_never_called(saved):
 
 @pytest.mark.door
 def test_size_that_only_the_model_refuses():
-    with pytest.raises(InputError, match=r"image_size: got 8 \(.*\); needed a size that the model takes"):
+    with pytest.raises(InputError, match=r"image_size: got 8 \(.*\); expected a size that the model takes"):
         load_encoder("vit_tiny_patch16_224", pretrained=False, image_size=8)
 
 

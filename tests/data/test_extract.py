@@ -97,12 +97,12 @@ def test_rows_that_cannot_be_stored_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.door
 def test_a_first_batch_without_any_row_is_an_error(tmp_path: Path) -> None:
     encoder = FakeEncoder(on_call=lambda _, rows: rows * torch.nan)
-    with pytest.raises(InputError, match="encoder: got NaN or inf for every image of the first batch; needed an enc"):
+    with pytest.raises(InputError, match="encoder: got NaN or inf for every image of the first batch; expected an enc"):
         silent(ListSource(9), encoder, tmp_path / "s")
     with pytest.raises(InputError, match=r"a value outside uint8 for every image .* with scale 0.1, and another scale"):
         silent(ListSource(9), FakeEncoder(), tmp_path / "t", dtype="uint8", scale=0.1)
     with pytest.raises(
-        InputError, match=r"encoder: got an output of shape \(3, 5\); needed \(3, 6\), as it says itself"
+        InputError, match=r"encoder: got an output of shape \(3, 5\); expected \(3, 6\), as it says itself"
     ):
         silent(ListSource(9), FakeEncoder(on_call=lambda _, rows: rows[:, :5]), tmp_path / "u")
 
@@ -129,14 +129,14 @@ def test_an_outlier_that_float16_cannot_hold_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "uint8"}, "scale: got None; needed a number for dtype 'uint8', where value = scale"),
-        ({"scale": 0.1}, "scale: got 0.1; needed None for dtype 'float32'; only 'uint8' has a scale"),
-        ({"dtype": "uint8", "scale": -1.0}, "scale: got -1.0; needed a number above 0"),
+        ({"dtype": "uint8"}, "scale: got None; expected a number for dtype 'uint8', where value = scale"),
+        ({"scale": 0.1}, "scale: got 0.1; expected None for dtype 'float32'; only 'uint8' has a scale"),
+        ({"dtype": "uint8", "scale": -1.0}, "scale: got -1.0; expected a number above 0"),
         ({"dtype": "float64"}, "dtype: got 'float64'"),
-        ({"batch_size": 0}, "batch_size: got 0; needed an integer at least 1"),
-        ({"workers": -1}, "workers: got -1; needed an integer at least 0"),
-        ({"thumbnails": 0}, "thumbnails: got 0; needed an integer at least 1"),
-        ({"rows_per_shard": 0}, "rows_per_shard: got 0; needed an integer at least 1"),
+        ({"batch_size": 0}, "batch_size: got 0; expected an integer at least 1"),
+        ({"workers": -1}, "workers: got -1; expected an integer at least 0"),
+        ({"thumbnails": 0}, "thumbnails: got 0; expected an integer at least 1"),
+        ({"rows_per_shard": 0}, "rows_per_shard: got 0; expected an integer at least 1"),
     ],
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -147,12 +147,14 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> N
 
 @pytest.mark.door
 def test_sources_without_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="list: got no images; needed at least one image"):
+    with pytest.raises(InputError, match="list: got no images; expected at least one image"):
         silent(ListSource(0), FakeEncoder(), tmp_path / "s")
-    with pytest.raises(InputError, match="list: got no images; needed at least one image"):
+    with pytest.raises(InputError, match="list: got no images; expected at least one image"):
         silent(ListSource(0, stream=True), FakeEncoder(), tmp_path / "s")
     for _ in range(2):  # as long as the folder is there
-        with pytest.raises(InputError, match=r"s: got a store without rows \(2 files were .*jsonl.*; needed .* delete"):
+        with pytest.raises(
+            InputError, match=r"s: got a store without rows \(2 files were .*jsonl.*; expected .* delete"
+        ):
             silent(ListSource(2, contents={0: b"x", 1: b"x"}), FakeEncoder(), tmp_path / "s")
     source = ListSource(3, labels="multi")
     source.class_names = None
@@ -172,7 +174,7 @@ def test_what_cannot_fit_on_the_disk_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Disk(10**9, 0, 30_000))
     encoder = FakeEncoder()
-    with pytest.raises(InputError, match=r"s: got 29\.3 KiB of free space; needed 2\.[0-9]+ MiB for 10000 images"):
+    with pytest.raises(InputError, match=r"s: got 29\.3 KiB of free space; expected 2\.[0-9]+ MiB for 10000 images"):
         silent(ListSource(10000), encoder, tmp_path / "s", rows_per_shard=10000)
     assert encoder.calls == 0
     assert not (tmp_path / "s").exists()
@@ -199,7 +201,7 @@ def test_batches_never_cross_a_shard(n: int, stream: bool) -> None:
 def test_a_source_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
     source = ListSource(6)
     source.n_images = 7
-    with pytest.raises(InputError, match="list: got 2 images at positions 4 to 6; needed 3, as when the run began"):
+    with pytest.raises(InputError, match="list: got 2 images at positions 4 to 6; expected 3, as when the run began"):
         silent(source, FakeEncoder(), tmp_path / "s")
 
 
@@ -245,7 +247,7 @@ def kill_itself(_: object) -> Tensor:
 def test_a_worker_that_is_killed_is_one_sentence(tmp_path: Path) -> None:
     encoder = FakeEncoder()
     encoder.transform = kill_itself
-    with pytest.raises(InputError, match="workers: got one of 1 processes that was killed; needed fewer workers"):
+    with pytest.raises(InputError, match="workers: got one of 1 processes that was killed; expected fewer workers"):
         silent(ListSource(3), encoder, tmp_path / "s", workers=1)
 
 

@@ -82,17 +82,17 @@ def facts(**changes: Any) -> FakeEncoder:
 
 
 OTHER_RUNS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
-    (lambda: facts(name="other"), {}, "encoder.name 'fake'; needed 'other', as in this run"),
-    (lambda: facts(weights={"random": 1}), {}, "encoder.weights.random 0; needed 1"),
+    (lambda: facts(name="other"), {}, "encoder.name 'fake'; expected 'other', as in this run"),
+    (lambda: facts(weights={"random": 1}), {}, "encoder.weights.random 0; expected 1"),
     (
         lambda: facts(preprocessing={"input_size": [3, 8, 8]}),
         {},
-        r"encoder.preprocessing.input_size \[3, 4, 4\]; needed \[3, 8, 8\]",
+        r"encoder.preprocessing.input_size \[3, 4, 4\]; expected \[3, 8, 8\]",
     ),
-    (FakeEncoder, {"dtype": "float16"}, "dtype 'float32'; needed 'float16'"),
-    (FakeEncoder, {"rows_per_shard": 5}, "rows_per_shard 4; needed 5"),
-    (FakeEncoder, {"thumbnails": 3}, r"thumbnails None; needed \[3, 3, 3\]"),
-    (lambda: FakeEncoder(patches=True), {}, r"patch_grid None; needed \[2, 2\]"),
+    (FakeEncoder, {"dtype": "float16"}, "dtype 'float32'; expected 'float16'"),
+    (FakeEncoder, {"rows_per_shard": 5}, "rows_per_shard 4; expected 5"),
+    (FakeEncoder, {"thumbnails": 3}, r"thumbnails None; expected \[3, 3, 3\]"),
+    (lambda: FakeEncoder(patches=True), {}, r"patch_grid None; expected \[2, 2\]"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_other_images_are_refused(tmp_path: Path, change: Callable[[Path], None]
     folder = silent(source, FakeEncoder(), tmp_path / "s").folder if finished else begun(tmp_path, source)
     change(tmp_path / "images")
     before, encoder = contents_of(folder), FakeEncoder()
-    with pytest.raises(InputError, match=r"imagefolder:.*got .*images; needed|position|shard|class_names") as caught:
+    with pytest.raises(InputError, match=r"imagefolder:.*got .*images; expected|position|shard|class_names") as caught:
         silent(folder_of(tmp_path), encoder, folder)
     assert "\n" not in str(caught.value)
     assert encoder.calls == 0
@@ -156,10 +156,13 @@ def test_other_images_are_refused(tmp_path: Path, change: Callable[[Path], None]
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"prefix": "line "}, r"list: got 'line 0' at position 0; needed 'row 0', as in .*shard-00000.jsonl: a store"),
-        ({"labels": "single"}, "labels None; needed 'single'|class_names None; needed"),
-        ({"n": 6}, "list: got (2|6) images(; needed enough to fill .*shard-00001| for shard 1; needed 4, as in)"),
-        ({"n": 3}, "list: got 3 images(; needed enough to fill| for shard 0; needed 4, as in)"),
+        (
+            {"prefix": "line "},
+            r"list: got 'line 0' at position 0; expected 'row 0', as in .*shard-00000.jsonl: a store",
+        ),
+        ({"labels": "single"}, "labels None; expected 'single'|class_names None; expected"),
+        ({"n": 6}, "list: got (2|6) images(; expected enough to fill .*shard-00001| for shard 1; expected 4, as in)"),
+        ({"n": 3}, "list: got 3 images(; expected enough to fill| for shard 0; expected 4, as in)"),
     ],
 )
 def test_other_rows_of_a_data_set_are_refused(tmp_path: Path, stream: bool, other: Any, message: str) -> None:
@@ -184,13 +187,13 @@ class Relabelled(ListSource):
 
 @pytest.mark.door
 @pytest.mark.parametrize("there", ["unfinished", "finished", "a stream"])
-@pytest.mark.parametrize(("labels", "came", "needed"), [("single", 1, 0), ("multi", r"\(1,\)", r"\(\)")])
-def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, there: str, came: object, needed: object) -> None:
+@pytest.mark.parametrize(("labels", "got", "expected"), [("single", 1, 0), ("multi", r"\(1,\)", r"\(\)")])
+def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, there: str, got: object, expected: object) -> None:
     options: dict[str, Any] = {"labels": labels, "stream": there == "a stream"}
     source, encoder = ListSource(14, **options), FakeEncoder()
     folder = silent(source, encoder, tmp_path / "s").folder if there == "finished" else begun(tmp_path, source)
     before = contents_of(folder)
-    message = f"label={came}.* at position 3; needed .*label={needed}.*, as in .*shard-00000.jsonl"
+    message = f"label={got}.* at position 3; expected .*label={expected}.*, as in .*shard-00000.jsonl"
     with pytest.raises(InputError, match=message):
         silent(Relabelled(14, **options), FakeEncoder(), folder)
     assert contents_of(folder) == before
@@ -236,10 +239,12 @@ def test_another_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     source = open_images("imagefolder:images")
     folder = silent(source, FakeEncoder(), tmp_path / "s").folder if finished else begun(tmp_path, source)
     before = contents_of(folder)
-    with pytest.raises(InputError, match=r"with source 'imagefolder:images'; needed 'imagefolder:.*/b/images', as in"):
+    with pytest.raises(
+        InputError, match=r"with source 'imagefolder:images'; expected 'imagefolder:.*/b/images', as in"
+    ):
         silent(open_images(f"imagefolder:{tmp_path}/b/images"), FakeEncoder(), folder)
     monkeypatch.chdir(tmp_path / "b")
-    with pytest.raises(InputError, match=r"with image_root '.*/a/images'; needed '.*/b/images', as in this run"):
+    with pytest.raises(InputError, match=r"with image_root '.*/a/images'; expected '.*/b/images', as in this run"):
         silent(open_images("imagefolder:images"), FakeEncoder(), folder)
     assert contents_of(folder) == before
 
@@ -249,14 +254,14 @@ def test_another_place_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_another_origin_without_an_image_root_is_refused(tmp_path: Path, finished: bool) -> None:
     source = ListSource(14)
     folder = silent(source, FakeEncoder(), tmp_path / "s").folder if finished else begun(tmp_path, source)
-    with pytest.raises(InputError, match="with source 'list'; needed 'elsewhere', as in this run"):
+    with pytest.raises(InputError, match="with source 'list'; expected 'elsewhere', as in this run"):
         silent(source, FakeEncoder(), folder, origin="elsewhere")
 
 
 @pytest.mark.door
 def test_a_stream_that_has_become_shorter(tmp_path: Path) -> None:
     folder = begun(tmp_path, ListSource(14, stream=True))
-    with pytest.raises(InputError, match=r"list: got 4 images; needed enough to fill .*shard-00001\.safetensors"):
+    with pytest.raises(InputError, match=r"list: got 4 images; expected enough to fill .*shard-00001\.safetensors"):
         silent(ListSource(4, stream=True), FakeEncoder(), folder)
 
 
@@ -284,7 +289,7 @@ def test_damaged_and_strange_folders(tmp_path: Path) -> None:
         silent(folder_of(tmp_path), FakeEncoder(), folder)
     (folder / "letter.txt").unlink()
     (folder / "shard-00000.safetensors").rename(folder / "shard-00002.safetensors")
-    with pytest.raises(InputError, match=r"shard-00002\.safetensors: got shard 0; needed shard 2"):
+    with pytest.raises(InputError, match=r"shard-00002\.safetensors: got shard 0; expected shard 2"):
         silent(folder_of(tmp_path), FakeEncoder(), folder)
     (folder / "shard-00002.safetensors").rename(folder / "shard-00000.safetensors")
     lines = folder / "shard-00001.jsonl"
@@ -302,5 +307,5 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = silent(folder_of(tmp_path), FakeEncoder(), tmp_path / "s").folder
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**content, "format_version": 9}))
-    with pytest.raises(InputError, match=r"manifest\.json: got format_version 9; needed format_version 1"):
+    with pytest.raises(InputError, match=r"manifest\.json: got format_version 9; expected format_version 1"):
         silent(folder_of(tmp_path), FakeEncoder(), folder)

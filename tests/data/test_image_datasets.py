@@ -253,11 +253,11 @@ def test_images_behind_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({"image": None}, {}, "x.parquet: got no images in the columns label, caption; needed a column of images"),
+        ({"image": None}, {}, "x.parquet: got no images in the columns label, caption; expected a column of images"),
         (
             {"two": (Value("binary"), PICTURES)},
             {"image_column": "z"},
-            "image_column: got 'z'; needed a column of image",
+            "image_column: got 'z'; expected a column of image",
         ),
         ({}, {"image_column": "label"}, "image_column: got 'label', ClassLabel("),
         (
@@ -265,19 +265,23 @@ def test_images_behind_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             {},
             "image_column: got no choice between image and two in",
         ),
-        ({}, {"label_column": "z"}, "label_column: got 'z'; needed one of the keys of"),
-        ({}, {"id_column": "z"}, "id_column: got 'z'; needed one of the columns of"),
-        ({}, {"id_column": "label"}, "id_column: got '0' twice (rows 0 and 3); needed an id of its own"),
-        ({}, {"split": "test"}, "split: got 'test'; needed one of the splits of"),
+        ({}, {"label_column": "z"}, "label_column: got 'z'; expected one of the keys of"),
+        ({}, {"id_column": "z"}, "id_column: got 'z'; expected one of the columns of"),
+        ({}, {"id_column": "label"}, "id_column: got '0' twice (rows 0 and 3); expected an id of its own"),
+        ({}, {"split": "test"}, "split: got 'test'; expected one of the splits of"),
         (
             {"label": (ClassLabel(names=["a"]), [0] * 50 + [-1] * 20)},
             {},
-            "column label: got -1 (row 50); needed labels f",
+            "column label: got -1 (row 50); expected labels f",
         ),
         ({"label": (Value("int64"), [0] * 69 + [None])}, {}, "column label: got nothing in row 69"),
         ({"label": (Value("string"), ["a"] * 69 + [None])}, {}, "column label: got nothing in row 69"),
-        ({"label": (Value("float32"), [0.0] * N)}, {}, "column label: got a column of float32; needed a ClassLabel"),
-        ({"label": (List(Value("int64")), [[0]] * N)}, {}, "column label: got lists without class names; needed lists"),
+        ({"label": (Value("float32"), [0.0] * N)}, {}, "column label: got a column of float32; expected a ClassLabel"),
+        (
+            {"label": (List(Value("int64")), [[0]] * N)},
+            {},
+            "column label: got lists without class names; expected lists",
+        ),
         (
             {"label": None, "fine": (ClassLabel(names=["a"]), [0] * N), "coarse": (ClassLabel(names=["a"]), [0] * N)},
             {},
@@ -293,9 +297,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, columns: dict[str, Any], options
 @pytest.mark.door
 def test_what_a_stream_says_before_and_on_the_way(tmp_path: Path) -> None:
     spec = written(dataset_of(label=(Value("string"), ["a"] * N)), tmp_path / "x.parquet")
-    assert "column label: got labels that are strings, in a stream; needed" in refused(spec, streaming=True)
+    assert "column label: got labels that are strings, in a stream; expected" in refused(spec, streaming=True)
     spec = written(dataset_of(label=(ClassLabel(names=["a"]), [-1] * N)), tmp_path / "y.parquet")
-    assert "column label: got -1 (row 0); needed labels from 0" in refused(spec, streaming=True)
+    assert "column label: got -1 (row 0); expected labels from 0" in refused(spec, streaming=True)
     spec = written(dataset_of(label=(Value("int64"), [0] * 60 + [None] * 10)), tmp_path / "z.parquet")
     with pytest.raises(InputError, match="column label: got nothing in row 60"):
         list(open_images(spec, streaming=True).images(40))
@@ -305,7 +309,7 @@ def test_what_a_stream_says_before_and_on_the_way(tmp_path: Path) -> None:
 def test_datasets_without_rows_or_not_there(tmp_path: Path) -> None:
     spec = f"dataset:{tmp_path / 'none.parquet'}"
     pyarrow.parquet.ParquetWriter(tmp_path / "none.parquet", dataset_of().features.arrow_schema).close()
-    assert f"{spec}: got a dataset without rows; needed at least one row" in refused(spec, streaming=True)
+    assert f"{spec}: got a dataset without rows; expected at least one row" in refused(spec, streaming=True)
     assert "none.parquet: got a dataset that cannot be read (" in refused(spec)  # the package says why
     (tmp_path / "empty").mkdir()
     for streaming in (False, True):

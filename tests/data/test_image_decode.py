@@ -38,8 +38,8 @@ def reason(content: str | bytes) -> str:
     return error.value.reason
 
 
-def close(came: np.ndarray, needed: np.ndarray, steps: int = 3) -> bool:
-    return came.shape == needed.shape and np.abs(came.astype(int) - needed.astype(int)).max() <= steps
+def close(got: np.ndarray, expected: np.ndarray, steps: int = 3) -> bool:
+    return got.shape == expected.shape and np.abs(got.astype(int) - expected.astype(int)).max() <= steps
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -98,7 +98,7 @@ def test_splits(tmp_path: Path) -> None:
 )
 def test_splits_are_no_classes(tmp_path: Path, names: list[str], splits: str) -> None:
     root = folder(tmp_path / "x", *(f"{name}/c/1.png" for name in names))
-    assert refused(f"imagefolder:{root}") == f"split: got None; needed one of the splits of {root}: {splits}"
+    assert refused(f"imagefolder:{root}") == f"split: got None; expected one of the splits of {root}: {splits}"
     assert open_images(f"imagefolder:{root}", split=names[0]).n_images == 1
     assert open_images(f"imagefolder:{root}", label_column="").n_images == len(names)
 
@@ -168,17 +168,19 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "x", "train/a/1.png", "val/a/1.png")
     write(root / "val" / "a.txt", b"")
     spec = f"imagefolder:{root}"
-    assert refused(spec) == f"split: got None; needed one of the splits of {root}: train, val"
-    assert refused(spec, split="test") == f"split: got 'test'; needed one of the folders in {root}: train, val"
-    assert refused(spec, split="..").startswith("split: got '..'; needed one of the folders in")
-    assert refused(f"{spec}/nothing") == f"{root}/nothing: got no such folder; needed a folder of images"
-    assert refused(f"{spec}/val/a.txt") == f"{root}/val/a.txt: got a file; needed a folder of images"
+    assert refused(spec) == f"split: got None; expected one of the splits of {root}: train, val"
+    assert refused(spec, split="test") == f"split: got 'test'; expected one of the folders in {root}: train, val"
+    assert refused(spec, split="..").startswith("split: got '..'; expected one of the folders in")
+    assert refused(f"{spec}/nothing") == f"{root}/nothing: got no such folder; expected a folder of images"
+    assert refused(f"{spec}/val/a.txt") == f"{root}/val/a.txt: got a file; expected a folder of images"
     (tmp_path / "empty").mkdir()
-    assert refused(f"imagefolder:{tmp_path}/empty").startswith(f"{tmp_path}/empty: got no image; needed image files (")
+    assert refused(f"imagefolder:{tmp_path}/empty").startswith(
+        f"{tmp_path}/empty: got no image; expected image files ("
+    )
     write(tmp_path / "empty" / "a" / "x.txt", b"")
-    assert "got no image (1 other files); needed" in refused(f"imagefolder:{tmp_path}/empty")
+    assert "got no image (1 other files); expected" in refused(f"imagefolder:{tmp_path}/empty")
     folder(tmp_path / "mixed", "a/1.png", "over\nthere.png")
-    assert "mixed: got images beside class folders ('over\\nthere.png'); needed images in class f" in refused(
+    assert "mixed: got images beside class folders ('over\\nthere.png'); expected images in class f" in refused(
         f"imagefolder:{tmp_path}/mixed"
     )
     folder(tmp_path / "many", *(f"{i:03}/1.png" for i in range(30)))
@@ -196,7 +198,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    message = f"{root}/b: got a folder that cannot be read (Permission denied); needed a readable one"
+    message = f"{root}/b: got a folder that cannot be read (Permission denied); expected a readable one"
     assert refused(f"imagefolder:{root}") == message
 
 
@@ -204,7 +206,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("spec", ["", "x", "imagefolder:", "images:x", ":x", "/data/images"])
 def test_kinds_of_sources(spec: str) -> None:
     assert refused(spec) == (
-        f"images: got {spec!r}; needed imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, "
+        f"images: got {spec!r}; expected imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, "
         "cifar10:PATH or cifar100:PATH"
     )
 
@@ -213,14 +215,22 @@ def test_kinds_of_sources(spec: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("imagefolder", {"image_column": "x"}, "image_column: got 'x'; needed none: it is an option of dataset and hf"),
-        ("imagefolder", {"label_column": "x"}, "label_column: got 'x'; needed none, or a dataset: imagefolder has no"),
-        ("openimages", {"label_column": ""}, "label_column: got ''; needed none, or a dataset: openimages has no"),
-        ("imagefolder", {"streaming": True}, "streaming: got True; needed none"),
-        ("openimages", {"id_column": "x"}, "id_column: got 'x'; needed none"),
-        ("dataset", {"subset": "x"}, "subset: got 'x'; needed none: it is an option of hf-hub"),
-        ("imagefolder", {"labels_path": "x"}, "labels_path: got 'x'; needed none: it is an option of openimages"),
-        ("hf-hub", {"classes_path": "x"}, "classes_path: got 'x'; needed none: it is an option of openimages"),
+        (
+            "imagefolder",
+            {"image_column": "x"},
+            "image_column: got 'x'; expected none: it is an option of dataset and hf",
+        ),
+        (
+            "imagefolder",
+            {"label_column": "x"},
+            "label_column: got 'x'; expected none, or a dataset: imagefolder has no",
+        ),
+        ("openimages", {"label_column": ""}, "label_column: got ''; expected none, or a dataset: openimages has no"),
+        ("imagefolder", {"streaming": True}, "streaming: got True; expected none"),
+        ("openimages", {"id_column": "x"}, "id_column: got 'x'; expected none"),
+        ("dataset", {"subset": "x"}, "subset: got 'x'; expected none: it is an option of hf-hub"),
+        ("imagefolder", {"labels_path": "x"}, "labels_path: got 'x'; expected none: it is an option of openimages"),
+        ("hf-hub", {"classes_path": "x"}, "classes_path: got 'x'; expected none: it is an option of openimages"),
     ],
 )
 def test_options_of_other_kinds_are_refused(

@@ -208,16 +208,24 @@ def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [
-        ({}, {"embeddings_key": "z"}, "embeddings_key: got 'z'; needed one of the keys of"),
-        ({}, {"embeddings_key": "caption"}, "column caption: got a column of string; needed a column of lists of num"),
-        ({}, {"embeddings_key": "label"}, "column label: got a column of int64; needed a column of lists"),
-        ({}, {"labels_key": "caption"}, "column caption: got a column of string; needed integers (a ClassLabel is)"),
+        ({}, {"embeddings_key": "z"}, "embeddings_key: got 'z'; expected one of the keys of"),
+        (
+            {},
+            {"embeddings_key": "caption"},
+            "column caption: got a column of string; expected a column of lists of num",
+        ),
+        ({}, {"embeddings_key": "label"}, "column label: got a column of int64; expected a column of lists"),
+        ({}, {"labels_key": "caption"}, "column caption: got a column of string; expected integers (a ClassLabel is)"),
         ({}, {"ids_key": "embedding"}, "column embedding: got a column of list"),
         ({}, {"ids_key": "label"}, "ids: got '0' twice (rows 0 and 3)"),
-        ({}, {"split": "test"}, "split: got 'test'; needed one of the splits of"),
-        ({}, {"subset": "small"}, "subset: got 'small'; needed none:"),
-        ({}, {"rows_per_shard": 4, "labels_path": "short.txt"}, "labels: got 2 rows; needed as many as embeddings"),
-        ({}, {"rows_per_shard": 4, "labels_path": "long.txt"}, "labels: got 20 rows; needed as many as embeddings has"),
+        ({}, {"split": "test"}, "split: got 'test'; expected one of the splits of"),
+        ({}, {"subset": "small"}, "subset: got 'small'; expected none:"),
+        ({}, {"rows_per_shard": 4, "labels_path": "short.txt"}, "labels: got 2 rows; expected as many as embeddings"),
+        (
+            {},
+            {"rows_per_shard": 4, "labels_path": "long.txt"},
+            "labels: got 20 rows; expected as many as embeddings has",
+        ),
         ({"label": (ClassLabel(names=["a"]), [0] * 10 + [-1])}, {}, "labels: got -1 (row 10, id"),
         ({"label": (Value("int64"), [0] * 10 + [None])}, {"rows_per_shard": 4}, "column label: got nothing in row 10"),
         ({"label": (Value("float32"), [0.0] * 11)}, {}, "column label: got a column of float"),
@@ -225,9 +233,13 @@ def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (
             {"label": (List(Value("int64")), [[0]] * 9 + [[1], [2, 7]])},
             {"class_names": ["a", "b"], "rows_per_shard": 4},
-            "column label: got 2 (row 10); needed labels from 0 to 1",
+            "column label: got 2 (row 10); expected labels from 0 to 1",
         ),
-        ({"embedding": (List(Value("float32")), [[1.0]] * 9 + [[1.0, 2.0]] * 2)}, {}, "got 2 values (row 9); needed 1"),
+        (
+            {"embedding": (List(Value("float32")), [[1.0]] * 9 + [[1.0, 2.0]] * 2)},
+            {},
+            "got 2 values (row 9); expected 1",
+        ),
         (
             {"embedding": (List(Value("float32")), [[1.0, 2.0]] * 8 + [[1.0, None]] * 3)},
             {"rows_per_shard": 5},
@@ -238,7 +250,7 @@ def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ({"embedding": (List(Value("float32")), [[1.0]] * 10 + [[0.0]])}, {}, "embeddings: got only zeros once stored"),
         ({"embedding": (List(Value("int32")), [[1]] * 11)}, {}, "embeddings: got torch.int32 rows to store as float32"),
         ({"embeddings": (Value("int32"), [1] * 11)}, {}, "embeddings_key: got no choice between embeddings and embedd"),
-        ({"path": (Value("string"), [None] * 11)}, {}, "ids: got None (row 0); needed strings"),
+        ({"path": (Value("string"), [None] * 11)}, {}, "ids: got None (row 0); expected strings"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -259,7 +271,7 @@ def test_without_a_column_of_embeddings(tmp_path: Path) -> None:
     path = written(without(dataset_of(), "embedding"), tmp_path / "x.parquet")
     message = refused(path, tmp_path)
     assert message == (
-        f"{path}: got the keys label, path, caption; needed embeddings_key, or one of the keys embeddings, features, "
+        f"{path}: got the keys label, path, caption; expected embeddings_key, or one of the keys embeddings, features, "
         "embedding, feature"
     )
 
@@ -267,9 +279,9 @@ def test_without_a_column_of_embeddings(tmp_path: Path) -> None:
 @pytest.mark.door
 def test_several_splits_need_a_choice(tmp_path: Path) -> None:
     DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(tmp_path / "two")
-    assert refused(tmp_path / "two", tmp_path).startswith("split: got None; needed one of the splits of")
+    assert refused(tmp_path / "two", tmp_path).startswith("split: got None; expected one of the splits of")
     written(dataset_of(), tmp_path / "one")
-    assert refused(tmp_path / "one", tmp_path, split="x").startswith("split: got 'x'; needed none:")
+    assert refused(tmp_path / "one", tmp_path, split="x").startswith("split: got 'x'; expected none:")
 
 
 @pytest.mark.door
@@ -291,7 +303,9 @@ def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
     for name in ("none", "no.parquet"):
         assert refused(tmp_path / name, tmp_path).startswith(f"{tmp_path / name}: got ")
     (tmp_path / "x.csv").write_text("a,b\n", encoding="ascii")
-    assert "x.csv: got a file of another kind; needed a folder of save_to_disk" in refused(tmp_path / "x.csv", tmp_path)
+    assert "x.csv: got a file of another kind; expected a folder of save_to_disk" in refused(
+        tmp_path / "x.csv", tmp_path
+    )
     assert "absent: got no such file or folder" in refused(tmp_path / "absent", tmp_path)
     assert refused("hf-hub:nobody/nothing", tmp_path).startswith("hf-hub:nobody/nothing: got a dataset that cannot be")
 

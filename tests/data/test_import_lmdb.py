@@ -139,7 +139,7 @@ def test_a_shape_that_is_no_tuple_of_integers(tmp_path: Path, shape: str) -> Non
     path = write(tmp_path / "x.lmdb", entries_of(ROWS) | {"__shape__": shape.replace("{file}", str(hit)).encode()})
     message = refused(path)
     assert message.startswith(f"{path}, key __shape__: got b")
-    assert message.endswith("needed a tuple of positive integers in decimal, such as (768,); it is not evaluated")
+    assert message.endswith("expected a tuple of positive integers in decimal, such as (768,); it is not evaluated")
     assert not hit.exists()
 
 
@@ -147,17 +147,20 @@ def test_a_shape_that_is_no_tuple_of_integers(tmp_path: Path, shape: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"__shape__": b"(2, 3)"}, "key __shape__: got b'(2, 3)'; needed one vector for each row"),
-        ({"__shape__": b"(1000000000, 1000000000)"}, "key __shape__: got b'(1000000000, 1000000000)'; needed one"),
-        ({"__shape__": b"(1000000000,)"}, "key 0: got 24 bytes; needed a row of 4000000000 bytes: 1000000000 float32"),
-        ({"__shape__": b"(7,)"}, "key 0: got 24 bytes; needed a row of 28 bytes"),
-        ({"__len__": b"1000000000"}, "key __len__: got 1000000000 rows; needed what the 15 entries of the file can"),
-        ({"__len__": b"12"}, "key 12: got a row; needed none after the 12 rows that __len__ promises"),
-        ({"__len__": b"0"}, "key __len__: got b'0'; needed the number of rows in decimal"),
+        ({"__shape__": b"(2, 3)"}, "key __shape__: got b'(2, 3)'; expected one vector for each row"),
+        ({"__shape__": b"(1000000000, 1000000000)"}, "key __shape__: got b'(1000000000, 1000000000)'; expected one"),
+        (
+            {"__shape__": b"(1000000000,)"},
+            "key 0: got 24 bytes; expected a row of 4000000000 bytes: 1000000000 float32",
+        ),
+        ({"__shape__": b"(7,)"}, "key 0: got 24 bytes; expected a row of 28 bytes"),
+        ({"__len__": b"1000000000"}, "key __len__: got 1000000000 rows; expected what the 15 entries of the file can"),
+        ({"__len__": b"12"}, "key 12: got a row; expected none after the 12 rows that __len__ promises"),
+        ({"__len__": b"0"}, "key __len__: got b'0'; expected the number of rows in decimal"),
         ({"__len__": b"-1"}, "key __len__: got b'-1'"),
         ({"__len__": b"len(open('x'))"}, "key __len__: got b\"len(open('x'))\""),
         ({"__len__": pickle.dumps(13)}, "key __len__: got b'\\x80"),
-        ({"7": b""}, "key 7: got 0 bytes; needed a row of 24 bytes: 6 float32 values, as __shape__ says"),
+        ({"7": b""}, "key 7: got 0 bytes; expected a row of 24 bytes: 6 float32 values, as __shape__ says"),
         ({"7": ROWS[7].tobytes()[:-1]}, "key 7: got 23 bytes"),
         ({"7": ROWS[7].astype(np.float16).tobytes()}, "key 7: got 12 bytes"),
         ({"7": pickle.dumps(ROWS[7])}, "key 7: got"),
@@ -172,9 +175,9 @@ def test_what_contradicts_the_data_is_named(tmp_path: Path, changes: dict[str, b
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("__len__", "got no key __len__; needed the keys __len__ and __shape__"),
-        ("__shape__", "got no key __shape__; needed the keys __len__ and __shape__"),
-        ("3", "key 3: got no such key; needed a row of 24 bytes"),
+        ("__len__", "got no key __len__; expected the keys __len__ and __shape__"),
+        ("__shape__", "got no key __shape__; expected the keys __len__ and __shape__"),
+        ("3", "key 3: got no such key; expected a row of 24 bytes"),
     ],
 )
 def test_missing_keys(tmp_path: Path, missing: str, message: str) -> None:
@@ -219,9 +222,9 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
     path = write(tmp_path / "x.lmdb", entries_of(ROWS))
     (tmp_path / "labels.txt").write_text("0\n1\ntwo\n", encoding="ascii")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
-    assert "labels.txt: got 'two' on line 3; needed an integer" in refused(path, labels_path=tmp_path / "labels.txt")
+    assert "labels.txt: got 'two' on line 3; expected an integer" in refused(path, labels_path=tmp_path / "labels.txt")
     assert "latin.txt: got what is not UTF-8" in refused(path, ids_path=tmp_path / "latin.txt")
     assert "absent.txt: got No such file" in refused(path, paths_path=tmp_path / "absent.txt")
     (tmp_path / "labels.txt").write_text("0\n1\n", encoding="ascii")
-    assert refused(path, labels_path=tmp_path / "labels.txt").startswith("labels: got 2 rows; needed as many as")
+    assert refused(path, labels_path=tmp_path / "labels.txt").startswith("labels: got 2 rows; expected as many as")
     assert refused(path, dtype="uint8").startswith("scale: got None")

@@ -132,7 +132,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, where: s
     path = saved(tmp_path / "x.pt", content[where], _use_new_zipfile_serialization=as_zip)
     message = refused(path)
     assert message.startswith(f"{path}: got a pickle with ")
-    assert "nothing of it was executed; needed a file of torch.save with nothing but tensors" in message
+    assert "nothing of it was executed; expected a file of torch.save with nothing but tensors" in message
     assert len(message.splitlines()) == 1
     assert not (tmp_path / "hit").exists()
     torch.load(path, weights_only=False)  # the trap works
@@ -150,28 +150,28 @@ def test_nobody_is_advised_to_execute_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ({"x": ROWS, "y": [1]}, {}, "x.pt: got the keys x, y; needed embeddings_key, or one of the keys embeddings"),
-        ({"x": ROWS}, {"embeddings_key": "z"}, "embeddings_key: got 'z'; needed one of the keys of"),
-        ({"features": ROWS}, {"labels_key": "z"}, "labels_key: got 'z'; needed one of the keys of"),
+        ({"x": ROWS, "y": [1]}, {}, "x.pt: got the keys x, y; expected embeddings_key, or one of the keys embeddings"),
+        ({"x": ROWS}, {"embeddings_key": "z"}, "embeddings_key: got 'z'; expected one of the keys of"),
+        ({"features": ROWS}, {"labels_key": "z"}, "labels_key: got 'z'; expected one of the keys of"),
         ({"features": ROWS, "embeddings": ROWS}, {}, "embeddings_key: got no choice between embeddings and features"),
-        ({"features": ROWS.tolist()}, {}, "embeddings: got a list; needed a tensor of shape (rows, width)"),
+        ({"features": ROWS.tolist()}, {}, "embeddings: got a list; expected a tensor of shape (rows, width)"),
         ({"features": ROWS, "labels": ["a"] * 7}, {}, "labels: got a list that is no tensor"),
-        ({"features": ROWS, "labels": LABELS[:3]}, {}, "labels: got 3 rows; needed as many as embeddings has, 7"),
+        ({"features": ROWS, "labels": LABELS[:3]}, {}, "labels: got 3 rows; expected as many as embeddings has, 7"),
         ({"features": ROWS, "labels": torch.ones(7)}, {}, "labels: got torch.float32 of shape (rows)"),
-        ({"features": ROWS, "paths": [None] * 7}, {}, "paths: got a list; needed a list of strings or integers"),
+        ({"features": ROWS, "paths": [None] * 7}, {}, "paths: got a list; expected a list of strings or integers"),
         ({"features": ROWS, "paths": ["a"] * 7}, {}, "ids: got 'a' twice (rows 0 and 1)"),
-        ({"features": ROWS.to(torch.uint8) + 1}, {}, "scale: got None; needed a number for dtype 'uint8'"),
+        ({"features": ROWS.to(torch.uint8) + 1}, {}, "scale: got None; expected a number for dtype 'uint8'"),
         ({"features": ROWS.to_sparse()}, {}, "x.pt: got a tensor that is torch.sparse_coo"),
-        (ROWS[0], {}, "embeddings: got shape (4,); needed (rows, width)"),
+        (ROWS[0], {}, "embeddings: got shape (4,); expected (rows, width)"),
         (ROWS.long(), {}, "embeddings: got torch.int64 rows to store as float32"),
-        (ROWS, {"labels_key": "y"}, "labels_key: got 'y'; needed no key:"),
-        ({"a": ROWS[0], "b": ROWS[1]}, {"ids_key": "y"}, "ids_key: got 'y'; needed no key:"),
-        ({"a": ROWS[0], "b": ROWS[1, :3]}, {}, "'b': got torch.float32 of shape (3,); needed a row of shape (4,)"),
+        (ROWS, {"labels_key": "y"}, "labels_key: got 'y'; expected no key:"),
+        ({"a": ROWS[0], "b": ROWS[1]}, {"ids_key": "y"}, "ids_key: got 'y'; expected no key:"),
+        ({"a": ROWS[0], "b": ROWS[1, :3]}, {}, "'b': got torch.float32 of shape (3,); expected a row of shape (4,)"),
         ({"a": ROWS[0], "b": ROWS[1].double()}, {}, "'b': got torch.float64 of shape (4,)"),
         ({"a": ROWS[0], "b": ROWS[:2]}, {}, "'b': got torch.float32 of shape (2, 4)"),
         ({"a": torch.tensor(1.0)}, {}, "'a': got torch.float32 of shape ()"),
         ({"a": ROWS[0], "b": ROWS[1] * torch.nan}, {}, "embeddings: got NaN or inf (row 1, id 'b')"),
-        ([ROWS], {}, "x.pt: got a list; needed a dict of columns"),
+        ([ROWS], {}, "x.pt: got a list; expected a dict of columns"),
         ({}, {}, "x.pt: got the keys (none)"),
     ],
 )

@@ -96,21 +96,25 @@ def test_a_large_npy_is_read_a_shard_at_a_time(tmp_path: Path, monkeypatch: pyte
         (
             {"x": ROWS, "y": LABELS},
             {},
-            r"x\.npz: got the keys x, y; needed embeddings_key, or one of the keys embeddings, f",
+            r"x\.npz: got the keys x, y; expected embeddings_key, or one of the keys embeddings, f",
         ),
-        ({"x": ROWS}, {"embeddings_key": "z"}, r"embeddings_key: got 'z'; needed one of the keys of .*x\.npz: x"),
-        ({"features": ROWS}, {"labels_key": "y"}, r"labels_key: got 'y'; needed one of the keys of .*x\.npz: features"),
+        ({"x": ROWS}, {"embeddings_key": "z"}, r"embeddings_key: got 'z'; expected one of the keys of .*x\.npz: x"),
+        (
+            {"features": ROWS},
+            {"labels_key": "y"},
+            r"labels_key: got 'y'; expected one of the keys of .*x\.npz: features",
+        ),
         ({"features": ROWS, "embeddings": ROWS}, {}, "embeddings_key: got no choice between embeddings and features"),
         (
             {"features": ROWS, "labels": np.array(["a", 1], dtype=object)},
             {},
             r"x\.npz: got an unreadable array 'labels'",
         ),
-        ({"features": ROWS, "ids": ROWS[:, 0]}, {}, r"ids: got float32 of shape \(7,\); needed strings or integers"),
+        ({"features": ROWS, "ids": ROWS[:, 0]}, {}, r"ids: got float32 of shape \(7,\); expected strings or integers"),
         ({"features": ROWS, "paths": ["a"] * 7}, {}, r"ids: got 'a' twice \(rows 0 and 1\)"),
-        ({"features": ROWS, "labels": LABELS[:3]}, {}, "labels: got 3 rows; needed as many as embeddings has, 7"),
-        ({"features": ROWS.astype(np.uint8) + 1}, {}, "scale: got None; needed a number for dtype 'uint8'"),
-        ({"features": ROWS[0]}, {}, r"embeddings: got shape \(4,\); needed \(rows, width\)"),
+        ({"features": ROWS, "labels": LABELS[:3]}, {}, "labels: got 3 rows; expected as many as embeddings has, 7"),
+        ({"features": ROWS.astype(np.uint8) + 1}, {}, "scale: got None; expected a number for dtype 'uint8'"),
+        ({"features": ROWS[0]}, {}, r"embeddings: got shape \(4,\); expected \(rows, width\)"),
     ],
 )
 def test_what_is_wrong_in_an_npz_is_named(
@@ -143,8 +147,8 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
     before = everything_in(tmp_path)
     cases = [
-        (import_npz, "array.npy", "got a single array; needed an .npz file"),
-        (import_npy, "archive.npz", "got an archive of arrays; needed an .npy file"),
+        (import_npz, "array.npy", "got a single array; expected an .npz file"),
+        (import_npy, "archive.npz", "got an archive of arrays; expected an .npy file"),
         (import_npz, "damaged.npz", "got an unreadable array 'features'"),
         (import_npz, "short.npz", "got an unreadable archive"),
         (import_npz, "absent.npz", "got No such file or directory"),

@@ -108,22 +108,22 @@ def test_as_a_slow_count_says(tmp_path: Path) -> None:
         (
             CLASSES,
             "ImageID,Source,Label\n",
-            "imagelabels.csv: got the columns ImageID, Source, Label; needed ImageID, La",
+            "imagelabels.csv: got the columns ImageID, Source, Label; expected ImageID, La",
         ),
-        (CLASSES, "", "imagelabels.csv: got the columns (none); needed ImageID, LabelName, Confidence"),
-        (CLASSES, LABELS + "a1,x\n", "got line 10: a1, x; needed ImageID, LabelName, Confidence in each row"),
-        (CLASSES, LABELS + "a1,x,/m/01,yes\n", "got line 10: a1, x, /m/01, yes; needed"),
-        (CLASSES, LABELS + "\n", "got an empty line 10; needed"),
-        (CLASSES, LABELS + "a1,x,/m/77,1\n", "got the class '/m/77' (line 10); needed classes that"),
+        (CLASSES, "", "imagelabels.csv: got the columns (none); expected ImageID, LabelName, Confidence"),
+        (CLASSES, LABELS + "a1,x\n", "got line 10: a1, x; expected ImageID, LabelName, Confidence in each row"),
+        (CLASSES, LABELS + "a1,x,/m/01,yes\n", "got line 10: a1, x, /m/01, yes; expected"),
+        (CLASSES, LABELS + "\n", "got an empty line 10; expected"),
+        (CLASSES, LABELS + "a1,x,/m/77,1\n", "got the class '/m/77' (line 10); expected classes that"),
         (
             CLASSES,
             LABELS.partition("\n")[0] + "\nz,x,/m/01,1\n",
-            "got rows of no image in the folder; needed the labels",
+            "got rows of no image in the folder; expected the labels",
         ),
-        (LABELS, LABELS, "class-descriptions.csv: got 4 columns on line 1; needed MID and display name in each row"),
-        ("name,mid\nPerson,/m/01\n", LABELS, "got 'name' on line 1; needed MID and display name in each row, such"),
-        (CLASSES + "/m/01,Cat\n", LABELS, "got the class /m/01 twice (line 6); needed each class once"),
-        ("", LABELS, "class-descriptions.csv: got a file without classes; needed MID"),
+        (LABELS, LABELS, "class-descriptions.csv: got 4 columns on line 1; expected MID and display name in each row"),
+        ("name,mid\nPerson,/m/01\n", LABELS, "got 'name' on line 1; expected MID and display name in each row, such"),
+        (CLASSES + "/m/01,Cat\n", LABELS, "got the class /m/01 twice (line 6); expected each class once"),
+        ("", LABELS, "class-descriptions.csv: got a file without classes; expected MID"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, classes: str, labels: str, message: str) -> None:
@@ -136,7 +136,7 @@ def test_files_that_are_missing_or_no_csv(tmp_path: Path) -> None:
     assert refused(spec, split="test").startswith("labels_path: got no such file in ")
     labels = tmp_path / "x" / "test-annotations-bbox.csv"
     write(labels, BOXES.encode())
-    assert refused(spec, split="test") == f"split: got 'test'; needed one of the folders in {tmp_path}/x: train"
+    assert refused(spec, split="test") == f"split: got 'test'; expected one of the folders in {tmp_path}/x: train"
     assert refused(spec, split="train", classes_path="none.csv").startswith(
         "none.csv: got No such file or directory; n"
     )
@@ -155,5 +155,5 @@ def test_files_that_are_missing_or_no_csv(tmp_path: Path) -> None:
 def test_two_files_of_one_image(tmp_path: Path) -> None:
     spec = folder(tmp_path)
     write(tmp_path / "train" / "more" / "a1.png", PIXEL)
-    message = f"{tmp_path}/train: got the image a1 twice (a1.jpg, more/a1.png); needed each image once"
+    message = f"{tmp_path}/train: got the image a1 twice (a1.jpg, more/a1.png); expected each image once"
     assert refused(spec, split="train") == message

@@ -144,7 +144,7 @@ def test_a_file_that_changed_after_opening_is_named(tmp_path: Path):
     other = file.with_name("other")
     other.write_bytes(whole[:-300])
     other.replace(file)
-    with pytest.raises(InputError, match=r"shard-00000.safetensors: got a file that has become shorter; needed"):
+    with pytest.raises(InputError, match=r"shard-00000.safetensors: got a file that has become shorter; expected"):
         list(store.batches(10))
     file.unlink()
     with pytest.raises(InputError, match=r"shard-00000.safetensors: got an unreadable file .*No such file"):

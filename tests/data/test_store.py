@@ -275,19 +275,21 @@ def test_a_moved_and_read_only_store_opens(store: FeatureStore, tmp_path: Path) 
 def test_reading_outside_the_store_is_refused(store: FeatureStore) -> None:
     for start, stop in [(-1, 2), (0, 11), (3, 2)]:
         for read in (store.embeddings, store.labels):
-            with pytest.raises(InputError, match=rf"start, stop: got {start}, {stop}; needed 0 <= start <= stop <= 10"):
+            with pytest.raises(
+                InputError, match=rf"start, stop: got {start}, {stop}; expected 0 <= start <= stop <= 10"
+            ):
                 read(start, stop)
     for loaded in (store, store.load()):
         for indices in ([0, 10], [-1, 3]):
             with pytest.raises(
-                InputError, match=r"indices: got values from .* needed integers of shape \(n,\) from 0 to 9"
+                InputError, match=r"indices: got values from .* expected integers of shape \(n,\) from 0 to 9"
             ):
                 loaded.rows(torch.tensor(indices))
         with pytest.raises(InputError, match=r"indices: got torch\.float32 of shape"):
             loaded.rows(torch.tensor([0.0]))
     with pytest.raises(InputError, match="batch_size: got 0"):
         store.batches(0)
-    with pytest.raises(InputError, match=r"thumbnails: got .* a store without; needed a store that was written with"):
+    with pytest.raises(InputError, match=r"thumbnails: got .* a store without; expected a store that was written with"):
         store.thumbnails(torch.tensor([0]))
 
 
@@ -295,7 +297,7 @@ def test_reading_outside_the_store_is_refused(store: FeatureStore) -> None:
 def test_asking_for_labels_that_are_not_there(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "s", rows_of(3))
     with pytest.raises(
-        InputError, match=r"labels: got .*, a store without labels; needed a store that was written with"
+        InputError, match=r"labels: got .*, a store without labels; expected a store that was written with"
     ):
         store.labels()
 

@@ -49,10 +49,13 @@ def cut_and_hide(folder: Path) -> None:
 DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda f: (f / MANIFEST).unlink(),
-        r"store: got a folder without manifest\.json; needed a store that has been fin",
+        r"store: got a folder without manifest\.json; expected a store that has been fin",
     ),
     (lambda f: truncate(f / MANIFEST), r"manifest\.json: got a file that is not JSON"),
-    (lambda f: change_manifest(f, format_version=2), r"manifest\.json: got format_version 2; needed format_version 1"),
+    (
+        lambda f: change_manifest(f, format_version=2),
+        r"manifest\.json: got format_version 2; expected format_version 1",
+    ),
     (lambda f: change_manifest(f, surprise=1), r"manifest\.json: got no manifest of a store .*surprise"),
     (lambda f: change_manifest(f, shards=[{}]), r"manifest\.json: got no manifest of a store"),
     (lambda f: change_manifest(f, n_rows=11), r"manifest\.json: got figures that contradict each other"),
@@ -60,13 +63,13 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: change_manifest(f, dtype="float16"), r"shard-00000\.safetensors: got a shard of another store"),
     (
         lambda f: truncate(f / "shard-00002.safetensors"),
-        r"shard-00002\.safetensors: got \d+ bytes; needed the \d+ that",
+        r"shard-00002\.safetensors: got \d+ bytes; expected the \d+ that",
     ),
-    (lambda f: truncate(f / "shard-00001.jsonl"), r"shard-00001\.jsonl: got \d+ bytes; needed the \d+ that manifest"),
+    (lambda f: truncate(f / "shard-00001.jsonl"), r"shard-00001\.jsonl: got \d+ bytes; expected the \d+ that manifest"),
     (cut_and_hide, r"shard-00002\.safetensors: got no shard of a store"),
-    (lambda f: (f / "shard-00003.safetensors").unlink(), r"shard-00003\.safetensors: got no such file; needed the"),
-    (lambda f: (f / "shard-00000.jsonl").unlink(), r"shard-00000\.jsonl: got no such file; needed the"),
-    (lambda f: (swap(f, "safetensors"), swap(f, "jsonl")), r"shard-00000\.safetensors: got shard 1; needed shard 0"),
+    (lambda f: (f / "shard-00003.safetensors").unlink(), r"shard-00003\.safetensors: got no such file; expected the"),
+    (lambda f: (f / "shard-00000.jsonl").unlink(), r"shard-00000\.jsonl: got no such file; expected the"),
+    (lambda f: (swap(f, "safetensors"), swap(f, "jsonl")), r"shard-00000\.safetensors: got shard 1; expected shard 0"),
     (shutil.rmtree, r"store/manifest\.json: got No such file or directory"),
 ]
 
@@ -97,7 +100,7 @@ def test_verify_names_every_changed_file(store: FeatureStore) -> None:
         (store.folder / name).write_bytes(content)
     again = FeatureStore(store.folder)
     with pytest.raises(
-        InputError, match=r"got changed contents in shard-00001\.safetensors, shard-00002\.jsonl; needed"
+        InputError, match=r"got changed contents in shard-00001\.safetensors, shard-00002\.jsonl; expected"
     ):
         again.verify()
 
@@ -106,7 +109,7 @@ def test_verify_names_every_changed_file(store: FeatureStore) -> None:
 def test_swapped_lines_are_noticed_when_ids_are_read(store: FeatureStore) -> None:
     swap(store.folder, "jsonl")
     with pytest.raises(
-        InputError, match=r"shard-00000\.jsonl: got changed contents; needed the file as it was written"
+        InputError, match=r"shard-00000\.jsonl: got changed contents; expected the file as it was written"
     ):
         _ = FeatureStore(store.folder).ids
 

@@ -113,11 +113,13 @@ def test_a_store_without_patches_has_the_bytes_that_it_always_had(tmp_path: Path
 @pytest.mark.door
 def test_bad_patches(tmp_path: Path) -> None:
     for grid in ((2,), (0, 3), (2, 1.5), (True, "x")):
-        with pytest.raises(InputError, match=r"patch_grid: got \(.*needed \(height, width\), each at least 1"):
+        with pytest.raises(InputError, match=r"patch_grid: got \(.*expected \(height, width\), each at least 1"):
             FeatureStoreWriter(tmp_path / "s", patch_grid=grid)  # type: ignore[arg-type]
     writer = FeatureStoreWriter(tmp_path / "s", patch_grid=GRID, rows_per_shard=2)
     for shape in ((2, 5), (2, 5, 5), (3, 6, 5), (2, 6, 0)):
-        with pytest.raises(InputError, match=r"embeddings: got shape .* needed \(rows, 6, width\) with at most 2 rows"):
+        with pytest.raises(
+            InputError, match=r"embeddings: got shape .* expected \(rows, 6, width\) with at most 2 rows"
+        ):
             writer.write_shard(0, torch.ones(shape), ["a", "b", "c"][: shape[0]])
     rows = torch.ones(2, 6, 5)
     rows[1, 4] = torch.nan
@@ -127,7 +129,7 @@ def test_bad_patches(tmp_path: Path) -> None:
         writer.write_shard(0, torch.ones(2, 6, 5), ["a", "b"], torch.tensor([0, -1]))
     plain = FeatureStore.create(tmp_path / "plain", rows_of(3))
     with pytest.raises(
-        InputError, match=r"patches: got .*plain, whose rows are images; needed a store whose rows are pa"
+        InputError, match=r"patches: got .*plain, whose rows are images; expected a store whose rows are pa"
     ):
         plain.patches(torch.tensor([0]))
 

@@ -61,7 +61,7 @@ def test_every_format_gives_the_same_slices(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.pt"])
 @pytest.mark.parametrize(
-    ("came", "back"),
+    ("got", "back"),
     [
         (torch.float16, torch.float16),
         (torch.float64, torch.float64),
@@ -72,8 +72,8 @@ def test_every_format_gives_the_same_slices(tmp_path, name):
         (torch.int64, torch.float64),
     ],
 )
-def test_dtypes(tmp_path, name, came, back):
-    z = (Z * 3).to(came)
+def test_dtypes(tmp_path, name, got, back):
+    z = (Z * 3).to(got)
     WRITERS[name](tmp_path / name, z)
     part = StoredActivations(tmp_path / name).rows(3, 9)
     assert part.dtype == back
@@ -142,7 +142,7 @@ def test_another_number_of_rows_is_refused_before_the_pass(tmp_path):
     with pytest.raises(InputError) as caught:
         evaluate(store, {"a": StoredActivations(tmp_path / "a.npy")})
     path = tmp_path / "a.npy"
-    assert str(caught.value) == f"models['a']: got {N - 1} rows in {path}; needed as many as the store has, {N}"
+    assert str(caught.value) == f"models['a']: got {N - 1} rows in {path}; expected as many as the store has, {N}"
 
 
 @pytest.mark.door
@@ -154,7 +154,7 @@ def test_numbers_that_are_not_finite_are_named_by_their_row(tmp_path):
         np.save(tmp_path / "a.npy", z.numpy())
         with pytest.raises(InputError) as caught:
             evaluate(store, {"a": StoredActivations(tmp_path / "a.npy")}, batch_size=7)
-        assert str(caught.value) == f"{tmp_path / 'a.npy'}: got {text} (row 41, latent 3); needed finite numbers"
+        assert str(caught.value) == f"{tmp_path / 'a.npy'}: got {text} (row 41, latent 3); expected finite numbers"
 
 
 def test_large_but_finite_numbers_pass(tmp_path):
@@ -191,10 +191,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list.pt": (lambda path: torch.save([1, 2], path), "got a list"),
     "sparse.pt": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "got a tensor that is torch.sparse_coo"),
     "none.npz": (as_npz, "got the keys (none)"),
-    "two.npz": (lambda path: np.savez(path, a=Z, b=Z), "got the keys a, b; needed a key"),
+    "two.npz": (lambda path: np.savez(path, a=Z, b=Z), "got the keys a, b; expected a key"),
     "flat.npy": (lambda path: np.save(path, Z[0].numpy()), "got an array of shape (7,)"),
     "no-latents.npy": (lambda path: np.save(path, Z[:, :0].numpy()), "got an array of shape (60, 0)"),
-    "complex.npy": (lambda path: np.save(path, Z.numpy() * 1j), "got dtype torch.complex64; needed real numbers"),
+    "complex.npy": (lambda path: np.save(path, Z.numpy() * 1j), "got dtype torch.complex64; expected real numbers"),
     "text.npy": (lambda path: np.save(path, np.array([["a"]])), "got dtype <U1"),
     "single.npz": (lambda path: as_npy(path, Z), "got a single array"),
     "archive.npy": (lambda path: as_npz(path, a=Z), "got an archive of arrays"),
@@ -219,9 +219,9 @@ def test_keys_that_are_not_there_or_mean_nothing(tmp_path):
     torch.save(Z, tmp_path / "a.pt")
     np.savez(tmp_path / "a.npz", a=Z.numpy())
     for name, text in (
-        ("a.npy", "key: got 'b' for {path}; needed None: an .npy file holds one array"),
-        ("a.pt", "key: got 'b' for {path}; needed None: the file holds no dict"),
-        ("a.npz", "key: got 'b'; needed one of the keys of {path}: a"),
+        ("a.npy", "key: got 'b' for {path}; expected None: an .npy file holds one array"),
+        ("a.pt", "key: got 'b' for {path}; expected None: the file holds no dict"),
+        ("a.npz", "key: got 'b'; expected one of the keys of {path}: a"),
     ):
         with pytest.raises(InputError) as caught:
             StoredActivations(tmp_path / name, key="b")

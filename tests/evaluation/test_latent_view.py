@@ -225,14 +225,14 @@ def test_repr_is_short(evaluation: Evaluation) -> None:
 @pytest.mark.door
 def test_what_cannot_be_shown(evaluation: Evaluation, store, folder: Path) -> None:
     for latent in (-1, 16, 2.0, True):
-        with pytest.raises(InputError, match=rf"latent: got {latent}; needed an integer at least 0 and below 16"):
+        with pytest.raises(InputError, match=rf"latent: got {latent}; expected an integer at least 0 and below 16"):
             evaluation.latent(latent)
     other = small_store(str(folder / "other"), ids=[f"other {row}" for row in range(64)])
-    with pytest.raises(InputError, match=r"store: got .*other, another store; needed the one that was evaluated"):
+    with pytest.raises(InputError, match=r"store: got .*other, another store; expected the one that was evaluated"):
         evaluation.latent(0, other)
-    with pytest.raises(InputError, match=r"images: got pictures; needed the store too"):
+    with pytest.raises(InputError, match=r"images: got pictures; expected the store too"):
         evaluation.latent(0, images="pictures")
     with pytest.raises(InputError, match=r"absent"):
         evaluation.latent(0, folder / "absent")
-    with pytest.raises(InputError, match=r"evaluation: got a int; needed an Evaluation"):
+    with pytest.raises(InputError, match=r"evaluation: got a int; expected an Evaluation"):
         LatentView(3, 0)

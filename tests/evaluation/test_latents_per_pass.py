@@ -122,5 +122,5 @@ def test_latents_of():
 @pytest.mark.door
 @pytest.mark.parametrize("value", [0, 1.5])
 def test_refused(store, value):
-    with pytest.raises(InputError, match=f"latents_per_pass: got {value}; needed an integer at least 1"):
+    with pytest.raises(InputError, match=f"latents_per_pass: got {value}; expected an integer at least 1"):
         evaluate(store, {"a": some_sae("topk")}, latents_per_pass=value)

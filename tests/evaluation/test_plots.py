@@ -275,13 +275,13 @@ def test_colors_are_readable_on_light_and_dark() -> None:
 
 @pytest.mark.door
 def test_what_cannot_be_drawn() -> None:
-    with pytest.raises(InputError, match=r"groups: got no evaluations; needed at least one"):
+    with pytest.raises(InputError, match=r"groups: got no evaluations; expected at least one"):
         overview_figures({"TopK": []})
-    with pytest.raises(InputError, match=r"measure: got 'purity'; needed one of score, lift"):
+    with pytest.raises(InputError, match=r"measure: got 'purity'; expected one of score, lift"):
         latents_figure({"": [run("one", [0.5])]}, "purity")
-    with pytest.raises(InputError, match=r"measure: got 'l0'; needed one of explained_variance, r2"):
+    with pytest.raises(InputError, match=r"measure: got 'l0'; expected one of explained_variance, r2"):
         trade_off_figure({"": [run("one", [0.5])]}, "l0")
-    with pytest.raises(InputError, match=r"curves: got nothing to draw; needed at least one of loss"):
+    with pytest.raises(InputError, match=r"curves: got nothing to draw; expected at least one of loss"):
         training_curves_figure([TrainingCurve("one", "sparsity", [1], [0.5])])
 
 

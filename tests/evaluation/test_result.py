@@ -124,7 +124,8 @@ def test_half_of_a_pair_is_a_damaged_file(full, tmp_path, name):
     with pytest.raises(InputError) as caught:
         Evaluation.load(folder)
     assert (
-        str(caught.value) == f"{folder / LATENTS}: got an unreadable file ('{name}'); needed the files of an evaluation"
+        str(caught.value)
+        == f"{folder / LATENTS}: got an unreadable file ('{name}'); expected the files of an evaluation"
     )
 
 
@@ -154,8 +155,8 @@ def test_other_files_are_not_overwritten(evaluation, tmp_path, files):
         (folder / name).write_text("mine", encoding="utf-8")
     with pytest.raises(InputError) as caught:
         evaluation.save(folder)
-    needed = "a new folder, or one with an evaluation only"
-    assert str(caught.value) == f"{folder}: got a folder with other files; needed {needed}"
+    expected = "a new folder, or one with an evaluation only"
+    assert str(caught.value) == f"{folder}: got a folder with other files; expected {expected}"
     assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == dict.fromkeys(files, "mine")
 
 
@@ -163,7 +164,7 @@ def test_other_files_are_not_overwritten(evaluation, tmp_path, files):
 def test_a_file_in_the_place_of_the_folder(evaluation, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="got a file; needed a path for a folder"):
+    with pytest.raises(InputError, match="got a file; expected a path for a folder"):
         evaluation.save(file)
     assert file.read_text(encoding="utf-8") == "mine"
 

@@ -178,9 +178,9 @@ def test_equals_loops_over_all_rows(stores, which):
 
 
 def check_dominant_class(evaluation: Evaluation, z: Tensor, labels: Tensor) -> None:
-    for latent, came in enumerate(evaluation.latents["dominant_class"].tolist()):
+    for latent, got in enumerate(evaluation.latents["dominant_class"].tolist()):
         counts = torch.bincount(labels[z[:, latent] > 0], minlength=24)
-        assert came == (int(counts.argmax()) if counts.any() else -1)
+        assert got == (int(counts.argmax()) if counts.any() else -1)
 
 
 def test_purity_is_judged_only_where_asked_for(stores):
@@ -362,54 +362,54 @@ def test_error_texts(stores, tmp_path: Path):
     for call, text in (
         (
             lambda: evaluate(stores["none"], {"a": topk}, purity=True),
-            f"purity: got True for {stores['none'].folder}, which has no labels; needed a store with labels",
+            f"purity: got True for {stores['none'].folder}, which has no labels; expected a store with labels",
         ),
         (
             lambda: evaluate(store, {"a": topk, "narrow": narrow}),
-            "store: got rows of width 32 for models['narrow']; needed its width, 31",
+            "store: got rows of width 32 for models['narrow']; expected its width, 31",
         ),
         (
             lambda: evaluate(store, {"a": SparseAutoencoder(D, some_config("batch_topk", M, 4))}),
-            "threshold: got no calibrated value; needed calibrate_ on training rows before eval()",
+            "threshold: got no calibrated value; expected calibrate_ on training rows before eval()",
         ),
         (
             lambda: evaluate(store, topk),
-            "models: got SparseAutoencoder; needed a dict from names to models with encode(inputs)",
+            "models: got SparseAutoencoder; expected a dict from names to models with encode(inputs)",
         ),
-        (lambda: evaluate(store, [topk]), "models: got list; needed a dict from names to models with encode(inputs)"),
+        (lambda: evaluate(store, [topk]), "models: got list; expected a dict from names to models with encode(inputs)"),
         (
             lambda: evaluate(store, {}),
-            "models: got an empty dict; needed a dict from names to models with encode(inputs)",
+            "models: got an empty dict; expected a dict from names to models with encode(inputs)",
         ),
         (
             lambda: evaluate(store, {"a": nn.Linear(2, 2)}),
-            "models['a']: got Linear; needed a model with encode(inputs)",
+            "models['a']: got Linear; expected a model with encode(inputs)",
         ),
-        (lambda: evaluate(store, {"a": topk}, batch_size=0), "batch_size: got 0; needed an integer at least 1"),
-        (lambda: evaluate(store, {"a": topk}, n_examples=0), "n_examples: got 0; needed an integer at least 1"),
+        (lambda: evaluate(store, {"a": topk}, batch_size=0), "batch_size: got 0; expected an integer at least 1"),
+        (lambda: evaluate(store, {"a": topk}, n_examples=0), "n_examples: got 0; expected an integer at least 1"),
         (
             lambda: evaluate(store, {"a": topk}, center=torch.ones(3)),
-            "center: got shape (3,), dtype torch.float32; needed a floating-point tensor of shape (32,)",
+            "center: got shape (3,), dtype torch.float32; expected a floating-point tensor of shape (32,)",
         ),
         (
             lambda: evaluate(store, {"a": Returning([1.0])}),
-            "models['a'].encode(inputs): got list; needed a floating-point tensor of shape (160, any width)",
+            "models['a'].encode(inputs): got list; expected a floating-point tensor of shape (160, any width)",
         ),
         (
             lambda: evaluate(store, {"a": Returning(torch.ones(5, 3))}),
-            "models['a'].encode(inputs): got shape (5, 3); needed a floating-point tensor of shape (160, any width)",
+            "models['a'].encode(inputs): got shape (5, 3); expected a floating-point tensor of shape (160, any width)",
         ),
         (
             lambda: evaluate(store, {"a": Returning(sparse)}),
-            "models['a'].encode(inputs): got 5 rows; needed 160 rows",
+            "models['a'].encode(inputs): got 5 rows; expected 160 rows",
         ),
         (
             lambda: evaluate(store, {"a": Returning(bad_codes)}),
-            "activations: got nan (row 4, latent 2); needed finite numbers",
+            "activations: got nan (row 4, latent 2); expected finite numbers",
         ),
         (
             lambda: evaluate(store, {"a": Returning(torch.ones(N, 3), torch.ones(N, 4))}),
-            "reconstruction: got shape (160, 4); needed a floating-point tensor of shape (160, 32)",
+            "reconstruction: got shape (160, 4); expected a floating-point tensor of shape (160, 32)",
         ),
     ):
         with pytest.raises(InputError) as caught:

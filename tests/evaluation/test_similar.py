@@ -133,16 +133,18 @@ def test_error_texts():
     one = some_evaluation()
     without = replace(one, name="old", decoder_directions=None)
     narrow = replace(one, decoder_directions=one.decoder_directions[:, :-1])
-    lacks = "got 'old', which has no decoder directions; needed that of a SAE; files that an earlier version wrote lack"
+    lacks = (
+        "got 'old', which has no decoder directions; expected that of a SAE; files that an earlier version wrote lack"
+    )
     for call, text in (
         (lambda: similar_latents(without), f"evaluation: {lacks} them: evaluate again"),
         (lambda: closest_matches(one, without), f"other: {lacks} them: evaluate again"),
         (
             lambda: closest_matches(one, narrow),
-            "other: got directions of width 5; needed those of the other evaluation, 6",
+            "other: got directions of width 5; expected those of the other evaluation, 6",
         ),
-        (lambda: similar_latents(one, 0), "k: got 0; needed an integer at least 1"),
-        (lambda: similar_latents({}), "evaluation: got a dict; needed an Evaluation"),
+        (lambda: similar_latents(one, 0), "k: got 0; expected an integer at least 1"),
+        (lambda: similar_latents({}), "evaluation: got a dict; expected an Evaluation"),
     ):
         with pytest.raises(InputError) as caught:
             call()

@@ -140,24 +140,24 @@ def test_error_texts(work):
     (work / "unfinished" / "saes").mkdir(parents=True)
     where = "the folder of a SAE or of a run, or a name on the Hub written hf-hub:USER/NAME"
     for saes, text in (
-        ([], "saes: got none, and no activations; needed something to evaluate"),
-        (["nowhere"], f"nowhere: got no such folder; needed {where}"),
-        (["x=nowhere"], f"nowhere: got no such folder; needed {where}"),
-        (["codes.npy"], f"codes.npy: got a file; needed {where}"),
-        (["empty"], f"empty: got a folder with neither config.json nor saes; needed {where}"),
-        (["unfinished"], f"unfinished: got an empty folder saes; needed {where}"),
+        ([], "saes: got none, and no activations; expected something to evaluate"),
+        (["nowhere"], f"nowhere: got no such folder; expected {where}"),
+        (["x=nowhere"], f"nowhere: got no such folder; expected {where}"),
+        (["codes.npy"], f"codes.npy: got a file; expected {where}"),
+        (["empty"], f"empty: got a folder with neither config.json nor saes; expected {where}"),
+        (["unfinished"], f"unfinished: got an empty folder saes; expected {where}"),
         (
             ["a/b=alone"],
-            "a/b=alone: got the name 'a/b'; needed a name of letters, digits and _ - . +, no dot first",
+            "a/b=alone: got the name 'a/b'; expected a name of letters, digits and _ - . +, no dot first",
         ),
-        (["=alone"], "=alone: got the name ''; needed a name of letters, digits and _ - . +, no dot first"),
+        (["=alone"], "=alone: got the name ''; expected a name of letters, digits and _ - . +, no dot first"),
         (
             ["x=alone", "x=first/saes/mono"],
-            "names: got 'x' for alone and first/saes/mono; needed a name of its own for each, written NAME=PATH",
+            "names: got 'x' for alone and first/saes/mono; expected a name of its own for each, written NAME=PATH",
         ),
         (
             ["alone", "alone"],
-            f"names: got '{work.name}-alone' for alone and alone; needed a name of its own for each, written NAME=PATH",
+            f"names: got '{work.name}-alone' for alone and alone; expected a name of its own for each, written NAME=PATH",
         ),
     ):
         with pytest.raises(InputError) as caught:
@@ -175,21 +175,21 @@ def test_folders_that_hold_something_else(work):
     (mono / "notes.txt").touch()
     twice = find_sources(["a=first/saes/mono", "b=first/saes/mono"])
     for given, out, text in (
-        (sources, "thesis", "out: got thesis, which holds chapter.tex; needed a new folder, or one with evaluations"),
+        (sources, "thesis", "out: got thesis, which holds chapter.tex; expected a new folder, or one with evaluations"),
         (
             sources,
             "codes.npy",
-            f"codes.npy/base: got a path below the file {work}/codes.npy; needed a path for a folder",
+            f"codes.npy/base: got a path below the file {work}/codes.npy; expected a path for a folder",
         ),
         (
             sources,
             None,
-            f"{mono}: got a folder with other files; needed a new folder, or one with an evaluation only",
+            f"{mono}: got a folder with other files; expected a new folder, or one with an evaluation only",
         ),
         (
             twice,
             None,
-            f"saes: got the SAE of {mono} twice; needed each once, or names of their own and an out folder",
+            f"saes: got the SAE of {mono} twice; expected each once, or names of their own and an out folder",
         ),
     ):
         with pytest.raises(InputError) as caught:

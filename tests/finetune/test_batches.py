@@ -184,8 +184,8 @@ def test_a_broken_image_is_one_sentence(run: Run, workers: int) -> None:
     (place / "bee/bee2.png").write_bytes(b"no")
     with pytest.raises(InputError) as error:
         epochs(run.batches(workers=workers))
-    came = "an image that cannot be read: bee/bee2.png (not an image in a known format)"
-    assert str(error.value) == f"{run.spec}: got {came}; needed images that can be read; take this one away"
+    got = "an image that cannot be read: bee/bee2.png (not an image in a known format)"
+    assert str(error.value) == f"{run.spec}: got {got}; expected images that can be read; take this one away"
 
 
 @pytest.mark.door
@@ -193,7 +193,7 @@ def test_a_state_of_other_data(run: Run, tmp_path: Path) -> None:
     batches = run.batches()
     state = batches.state_dict()
     for name, other in (("batch_size", 6), ("seed", 7), ("data", "0"), ("repeats", 2), ("accumulate", 3)):
-        with pytest.raises(InputError, match=f"state.'{name}'.: got {other}; needed that of these batches"):
+        with pytest.raises(InputError, match=f"state.'{name}'.: got {other}; expected that of these batches"):
             batches.load_state_dict({**state, name: other})
     assert batches.state_dict() == state
 

@@ -76,8 +76,8 @@ def test_low_rank_updates_are_merged_in_the_file_and_stay_in_the_model(tmp_path)
     again = load_finetuned(save_finetuned(model, tmp_path / "model"))
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == small_model("test_vit").state_dict().keys()
     with torch.no_grad():
-        needed = model(pictures())
-        torch.testing.assert_close(again(pictures()), needed, rtol=0, atol=bounds.of_network(again, needed))
+        expected = model(pictures())
+        torch.testing.assert_close(again(pictures()), expected, rtol=0, atol=bounds.of_network(again, expected))
     assert isinstance(model.backbone.blocks[0].attn.qkv, SplitQkv)
     assert all(parameter.requires_grad for parameter in again.parameters())
 
@@ -109,12 +109,12 @@ def test_what_is_a_fine_tuned_model(saved, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        ("format_version", 2, "config.json: got format_version 2; needed format_version 1"),
-        ("kind", "sae", "config.json: got a file of something else; needed the config.json of a fine-tuned model"),
+        ("format_version", 2, "config.json: got format_version 2; expected format_version 1"),
+        ("kind", "sae", "config.json: got a file of something else; expected the config.json of a fine-tuned model"),
         ("width", ..., "config.json: width: got nothing"),
-        ("width", 10**12, "config.json: width: got 1000000000000; needed an integer at least 1 and below"),
+        ("width", 10**12, "config.json: width: got 1000000000000; expected an integer at least 1 and below"),
         ("width", 63, "model.safetensors: got .* of shape"),
-        ("top_k", 65, "config.json: model.top_k: got 65; needed at most the layer's width, 64"),
+        ("top_k", 65, "config.json: model.top_k: got 65; expected at most the layer's width, 64"),
         ("top_k", "3", "config.json: top_k: got a str"),
         ("class_names", ["a", "b"], r"model.safetensors: got classifier.weight of shape \(3, 64\)"),
         ("class_names", ["a", "b", "b"], "config.json: class_names: got a name twice"),
@@ -123,8 +123,8 @@ def test_what_is_a_fine_tuned_model(saved, tmp_path):
         ("backbone.args.no_such_option", 1, r"config.json: backbone: got 'test_vit' \(.*no_such_option"),
         ("backbone.args.checkpoint_path", "x.pt", "config.json: backbone.args.checkpoint_path: got a value"),
         ("backbone.args.img_size", [64, 64], "model.safetensors: got backbone.pos_embed of shape"),
-        ("preprocessing.mean", [0.5], r"config.json: preprocessing: mean: got \[0.5\]; needed three numbers"),
-        ("preprocessing.std", [0.5, 0.0, 1.0], "preprocessing: std: got 0.0; needed a number above 0"),
+        ("preprocessing.mean", [0.5], r"config.json: preprocessing: mean: got \[0.5\]; expected three numbers"),
+        ("preprocessing.std", [0.5, 0.0, 1.0], "preprocessing: std: got 0.0; expected a number above 0"),
         ("preprocessing.input_size", [1, 32, 32], "preprocessing: input_size: got"),
         ("preprocessing.interpolation", "magic", "preprocessing: interpolation: got 'magic'"),
         ("preprocessing.crop_mode", ..., "preprocessing: crop_mode: got nothing"),
@@ -161,7 +161,7 @@ def test_wrong_tensors(saved):
 
 @pytest.mark.door
 def test_other_folders(tmp_path):
-    with pytest.raises(InputError, match="nowhere: got no such folder; needed the folder of a fine-tuned model"):
+    with pytest.raises(InputError, match="nowhere: got no such folder; expected the folder of a fine-tuned model"):
         load_finetuned(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="got a folder with other files"):

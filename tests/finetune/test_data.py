@@ -67,7 +67,7 @@ def test_stores_that_do_not_fit(tmp_path: Path) -> None:
         open_data(DataConfig(spec, validation=spec, embeddings=one, validation_embeddings=narrow))
     assert str(error.value) == (
         f"data.validation_embeddings: got {narrow}, with rows of 4 numbers; "
-        "needed rows of the same encoder as those to train on, of 5"
+        "expected rows of the same encoder as those to train on, of 5"
     )
     FeatureStore.create(tmp_path / "val", torch.randn(1, 5), ids=["ant/other.png"])
     with pytest.raises(InputError, match=r"^data\.embeddings: got .* a store of other images"):

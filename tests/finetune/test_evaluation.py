@@ -65,9 +65,9 @@ def by_hand(model: FineTuneModel, images: LabelledImages) -> tuple[Tensor, Tenso
         return model.forward_both(pictures)
 
 
-def assert_near(model: FineTuneModel, came: Tensor, needed: Tensor) -> None:
+def assert_near(model: FineTuneModel, got: Tensor, expected: Tensor) -> None:
     """The same activations from batches of other sizes: 0.009 apart at most, where rows are 0.27 apart at least."""
-    torch.testing.assert_close(came, needed, rtol=0, atol=bounds.of_network(model, needed) if len(needed) else 0)
+    torch.testing.assert_close(got, expected, rtol=0, atol=bounds.of_network(model, expected) if len(expected) else 0)
 
 
 @pytest.mark.parametrize(("batch_size", "image_batch_size"), [(2048, 64), (5, 3), (1, 5), (4, 4)])
@@ -156,12 +156,14 @@ def test_what_does_not_belong_together(images, store, tmp_path):
     ):
         ImageActivations(model, images, other)
     moved = FeatureStore.create(tmp_path / "moved", torch.eye(2), ids=["x/ant0.png", "x/ant1.png"])
-    with pytest.raises(InputError, match=r"without an image for 2 of 2 rows .*; needed join_on 'name'"):
+    with pytest.raises(InputError, match=r"without an image for 2 of 2 rows .*; expected join_on 'name'"):
         ImageActivations(model, images, moved)
     wrong = store_of(tmp_path / "wrong", images, labels=images.labels)
     with pytest.raises(InputError, match=r"store: got .*where 8 of 12 images have another label"):
         ImageActivations(model, images, wrong)
-    with pytest.raises(InputError, match=r"models\['a'\]: got 12 rows in the layer of .*; needed as many as the store"):
+    with pytest.raises(
+        InputError, match=r"models\['a'\]: got 12 rows in the layer of .*; expected as many as the store"
+    ):
         evaluate(other, {"a": ImageActivations(model, images, store)})
     for options, text in (({"batch_size": 0}, "batch_size: got 0"), ({"workers": -1}, "workers: got -1")):
         with pytest.raises(InputError, match=text):
@@ -232,9 +234,9 @@ def test_a_run_is_evaluated_as_it_was_validated(tmp_path, capsys, monkeypatch, l
     validated = validation_measures("run")
     names = {"score": "score_mean", "score_zero_filled": "score_mean_zero_filled", "top1": "top1", "top5": "top5"}
     names |= {name: name for name in ("purity_binary", "purity_weighted")}
-    needed = {names[name]: value for name, value in validated.items() if name in names}
+    expected = {names[name]: value for name, value in validated.items() if name in names}
     # merged updates and larger batches move activations by 4e-5 of their size, and scores by a few times that
-    assert {name: summary[name] for name in names.values()} == bounds.close_summary(needed, 1e-4)
+    assert {name: summary[name] for name in names.values()} == bounds.close_summary(expected, 1e-4)
 
 
 def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkeypatch):
@@ -292,22 +294,22 @@ def test_a_report_compares_fine_tuned_runs_with_the_one_without_monoloss(tmp_pat
     [
         (
             ["--finetuned", "nowhere"],
-            "nowhere: got no such folder; needed the folder of a fine-tuned model, or of a run",
+            "nowhere: got no such folder; expected the folder of a fine-tuned model, or of a run",
         ),
-        (["--finetuned", "store"], "store: got a folder without one; needed the folder of a fine-tuned model"),
+        (["--finetuned", "store"], "store: got a folder without one; expected the folder of a fine-tuned model"),
         (
             ["--finetuned", "run"],
-            "images: got nothing; needed the images of the store: the model's run had no held-out",
+            "images: got nothing; expected the images of the store: the model's run had no held-out",
         ),
         (
             ["--activations", "a.npy", "--images", "imagefolder:images"],
-            "--images: got 'imagefolder:images'; needed fine-",
+            "--images: got 'imagefolder:images'; expected fine-",
         ),
         (
             ["--saes", "run"],
-            "run: got a fine-tuned model; needed a SAE here; fine-tuned models are given by --finetuned",
+            "run: got a fine-tuned model; expected a SAE here; fine-tuned models are given by --finetuned",
         ),
-        (["--finetuned", "run", "--split", "val"], "--split: got 'val'; needed images to make use of it"),
+        (["--finetuned", "run", "--split", "val"], "--split: got 'val'; expected images to make use of it"),
         (["--finetuned", "run", "--images", "imagefolder:nowhere"], "nowhere"),
     ],
 )
@@ -321,5 +323,5 @@ def test_what_the_command_refuses(tmp_path, store, capsys, monkeypatch, options,
 
 @pytest.mark.door
 def test_a_model_that_does_not_say_where_it_comes_from():
-    with pytest.raises(InputError, match=r"images: got nothing; needed the images of the store: the model does not"):
+    with pytest.raises(InputError, match=r"images: got nothing; expected the images of the store: the model does not"):
         images_of_run(a_model())

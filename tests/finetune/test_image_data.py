@@ -70,7 +70,7 @@ def test_a_wrong_class_count(tmp_path: Path) -> None:
         held_out.use_classes_of(train)
     assert str(error.value) == (
         f"imagefolder:{tmp_path}/val: got 4 classes, 1 of them (dog) not of imagefolder:{tmp_path}/train; "
-        "needed the 3 classes of the images to train on"
+        "expected the 3 classes of the images to train on"
     )
 
 
@@ -87,12 +87,12 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
 @pytest.mark.door
 def test_images_without_one_label_each(tmp_path: Path) -> None:
     picture_folder(tmp_path / "a")
-    with pytest.raises(InputError, match="got images without labels; needed images with one label each"):
+    with pytest.raises(InputError, match="got images without labels; expected images with one label each"):
         labelled(tmp_path / "a", label_column="")
     with pytest.raises(InputError, match="got images without labels"):
         labelled(tmp_path / "a/ant")
     place = dataset(tmp_path / "d", [1, 0], classes=["no", "yes"])
-    with pytest.raises(InputError, match="got a stream; needed images that can be read in any order"):
+    with pytest.raises(InputError, match="got a stream; expected images that can be read in any order"):
         LabelledImages(dataclasses.replace(open_images(place), n_images=None))
 
 
@@ -100,7 +100,7 @@ def test_images_without_one_label_each(tmp_path: Path) -> None:
 def test_a_number_that_is_no_class(tmp_path: Path) -> None:
     """An identifier taken for a label would make as many classes."""
     place = dataset(tmp_path / "d", [0, 2**20])
-    with pytest.raises(InputError, match="got the label 1048576; needed class numbers from 0, below 1048576"):
+    with pytest.raises(InputError, match="got the label 1048576; expected class numbers from 0, below 1048576"):
         LabelledImages(open_images(place))
 
 

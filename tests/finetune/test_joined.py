@@ -65,7 +65,7 @@ def test_images_without_an_embedding(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", torch.randn(8, 4), ids=images.ids[:8])
     assert refused(folder, store) == (
         f"embeddings: got {tmp_path}/store, a store without 4 of the 12 images "
-        f"(cat/cat0.png, cat/cat1.png, cat/cat2.png, ...); needed a row for every image of imagefolder:{folder}"
+        f"(cat/cat0.png, cat/cat1.png, cat/cat2.png, ...); expected a row for every image of imagefolder:{folder}"
     )
 
 
@@ -75,10 +75,10 @@ def test_a_store_of_another_split(tmp_path: Path) -> None:
     other = FeatureStore.create(tmp_path / "other", torch.randn(2, 4), ids=["ant/x.png", "ant/y.png"])
     assert refused(folder, other) == (
         f"embeddings: got {tmp_path}/other, a store of other images (ids such as ant/x.png, the images are "
-        f"ant/ant0.png, bee/bee0.png, cat/cat0.png); needed the store of imagefolder:{folder}, of the same split"
+        f"ant/ant0.png, bee/bee0.png, cat/cat0.png); expected the store of imagefolder:{folder}, of the same split"
     )
     names = FeatureStore.create(tmp_path / "names", torch.randn(3, 4), ids=["ant0.png", "bee0.png", "cat0.png"])
-    assert refused(folder, names).endswith("; needed join_on 'name': the file names are the same")
+    assert refused(folder, names).endswith("; expected join_on 'name': the file names are the same")
 
 
 @pytest.mark.door
@@ -90,7 +90,7 @@ def test_another_split_with_the_same_ids(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", images, labels=shifted)
     assert refused(folder, store) == (
         f"embeddings: got {tmp_path}/store, where 3 of 12 images have another label (ant/ant3.png: 1, not 0); "
-        f"needed the store of imagefolder:{folder}, of the same split"
+        f"expected the store of imagefolder:{folder}, of the same split"
     )
 
 
@@ -114,7 +114,7 @@ def test_names_that_are_not_unique(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", torch.randn(3, 4), ids=["a/x.png", "b/x.png", "c/y.png"])
     assert refused(folder, store, "name") == (
         f"join_on: got 'name', but the rows of {tmp_path}/store hold x.png twice (a/x.png, b/x.png); "
-        "needed 'id', or file names that are unique"
+        "expected 'id', or file names that are unique"
     )
     (folder / "bee/bee0.png").rename(folder / "bee/ant0.png")
     store = FeatureStore.create(tmp_path / "names", torch.randn(3, 4), ids=images.ids)
@@ -127,4 +127,4 @@ def test_patches_are_refused(tmp_path: Path) -> None:
     encoder = load_encoder("resnet10t", pretrained=False, image_size=64, patches=True)
     source = open_images(f"imagefolder:{folder}")
     store = Extraction(source, encoder, str(tmp_path / "store"), workers=0, progress=False).run()
-    assert refused(folder, store).endswith("whose rows are patches; needed a store with a row for each image")
+    assert refused(folder, store).endswith("whose rows are patches; expected a store with a row for each image")

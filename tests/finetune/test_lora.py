@@ -91,9 +91,9 @@ def test_merged_is_a_copy_that_computes_the_same():
     assert plain.backbone.state_dict().keys() == small_model("test_vit").backbone.state_dict().keys()
     assert isinstance(model.backbone.blocks[0].attn.qkv, SplitQkv)
     with torch.no_grad():
-        needed = model(pictures())
-        bound = bounds.of_network(plain, needed)
-        torch.testing.assert_close(plain(pictures()), needed, rtol=0, atol=bound)
+        expected = model(pictures())
+        bound = bounds.of_network(plain, expected)
+        torch.testing.assert_close(plain(pictures()), expected, rtol=0, atol=bound)
         without = stirred(small_model("test_vit")).eval()(pictures())
         assert (plain(pictures()) - without).abs().max() > 1000 * bound
     assert trainable(plain) == {name for name, _ in plain.named_parameters()}
@@ -152,7 +152,7 @@ def test_a_network_without_attention():
 
 @pytest.mark.door
 def test_attention_that_is_written_otherwise():
-    with pytest.raises(InputError, match=r"model.lora: got attention of the kind .* at .*; needed a backbone with"):
+    with pytest.raises(InputError, match=r"model.lora: got attention of the kind .* at .*; expected a backbone with"):
         small_model("test_vit_relpos", lora=LORA)
 
 
@@ -166,5 +166,5 @@ def test_attention_that_multiplies_by_itself():
 @pytest.mark.door
 def test_a_missing_peft_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"peft: got no such package; needed pip install 'monoloss\[finetune\]'"):
+    with pytest.raises(ImportError, match=r"peft: got no such package; expected pip install 'monoloss\[finetune\]'"):
         add_lora(small_model("test_vit").backbone)

@@ -107,5 +107,5 @@ def test_inputs_stay_as_they_are() -> None:
 
 @pytest.mark.door
 def test_nothing_to_mix_with() -> None:
-    with pytest.raises(InputError, match="mixup: got 0, as cutmix; needed one of them above 0"):
+    with pytest.raises(InputError, match="mixup: got 0, as cutmix; expected one of them above 0"):
         BatchMixing(N_CLASSES)

@@ -136,7 +136,7 @@ def test_pooled_width_leaves_the_mode_alone():
             ModelConfig("test_resnett", pretrained=False),
             "model.backbone: got 'test_resnett', unknown to timm.*test_resnet",
         ),
-        (small_config(top_k=97), "model.top_k: got 97; needed at most the layer's width, 96"),
+        (small_config(top_k=97), "model.top_k: got 97; expected at most the layer's width, 96"),
         (ModelConfig("test_resnet", checkpoint="no.pt"), "model.checkpoint: got 'no.pt', no file"),
         (ModelConfig("test_vit", pretrained=False, image_size=9), "model.image_size: got 9"),
     ],
@@ -150,7 +150,7 @@ def test_what_cannot_be_built(config, text):
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        (["cat"], "class_names: got 1 names; needed at least two"),
+        (["cat"], "class_names: got 1 names; expected at least two"),
         (["cat", "cat"], "class_names: got a name twice"),
         ("cat", "class_names: got a str"),
         (["cat", 2], "class_names: got a int"),
@@ -163,14 +163,16 @@ def test_wrong_class_names(names, text):
 
 @pytest.mark.door
 def test_a_size_that_a_vit_does_not_take():
-    with pytest.raises(InputError, match=r"augmentation.train_crop: got 48 .*; needed a size that the backbone takes"):
+    with pytest.raises(
+        InputError, match=r"augmentation.train_crop: got 48 .*; expected a size that the backbone takes"
+    ):
         pooled_width(timm.create_model("vit_tiny_patch16_224", depth=1), 48, "augmentation.train_crop")
 
 
 @pytest.mark.door
 def test_a_missing_timm_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm.models", None)
-    with pytest.raises(ImportError, match=r"timm: got no such package; needed pip install 'monoloss\[finetune\]'"):
+    with pytest.raises(ImportError, match=r"timm: got no such package; expected pip install 'monoloss\[finetune\]'"):
         small_model()
 
 

@@ -318,7 +318,9 @@ def test_figures_are_logged_every_so_many_steps():
 @pytest.mark.door
 def test_divergence_is_one_sentence():
     run = run_of(settings(optimisation=OptimisationConfig(lr=1e30, schedule="constant"), epochs=3))
-    with pytest.raises(InputError, match=r"optimisation.lr: got a loss of (nan|inf) in step [23]; needed a smaller lr"):
+    with pytest.raises(
+        InputError, match=r"optimisation.lr: got a loss of (nan|inf) in step [23]; expected a smaller lr"
+    ):
         fit(run, [batch()])
     run.model.classifier.bias.data.fill_(torch.nan)
     with pytest.raises(InputError, match=r"optimisation.lr: got weights that are no finite numbers after step"):
@@ -329,7 +331,9 @@ def test_divergence_is_one_sentence():
 def test_divergence_that_mono_loss_meets_first_is_the_same_sentence():
     optimisation = OptimisationConfig(lr=1e30, schedule="constant")
     run = run_of(settings(optimisation=optimisation, mono_weight=0.1, epochs=3, log_every_steps=3))
-    text = r"optimisation.lr: got activations that are no finite numbers in step [23]; needed .* training has diverged"
+    text = (
+        r"optimisation.lr: got activations that are no finite numbers in step [23]; expected .* training has diverged"
+    )
     with pytest.raises(InputError, match=text):
         fit(run, [batch()])
     data = batch()
@@ -340,13 +344,13 @@ def test_divergence_that_mono_loss_meets_first_is_the_same_sentence():
 
 @pytest.mark.door
 @pytest.mark.parametrize(
-    ("part", "came"),
+    ("part", "got"),
     [("new_layer", "activations that are no finite numbers"), ("classifier", "a loss of nan")],
 )
-def test_divergence_that_the_validation_meets_first_is_the_same_sentence(part, came):
+def test_divergence_that_the_validation_meets_first_is_the_same_sentence(part, got):
     run = run_of(settings(mono_weight=0.1))
     getattr(run.model, part).bias.data.fill_(torch.nan)
-    with pytest.raises(InputError, match=f"optimisation.lr: got {came} in the validation; needed a smaller lr"):
+    with pytest.raises(InputError, match=f"optimisation.lr: got {got} in the validation; expected a smaller lr"):
         validate(run, [batch()])
 
 
@@ -362,7 +366,7 @@ def test_statistics_of_a_norm_that_have_diverged_are_not_saved():
 @pytest.mark.door
 def test_what_does_not_fit_together():
     config = settings("test_vit2", augmentation=AugmentationConfig(train_crop=40))
-    text = r"augmentation.train_crop: got 40 \(.*\); needed a size that the backbone takes"
+    text = r"augmentation.train_crop: got 40 \(.*\); expected a size that the backbone takes"
     with pytest.raises(InputError, match=text):
         run_of(config)
     with pytest.raises(InputError, match="model: got a Linear"):

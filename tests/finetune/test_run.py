@@ -86,11 +86,11 @@ def test_it_trains_as_a_loop_by_hand(data, tmp_path):
     config = a_run(data)
     config = replace(config, optimisation=replace(config.optimisation, warmup_epochs=1, ema_decay=0.4))
     plain, averaged = by_hand(config)
-    for needed, settings in ((plain, without_average(config)), (averaged, config)):
-        came = trained(settings, tmp_path / f"run {settings.optimisation.ema_decay}")
-        for name, value in needed.state_dict().items():
+    for expected, settings in ((plain, without_average(config)), (averaged, config)):
+        got = trained(settings, tmp_path / f"run {settings.optimisation.ema_decay}")
+        for name, value in expected.state_dict().items():
             if "num_batches_tracked" not in name:
-                torch.testing.assert_close(came[name], value, rtol=1e-5, atol=1e-6, msg=name)
+                torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=name)
     assert not torch.allclose(plain.new_layer.weight, averaged.new_layer.weight, rtol=1e-5, atol=1e-6)
 
 
@@ -230,14 +230,14 @@ def test_accumulated_and_resumed(data, tmp_path, monkeypatch):
     """With low-rank updates and dropout, whose draws belong to their step."""
     lora = {"lora": LoraConfig(rank=2, dropout=0.5)}
     config = a_run(data, "test_vit", model=lora, batch_size=3, accumulate_batches=2, mono_memory=0.5, mono_center=True)
-    needed = trained(config, tmp_path / "whole")
+    expected = trained(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         StopIn(patch, 7)
         with pytest.raises(ZeroDivisionError):
             trained(replace(config, checkpoint_every_steps=1), tmp_path / "run")
     assert [step_of(path) for path in checkpoints_in(tmp_path / "run" / "checkpoints")] == [3, 2]
-    came = trained(replace(config, checkpoint_every_steps=1), tmp_path / "run", resume=True)
-    assert_equal_weights(came, needed)
+    got = trained(replace(config, checkpoint_every_steps=1), tmp_path / "run", resume=True)
+    assert_equal_weights(got, expected)
 
 
 def test_the_caller_s_chance_is_left_alone(data, tmp_path):
@@ -279,13 +279,13 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_made(data, tmp_pat
 def test_another_run_in_the_folder_is_refused(data, whole, tmp_path):
     folder, _ = whole
     config = a_run(data)
-    assert "needed a new folder, or --resume (resume=True)" in refused(config, folder)
+    assert "expected a new folder, or --resume (resume=True)" in refused(config, folder)
     text = refused(replace(config, mono_weight=0.2), folder, resume=True)
-    assert text.startswith("mono_weight: got 0.2; needed 0.1 as in ")
+    assert text.startswith("mono_weight: got 0.2; expected 0.1 as in ")
     moved = data_in(tmp_path)
     fine_tune(a_run(moved), folder, resume=True, progress=False)  # the same data elsewhere
     shorter = replace(data, validation=None, validation_embeddings=None)
-    assert refused(a_run(shorter), folder, resume=True).startswith("validation_fingerprint: got None; needed")
+    assert refused(a_run(shorter), folder, resume=True).startswith("validation_fingerprint: got None; expected")
 
 
 @pytest.mark.door
@@ -306,7 +306,7 @@ def test_a_learning_rate_that_is_too_large_is_named(data, tmp_path, capsys):
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("monoloss: optimisation.lr: got ")
-        assert line.endswith("needed a smaller lr or mono_weight: the training has diverged")
+        assert line.endswith("expected a smaller lr or mono_weight: the training has diverged")
 
 
 def test_the_average_s_decay():
@@ -338,15 +338,15 @@ def test_the_command(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--out", "x"], "--config: got nothing; needed a YAML file"),
+        (["--out", "x"], "--config: got nothing; expected a YAML file"),
         (["--config", "none.yaml", "--out", "x"], "none.yaml: got No such file or directory"),
         (["--resume", "x", "--epochs", "3"], "--epochs: got a value beside --resume"),
-        (["--resume", "x"], "x/config.yaml: got no such file; needed the folder of a run"),
-        (["--config", "c.yaml", "--epoch", "3"], "--epoch: got an unknown key; needed epochs, if that was meant"),
-        (["--config", "c.yaml", "--epochs"], "--epochs: got nothing; needed a value"),
-        (["--config", "c.yaml"], "--out: got nothing; needed a folder for the run"),
-        (["--config", "c.yaml", "--model.lora.ranks", "3"], "model.lora.ranks: got an unknown key; needed rank, if"),
-        (["--config", "c.yaml", "--data.embeddings", "null"], "data.embeddings: got nothing; needed a feature store"),
+        (["--resume", "x"], "x/config.yaml: got no such file; expected the folder of a run"),
+        (["--config", "c.yaml", "--epoch", "3"], "--epoch: got an unknown key; expected epochs, if that was meant"),
+        (["--config", "c.yaml", "--epochs"], "--epochs: got nothing; expected a value"),
+        (["--config", "c.yaml"], "--out: got nothing; expected a folder for the run"),
+        (["--config", "c.yaml", "--model.lora.ranks", "3"], "model.lora.ranks: got an unknown key; expected rank, if"),
+        (["--config", "c.yaml", "--data.embeddings", "null"], "data.embeddings: got nothing; expected a feature store"),
     ],
 )
 @pytest.mark.door
@@ -415,8 +415,8 @@ def test_two_processes_train_as_one(data, tmp_path):
     processes = both("--config", str(file), "--out", str(tmp_path / "run"))
     for process in processes:
         finished(process)
-    came = load_finetuned(tmp_path / "run" / "model").state_dict()
+    got = load_finetuned(tmp_path / "run" / "model").state_dict()
     for name, value in alone.items():
-        torch.testing.assert_close(came[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
     one, two = validation_measures(tmp_path / "alone"), validation_measures(tmp_path / "run")
     assert two == bounds.close_summary(one, 1e-3)

@@ -95,13 +95,13 @@ def test_held_out_rows_in_stored_order() -> None:
 
 @pytest.mark.door
 def test_refused() -> None:
-    with pytest.raises(InputError, match="batch_size: got 8; needed at most the images to train on, 7"):
+    with pytest.raises(InputError, match="batch_size: got 8; expected at most the images to train on, 7"):
         TrainingOrder(7, 8, seed=0)
-    with pytest.raises(InputError, match="accumulate_batches: got 3 of 4 images; needed batches that hold no more"):
+    with pytest.raises(InputError, match="accumulate_batches: got 3 of 4 images; expected batches that hold no more"):
         TrainingOrder(8, 4, seed=0, accumulate=3)
-    with pytest.raises(InputError, match="processes: got 3; needed a divisor of batch_size, 8"):
+    with pytest.raises(InputError, match="processes: got 3; expected a divisor of batch_size, 8"):
         TrainingOrder(9, 8, seed=0, world_size=3)
-    with pytest.raises(InputError, match=r"augmentation\.repeats: got 3; needed a divisor of batch_size, 8"):
+    with pytest.raises(InputError, match=r"augmentation\.repeats: got 3; expected a divisor of batch_size, 8"):
         TrainingOrder(9, 8, seed=0, repeats=3)
-    with pytest.raises(InputError, match="processes: got 3; needed at most the held-out images, 2"):
+    with pytest.raises(InputError, match="processes: got 3; expected at most the held-out images, 2"):
         StoredOrder(2, 8, 0, 3)

@@ -116,5 +116,5 @@ def test_interpolation() -> None:
 
 @pytest.mark.door
 def test_resizing_to_less_than_the_crop() -> None:
-    with pytest.raises(InputError, match=r"augmentation\.eval_resize: got 11; needed at least the centre crop, 12"):
+    with pytest.raises(InputError, match=r"augmentation\.eval_resize: got 11; expected at least the centre crop, 12"):
         evaluation_transform(PREPROCESSING, eval_resize=11)

@@ -121,14 +121,14 @@ def test_error_texts():
     bad = torch.ones(4, 3)
     bad[2, 1] = torch.nan
     for call, text in (
-        (lambda: activation_histogram(bad), "activations: got nan (row 2, latent 1); needed finite numbers"),
+        (lambda: activation_histogram(bad), "activations: got nan (row 2, latent 1); expected finite numbers"),
         (
             lambda: activation_histogram(torch.ones(4, 3), into=torch.zeros(2, N_BINS, dtype=torch.int64)),
-            "into: got shape (2, 80), dtype torch.int64; needed int64 counts (3, 80)",
+            "into: got shape (2, 80), dtype torch.int64; expected int64 counts (3, 80)",
         ),
         (
             lambda: activation_histogram(torch.ones(4)),
-            "activations: got shape (4,); needed a floating-point tensor of shape (n, any width)",
+            "activations: got shape (4,); expected a floating-point tensor of shape (n, any width)",
         ),
     ):
         with pytest.raises(InputError) as caught:

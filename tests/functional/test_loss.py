@@ -190,8 +190,8 @@ def test_autocast_changes_no_bit_of_value_and_gradient(layout):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = [(loss := loss_now()).detach(), *gradients_of(loss)]
         outside = loss_now()
-    for came in (inside, [outside.detach(), *gradients_of(outside)]):
-        assert all(torch.equal(one, other) for one, other in zip(came, plain, strict=True))
+    for got in (inside, [outside.detach(), *gradients_of(outside)]):
+        assert all(torch.equal(one, other) for one, other in zip(got, plain, strict=True))
 
 
 @pytest.mark.parametrize("layout", ["ragged", "every_entry", "fixed_k"])
@@ -206,10 +206,10 @@ def test_gradient_of_float32_is_that_of_float64(layout):
     for offset in (0.0, 100.0, -0.7):
         activations = LAYOUTS[layout](some_activations(dtype=torch.float32, offset=offset))
         embeddings, values = some_embeddings(dtype=torch.float32), values_of(activations)
-        came = gradients(lambda e, v, z=activations: loss_of_values(e, z, v), embeddings, values)
+        got = gradients(lambda e, v, z=activations: loss_of_values(e, z, v), embeddings, values)
         wide = activations.to(torch.float64)
-        needed = gradients(lambda e, v, z=wide: loss_of_values(e, z, v), embeddings.double(), values.double())
-        for one, other in zip(came, needed, strict=True):
+        expected = gradients(lambda e, v, z=wide: loss_of_values(e, z, v), embeddings.double(), values.double())
+        for one, other in zip(got, expected, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
 
 
@@ -234,9 +234,9 @@ def test_gradient_is_scaled_by_what_comes_after():
 def test_gradients_keep_the_dtype_and_memory_layout_is_free():
     embeddings, activations = some_embeddings(d=16), some_activations()
     wide = [tensor.T.contiguous().T.requires_grad_() for tensor in (embeddings, activations)]
-    came = torch.autograd.grad(mono_loss(*(tensor[::2, ::2] for tensor in wide)), wide)
-    needed = gradients(mono_loss, embeddings[::2, ::2].contiguous(), activations[::2, ::2].contiguous())
-    for one, other in zip(came, needed, strict=True):
+    got = torch.autograd.grad(mono_loss(*(tensor[::2, ::2] for tensor in wide)), wide)
+    expected = gradients(mono_loss, embeddings[::2, ::2].contiguous(), activations[::2, ::2].contiguous())
+    for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one[::2, ::2], other, rtol=1e-12, atol=1e-13)
     halves = gradients(mono_loss, embeddings.bfloat16(), activations.half())
     assert [gradient.dtype for gradient in halves] == [torch.bfloat16, torch.float16]
@@ -245,8 +245,8 @@ def test_gradients_keep_the_dtype_and_memory_layout_is_free():
 def test_batch_scores_are_the_scores():
     embeddings, activations = some_embeddings(), some_activations()
     scores, defined = batch_scores(embeddings, activations)
-    needed = mono_score(embeddings, activations, undefined="zero")
-    torch.testing.assert_close(scores, needed, rtol=0, atol=1e-13)
+    expected = mono_score(embeddings, activations, undefined="zero")
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-13)
     assert torch.equal(defined, ~torch.isnan(mono_score(embeddings, activations)))
 
 
@@ -259,23 +259,23 @@ def test_gradient_of_any_batch(seed, n, layout):
     if torch.isnan(mono_score(embeddings, activations)).all():
         return
     if isinstance(activations, SparseActivations):
-        (needed,) = gradients(lambda v: pairwise_loss(embeddings, activations.with_values(v).to_dense()), values)
+        (expected,) = gradients(lambda v: pairwise_loss(embeddings, activations.with_values(v).to_dense()), values)
     else:
-        (needed,) = gradients(lambda v: pairwise_loss(embeddings, v), values)
-    (came,) = gradients(lambda v: loss_of_values(embeddings, activations, v), values)
-    torch.testing.assert_close(came, needed, rtol=1e-7, atol=1e-10)
+        (expected,) = gradients(lambda v: pairwise_loss(embeddings, v), values)
+    (got,) = gradients(lambda v: loss_of_values(embeddings, activations, v), values)
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-10)
 
 
 REFUSED = [
-    (lambda e, z: mono_loss(e, z[:5]), "activations: got 5 rows; needed as many as embeddings has, 6"),
+    (lambda e, z: mono_loss(e, z[:5]), "activations: got 5 rows; expected as many as embeddings has, 6"),
     (lambda e, z: mono_loss(e, z.long()),
-     "activations: got dtype torch.int64; needed a floating-point tensor of shape (n, any width)"),
+     "activations: got dtype torch.int64; expected a floating-point tensor of shape (n, any width)"),
     (lambda e, z: mono_loss(e.index_fill(0, torch.tensor(3), 0.0), z),
-     "embeddings: got a row of zeros (row 3); needed rows of finite numbers, not all zero"),
+     "embeddings: got a row of zeros (row 3); expected rows of finite numbers, not all zero"),
     (lambda e, z: mono_loss(e, ragged(z.index_fill(0, torch.tensor([2]), torch.nan))),
-     "activations: got nan (row 2, latent 0); needed finite numbers"),
+     "activations: got nan (row 2, latent 0); expected finite numbers"),
     (lambda e, z: mono_loss(e, z, center=e[0, :2]),
-     "center: got shape (2,), dtype torch.float64; needed a floating-point tensor of shape (8,)"),
+     "center: got shape (2,), dtype torch.float64; expected a floating-point tensor of shape (8,)"),
 ]  # fmt: skip
 
 

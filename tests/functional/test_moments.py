@@ -36,9 +36,9 @@ def loop_moments(embeddings: Tensor, dense: Tensor, b: Tensor | None = None) -> 
     return MonoMoments(n=torch.tensor(float(len(h))).double(), h_sum=h.sum(0), b=b, u=u, v=v, w=w)
 
 
-def assert_same(came: MonoMoments, needed: MonoMoments, rtol: float = 1e-12, atol: float = 1e-12) -> None:
+def assert_same(got: MonoMoments, expected: MonoMoments, rtol: float = 1e-12, atol: float = 1e-12) -> None:
     for field in dataclasses.fields(MonoMoments):
-        one, other = getattr(came, field.name), getattr(needed, field.name)
+        one, other = getattr(got, field.name), getattr(expected, field.name)
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol, check_dtype=field.name != "w", msg=field.name)
 
 
@@ -143,10 +143,10 @@ def test_unit_rows():
 
 def test_default_dtype_changes_nothing():
     embeddings, activations = some_embeddings(1501), ragged(some_activations(1501))
-    needed = moments_of(embeddings, activations)
+    expected = moments_of(embeddings, activations)
     torch.set_default_dtype(torch.bfloat16)  # counts above 256 are not whole numbers there
     try:
-        assert_same(moments_of(embeddings, activations), needed, 0, 0)  # the same call
+        assert_same(moments_of(embeddings, activations), expected, 0, 0)  # the same call
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -183,11 +183,11 @@ BAD_ROWS = [
 
 
 @pytest.mark.door
-@pytest.mark.parametrize(("rows", "center", "came"), BAD_ROWS)
-def test_rows_without_a_direction_are_refused(rows, center, came):
+@pytest.mark.parametrize(("rows", "center", "got"), BAD_ROWS)
+def test_rows_without_a_direction_are_refused(rows, center, got):
     with pytest.raises(InputError) as refusal:
         unit_rows(torch.tensor(rows), None if center is None else torch.tensor(center))
-    assert str(refusal.value) == f"embeddings: got {came}; needed rows of finite numbers, not all zero"
+    assert str(refusal.value) == f"embeddings: got {got}; expected rows of finite numbers, not all zero"
 
 
 @pytest.mark.door
@@ -203,4 +203,4 @@ def test_activations_that_are_not_finite_are_refused(layout, value, said):
         activations[4, 9] = value
     with pytest.raises(InputError) as refusal:
         moments_of(some_embeddings(6), activations)
-    assert str(refusal.value) == f"activations: got {said} (row 4, latent 9); needed finite numbers"
+    assert str(refusal.value) == f"activations: got {said} (row 4, latent 9); expected finite numbers"

@@ -219,58 +219,58 @@ LABELS = "integers (n,), one class a row, or bool (n, n_classes), any number of 
 @pytest.mark.parametrize(
     ("z", "labels", "n_classes", "text"),
     [
-        (torch.ones(2, 3), torch.tensor([0, 4]), 4, "labels: got 4 (row 1); needed labels from 0 to 3"),
-        (torch.ones(2, 3), torch.tensor([-1, 0]), 4, "labels: got -1 (row 0); needed labels from 0 to 3"),
-        (torch.ones(2, 3), torch.tensor([0]), 4, "labels: got 1 rows; needed as many as activations has, 2"),
-        (torch.ones(2, 3), torch.ones(2, 4).bool(), 5, "labels: got 4 columns; needed one for each of 5 classes"),
+        (torch.ones(2, 3), torch.tensor([0, 4]), 4, "labels: got 4 (row 1); expected labels from 0 to 3"),
+        (torch.ones(2, 3), torch.tensor([-1, 0]), 4, "labels: got -1 (row 0); expected labels from 0 to 3"),
+        (torch.ones(2, 3), torch.tensor([0]), 4, "labels: got 1 rows; expected as many as activations has, 2"),
+        (torch.ones(2, 3), torch.ones(2, 4).bool(), 5, "labels: got 4 columns; expected one for each of 5 classes"),
         (
             torch.ones(2, 3),
             torch.tensor([0.0, 1.0]),
             4,
-            f"labels: got shape (2,), dtype torch.float32; needed {LABELS}",
+            f"labels: got shape (2,), dtype torch.float32; expected {LABELS}",
         ),
         (
             torch.ones(2, 3),
             torch.ones(2, 4).long(),
             None,
-            f"labels: got shape (2, 4), dtype torch.int64; needed {LABELS}",
+            f"labels: got shape (2, 4), dtype torch.int64; expected {LABELS}",
         ),
         (
             torch.ones(2, 3),
             [0, 1],
             None,
-            f"labels: got list; needed a tensor of {LABELS}",
+            f"labels: got list; expected a tensor of {LABELS}",
         ),
-        (torch.ones(2, 3), torch.tensor([0, 1]), 0, "n_classes: got 0; needed at least 1"),
+        (torch.ones(2, 3), torch.tensor([0, 1]), 0, "n_classes: got 0; expected at least 1"),
         (
             torch.ones(0, 3),
             torch.zeros(0).long(),
             None,
-            "n_classes: got None without any row; needed the number of classes",
+            "n_classes: got None without any row; expected the number of classes",
         ),
         (
             torch.ones(2),
             torch.tensor([0, 1]),
             2,
-            "activations: got shape (2,); needed a floating-point tensor of shape (n, any width)",
+            "activations: got shape (2,); expected a floating-point tensor of shape (n, any width)",
         ),
         (
             torch.ones(2, 3).long(),
             torch.tensor([0, 1]),
             2,
-            "activations: got dtype torch.int64; needed a floating-point tensor of shape (n, any width)",
+            "activations: got dtype torch.int64; expected a floating-point tensor of shape (n, any width)",
         ),
         (
             torch.tensor([[1.0, 0.0], [0.0, float("nan")]]),
             torch.tensor([0, 1]),
             2,
-            "activations: got nan (row 1, latent 1); needed finite numbers",
+            "activations: got nan (row 1, latent 1); expected finite numbers",
         ),
         (
             SparseActivations(torch.tensor([[1.0], [float("inf")]]), torch.tensor([[2], [1]]), 3),
             torch.tensor([0, 1]),
             2,
-            "activations: got inf (row 1, latent 1); needed finite numbers",
+            "activations: got inf (row 1, latent 1); expected finite numbers",
         ),
     ],
 )
@@ -285,15 +285,15 @@ def test_error_texts_of_counts():
     z, labels = torch.ones(2, 3), torch.tensor([0, 1])
     with pytest.raises(InputError) as caught:
         class_counts(z, labels, 2, into=PurityCounts.zeros(3, 4))
-    assert str(caught.value) == "into: got counts of shape (3, 4); needed shape (3, 2)"
+    assert str(caught.value) == "into: got counts of shape (3, 4); expected shape (3, 2)"
     with pytest.raises(InputError) as caught:
         PurityCounts.zeros(3, 4) + PurityCounts.zeros(3, 2)
-    assert str(caught.value) == "counts: got (3, 2) latents and classes; needed (3, 4) in both"
+    assert str(caught.value) == "counts: got (3, 2) latents and classes; expected (3, 4) in both"
     with pytest.raises(InputError) as caught:
         class_counts(z, labels.to("meta"), 2)
-    assert str(caught.value) == "labels: got device meta; needed the device of activations, cpu"
+    assert str(caught.value) == "labels: got device meta; expected the device of activations, cpu"
     counts = PurityCounts.zeros(3, 4)
     counts.n_not_finite.fill_(2)
     with pytest.raises(InputError) as caught:
         purity_from_counts(counts)
-    assert str(caught.value) == "activations: got 2 that are NaN or infinite; needed finite numbers"
+    assert str(caught.value) == "activations: got 2 that are NaN or infinite; expected finite numbers"

@@ -179,34 +179,34 @@ def test_sums_that_saw_bad_rows_give_no_figures(argument, value, monkeypatch):
         (
             torch.ones(2, 3),
             torch.ones(2, 4),
-            "reconstruction: got shape (2, 4); needed a floating-point tensor of shape (2, 3)",
+            "reconstruction: got shape (2, 4); expected a floating-point tensor of shape (2, 3)",
         ),
         (
             torch.ones(2, 3).long(),
             torch.ones(2, 3),
-            "inputs: got dtype torch.int64; needed a floating-point tensor of shape (n, any width)",
+            "inputs: got dtype torch.int64; expected a floating-point tensor of shape (n, any width)",
         ),
-        ([[1.0]], torch.ones(1, 1), "inputs: got list; needed a floating-point tensor of shape (n, any width)"),
-        (torch.ones(2, 0), torch.ones(2, 0), "inputs: got shape (2, 0); needed a width of at least 1"),
+        ([[1.0]], torch.ones(1, 1), "inputs: got list; expected a floating-point tensor of shape (n, any width)"),
+        (torch.ones(2, 0), torch.ones(2, 0), "inputs: got shape (2, 0); expected a width of at least 1"),
         (
             torch.ones(2, 3),
             torch.ones(2, 3, device="meta"),
-            "reconstruction: got device meta; needed the device of inputs, cpu",
+            "reconstruction: got device meta; expected the device of inputs, cpu",
         ),
         (
             torch.tensor([[1.0], [0.0]]),
             torch.ones(2, 1),
-            "inputs: got a row of zeros (row 1); needed rows of finite numbers, not all zero",
+            "inputs: got a row of zeros (row 1); expected rows of finite numbers, not all zero",
         ),
         (
             torch.tensor([[1.0], [float("nan")]]),
             torch.ones(2, 1),
-            "inputs: got a row with NaN or infinity (row 1); needed rows of finite numbers, not all zero",
+            "inputs: got a row with NaN or infinity (row 1); expected rows of finite numbers, not all zero",
         ),
         (
             torch.ones(2, 1),
             torch.tensor([[float("nan")], [1.0]]),
-            "reconstruction: got a row with NaN or infinity (row 0); needed rows of finite numbers",
+            "reconstruction: got a row with NaN or infinity (row 0); expected rows of finite numbers",
         ),
     ],
 )

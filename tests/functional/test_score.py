@@ -196,10 +196,10 @@ def test_summary():
             "lift": reference.lift(kept, by_chance).mean(),
             "n_eff": np.median(reference.n_eff(activations)[latents][defined[latents]]),
         }
-        came = dataclasses.asdict(summarise(moments_of(embeddings, activations[:, latents])))
-        assert came.keys() == expected.keys()
+        got = dataclasses.asdict(summarise(moments_of(embeddings, activations[:, latents])))
+        assert got.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_allclose(came[name], value, rtol=1e-11, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(got[name], value, rtol=1e-11, atol=1e-12, err_msg=name)
 
 
 seeds = st.integers(0, 2**16)
@@ -251,24 +251,24 @@ def test_scores_lie_between_minus_one_and_one(seed, dtype):
 
 FLOATS = "a floating-point tensor of shape (n, any width)"
 REFUSED = [
-    (lambda e, z: mono_score(e, z[:5]), "activations: got 5 rows; needed as many as embeddings has, 6"),
-    (lambda e, z: mono_score(e, ragged(z[:5])), "activations: got 5 rows; needed as many as embeddings has, 6"),
-    (lambda e, z: mono_score(e.long(), z), f"embeddings: got dtype torch.int64; needed {FLOATS}"),
-    (lambda e, z: mono_score(e, z.int()), f"activations: got dtype torch.int32; needed {FLOATS}"),
-    (lambda e, z: mono_score(e[0], z), f"embeddings: got shape (8,); needed {FLOATS}"),
-    (lambda e, z: mono_score(e, z[:, 0]), f"activations: got shape (6,); needed {FLOATS}"),
-    (lambda e, z: mono_score(e.tolist(), z), f"embeddings: got list; needed {FLOATS}"),
-    (lambda e, z: mono_score(e, z.numpy()), f"activations: got ndarray; needed {FLOATS}"),
-    (lambda e, z: mono_score(e[:, :0], z), "embeddings: got shape (6, 0); needed a width of at least 1"),
+    (lambda e, z: mono_score(e, z[:5]), "activations: got 5 rows; expected as many as embeddings has, 6"),
+    (lambda e, z: mono_score(e, ragged(z[:5])), "activations: got 5 rows; expected as many as embeddings has, 6"),
+    (lambda e, z: mono_score(e.long(), z), f"embeddings: got dtype torch.int64; expected {FLOATS}"),
+    (lambda e, z: mono_score(e, z.int()), f"activations: got dtype torch.int32; expected {FLOATS}"),
+    (lambda e, z: mono_score(e[0], z), f"embeddings: got shape (8,); expected {FLOATS}"),
+    (lambda e, z: mono_score(e, z[:, 0]), f"activations: got shape (6,); expected {FLOATS}"),
+    (lambda e, z: mono_score(e.tolist(), z), f"embeddings: got list; expected {FLOATS}"),
+    (lambda e, z: mono_score(e, z.numpy()), f"activations: got ndarray; expected {FLOATS}"),
+    (lambda e, z: mono_score(e[:, :0], z), "embeddings: got shape (6, 0); expected a width of at least 1"),
     (lambda e, z: mono_score(e, z.to("meta")),
-     "activations: got device meta; needed the device of embeddings, cpu"),
+     "activations: got device meta; expected the device of embeddings, cpu"),
     (lambda e, z: mono_score(e, z, center=e[0, :3]),
-     "center: got shape (3,), dtype torch.float64; needed a floating-point tensor of shape (8,)"),
+     "center: got shape (3,), dtype torch.float64; expected a floating-point tensor of shape (8,)"),
     (lambda e, z: mono_score(e, z, center=e[0].long()),
-     "center: got shape (8,), dtype torch.int64; needed a floating-point tensor of shape (8,)"),
+     "center: got shape (8,), dtype torch.int64; expected a floating-point tensor of shape (8,)"),
     (lambda e, z: mono_score(e, z, center=[0.0] * 8),
-     "center: got list; needed a floating-point tensor of shape (8,)"),
-    (lambda e, z: mono_score(e, z, undefined="skip"), "undefined: got 'skip'; needed one of 'nan', 'zero'"),
+     "center: got list; expected a floating-point tensor of shape (8,)"),
+    (lambda e, z: mono_score(e, z, undefined="skip"), "undefined: got 'skip'; expected one of 'nan', 'zero'"),
 ]  # fmt: skip
 
 

@@ -67,10 +67,10 @@ def test_l1_matches_a_loop_dense_and_sparse(seed, scale):
     expected = sum(abs(value) for row in z.tolist() for value in row) / 40
     forms = (z, SparseActivations.from_dense(z), every_entry(z), z.flip(0))
     for form in forms:
-        came = l1(form)
-        assert came.shape == ()
-        assert came.dtype == torch.float64
-        assert float(came) == pytest.approx(expected, rel=1e-12)
+        got = l1(form)
+        assert got.shape == ()
+        assert got.dtype == torch.float64
+        assert float(got) == pytest.approx(expected, rel=1e-12)
     for wrong in (expected / 7, expected * 40, float(z.sum()) / 40, float(z.clamp(min=0).sum()) / 40):
         assert abs(wrong / expected - 1) > 1e-3  # a mean over latents, a sum over rows, signs kept, negative ones out
 
@@ -118,26 +118,26 @@ def test_error_texts():
     for call, text in (
         (
             lambda: activation_counts(torch.ones(3)),
-            "activations: got shape (3,); needed a floating-point tensor of shape (n, any width)",
+            "activations: got shape (3,); expected a floating-point tensor of shape (n, any width)",
         ),
         (
             lambda: activation_counts([[1.0]]),
-            "activations: got list; needed a floating-point tensor of shape (n, any width)",
+            "activations: got list; expected a floating-point tensor of shape (n, any width)",
         ),
         (
             lambda: activation_counts(torch.tensor([[1.0], [float("nan")]])),
-            "activations: got nan (row 1, latent 0); needed finite numbers",
+            "activations: got nan (row 1, latent 0); expected finite numbers",
         ),
         (
             lambda: l1(torch.ones(3)),
-            "activations: got shape (3,); needed a floating-point tensor of shape (n, any width)",
+            "activations: got shape (3,); expected a floating-point tensor of shape (n, any width)",
         ),
         (
             lambda: l1(torch.ones(2, 3, dtype=torch.int64)),
-            "activations: got dtype torch.int64; needed a floating-point tensor of shape (n, any width)",
+            "activations: got dtype torch.int64; expected a floating-point tensor of shape (n, any width)",
         ),
-        (lambda: density(torch.tensor([1]), -1), "n_rows: got -1; needed at least 0"),
-        (lambda: l0(torch.tensor([1]), -1), "n_rows: got -1; needed at least 0"),
+        (lambda: density(torch.tensor([1]), -1), "n_rows: got -1; expected at least 0"),
+        (lambda: l0(torch.tensor([1]), -1), "n_rows: got -1; expected at least 0"),
     ):
         with pytest.raises(InputError) as caught:
             call()

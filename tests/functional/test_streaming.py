@@ -20,9 +20,9 @@ from monoloss.sparse import SparseActivations
 NAMES = [field.name for field in dataclasses.fields(MonoMoments)]
 
 
-def assert_same(came: MonoMoments, needed: MonoMoments, tolerance: float) -> None:
+def assert_same(got: MonoMoments, expected: MonoMoments, tolerance: float) -> None:
     for name in NAMES:
-        one, other = getattr(came, name), getattr(needed, name)
+        one, other = getattr(got, name), getattr(expected, name)
         assert one.dtype == torch.float64
         scale = float(other[torch.isfinite(other)].abs().max()) if torch.isfinite(other).any() else 1.0
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * max(scale, 1.0), msg=name)
@@ -59,8 +59,8 @@ def test_the_moments_of_merged_batches(layout, offset, dtype, tolerance, block, 
     falling = torch.linspace(1.0, 0.0, 150, dtype=dtype)[:, None] * (offset != 0)  # the minimum falls
     activations = LAYOUTS[layout](some_activations(150, dtype=dtype, offset=offset) + falling)
     for sizes in ([150], [1, 0, 99, 50], [30] * 5):
-        came = streamed(embeddings, activations, sizes)
-        assert_same(came, merged(embeddings, activations.to(torch.float64), sizes), tolerance)
+        got = streamed(embeddings, activations, sizes)
+        assert_same(got, merged(embeddings, activations.to(torch.float64), sizes), tolerance)
 
 
 def test_w_is_overwritten_and_nothing_else():

@@ -297,7 +297,7 @@ def test_an_error_on_the_way_leaves_the_earlier_report(tmp_path, store, evaluati
     [
         ({"image_size": 7}, "image_size: got 7"),
         ({"image_size": 257}, "image_size: got 257"),
-        ({"baseline": "x"}, "baseline: got 'x'; needed one of base, mono"),
+        ({"baseline": "x"}, "baseline: got 'x'; expected one of base, mono"),
         ({"images": "."}, "images: got . for stores without paths"),
     ],
 )

@@ -135,5 +135,5 @@ def test_refused(store):
         report_runs([])
     with pytest.raises(InputError, match="2 with the name 'one'"):
         report_runs([one, replace(other, name="one")])
-    with pytest.raises(InputError, match="baseline: got 'two'; needed one of one, other"):
+    with pytest.raises(InputError, match="baseline: got 'two'; expected one of one, other"):
         report_runs([one, other], baseline="two")

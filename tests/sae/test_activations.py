@@ -82,10 +82,10 @@ def test_gradient_is_that_of_a_dense_mask(choose: Callable[..., SparseActivation
     dense = choose(pre, how).to_dense()
     mask = (dense.detach() != 0).double()
     (expected,) = torch.autograd.grad((((pre * mask) ** 2 + pre * mask) * weights).sum(), pre)
-    (came,) = torch.autograd.grad(((dense**2 + dense) * weights).sum(), pre)
-    torch.testing.assert_close(came, expected, rtol=1e-14, atol=0)
-    assert bool((came[mask == 0] == 0).all())
-    assert bool((came[mask == 1] != 0).all())
+    (got,) = torch.autograd.grad(((dense**2 + dense) * weights).sum(), pre)
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
+    assert bool((got[mask == 0] == 0).all())
+    assert bool((got[mask == 1] != 0).all())
 
 
 def test_stored_zeros_of_topk_pass_no_gradient():
@@ -170,4 +170,4 @@ def test_module_batch_topk_uses_its_threshold_at_inference_only():
 def test_no_inference_before_calibration():
     with pytest.raises(InputError) as caught:
         BatchTopK(3).eval()(torch.ones(2, 4))
-    assert str(caught.value) == "threshold: got no calibrated value; needed calibrate_ on training rows before eval()"
+    assert str(caught.value) == "threshold: got no calibrated value; expected calibrate_ on training rows before eval()"

@@ -68,12 +68,12 @@ def test_a_new_process_encodes_to_the_same_bits(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
     subprocess.run([sys.executable, "-c", NEW_PROCESS, str(tmp_path), *saes], check=True, env=environment)
     for case, sae in saes.items():
-        came = load_file(tmp_path / f"{case}.safetensors")
+        got = load_file(tmp_path / f"{case}.safetensors")
         output = sae(rows)
         codes = dense(output.codes)
         assert 0 < int((codes > 0).sum()) < 0.7 * codes.numel(), case
-        assert came["codes"].numpy().tobytes() == codes.numpy().tobytes(), case
-        assert came["reconstruction"].numpy().tobytes() == output.reconstruction.numpy().tobytes(), case
+        assert got["codes"].numpy().tobytes() == codes.numpy().tobytes(), case
+        assert got["reconstruction"].numpy().tobytes() == output.reconstruction.numpy().tobytes(), case
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -195,8 +195,8 @@ def test_a_folder_with_other_files_is_left_alone(other, tmp_path):
     before = contents_of(tmp_path)
     with pytest.raises(InputError) as caught:
         sae.save_pretrained(target)
-    needed = "a new folder, or one with a SAE checkpoint only"
-    assert str(caught.value) == f"{target}: got a folder with other files; needed {needed}"
+    expected = "a new folder, or one with a SAE checkpoint only"
+    assert str(caught.value) == f"{target}: got a folder with other files; expected {expected}"
     assert contents_of(tmp_path) == before
 
 
@@ -212,57 +212,60 @@ def test_what_cannot_be_saved(tmp_path):
     rows = (
         (
             lambda: fresh.save_pretrained(tmp_path / "sae"),
-            "activation.threshold: got no calibrated value; needed calibrate_ on training rows before saving",
+            "activation.threshold: got no calibrated value; expected calibrate_ on training rows before saving",
         ),
         (
             lambda: infinite.save_pretrained(tmp_path / "sae"),
-            "decoder_bias: got NaN or infinity; needed finite numbers",
+            "decoder_bias: got NaN or infinity; expected finite numbers",
         ),
         (
             lambda: diverged.save_pretrained(tmp_path / "sae"),
-            "activation.threshold: got NaN or infinity; needed finite numbers",
+            "activation.threshold: got NaN or infinity; expected finite numbers",
         ),
         (
             lambda: trained_sae("topk").double().save_pretrained(tmp_path / "sae"),
-            "encoder_weight: got dtype torch.float64; needed at most torch.float32: .float() rounds a model",
+            "encoder_weight: got dtype torch.float64; expected at most torch.float32: .float() rounds a model",
         ),
-        (lambda: sae.save_pretrained(None), "save_directory: got a NoneType; needed a path"),
-        (lambda: sae.save_pretrained(tmp_path / "file"), f"{tmp_path}/file: got a file; needed a path for a folder"),
+        (lambda: sae.save_pretrained(None), "save_directory: got a NoneType; expected a path"),
+        (lambda: sae.save_pretrained(tmp_path / "file"), f"{tmp_path}/file: got a file; expected a path for a folder"),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", config={"k": 3}),
-            "config: got a dict; needed none: the configuration is the model's own",
+            "config: got a dict; expected none: the configuration is the model's own",
         ),
         (
             lambda: sae.push_to_hub("user/name", config={"k": 3}),
-            "config: got a dict; needed none: the configuration is the model's own",
+            "config: got a dict; expected none: the configuration is the model's own",
         ),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", evalution={}),
-            "evalution: got a value; needed it together with push_to_hub=True, or no such option",
+            "evalution: got a value; expected it together with push_to_hub=True, or no such option",
         ),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", repo_id="user/name"),
-            "repo_id: got a value; needed it together with push_to_hub=True, or no such option",
+            "repo_id: got a value; expected it together with push_to_hub=True, or no such option",
         ),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", evaluation=[0.5]),
-            "evaluation: got a list; needed a mapping of names to numbers, as Evaluation.summary",
+            "evaluation: got a list; expected a mapping of names to numbers, as Evaluation.summary",
         ),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", evaluation={"r2": "high"}),
-            "evaluation.r2: got 'high'; needed a number",
+            "evaluation.r2: got 'high'; expected a number",
         ),
         (
             lambda: sae.save_pretrained(tmp_path / "sae", license=["mit"]),
-            "license: got a list; needed a text or None",
+            "license: got a list; expected a text or None",
         ),
-        (lambda: Provenance(encoder="vit"), "encoder: got a str; needed a mapping or None"),
-        (lambda: Provenance(store_fingerprint=3), "store_fingerprint: got a int; needed a text or None"),
-        (lambda: Provenance(training={"a": {"b": [1, torch.inf]}}), "training.a.b[1]: got inf; needed a finite number"),
-        (lambda: Provenance(training={"a": {3: 4}}), "training.a: the key 3: got a int; needed a text"),
+        (lambda: Provenance(encoder="vit"), "encoder: got a str; expected a mapping or None"),
+        (lambda: Provenance(store_fingerprint=3), "store_fingerprint: got a int; expected a text or None"),
+        (
+            lambda: Provenance(training={"a": {"b": [1, torch.inf]}}),
+            "training.a.b[1]: got inf; expected a finite number",
+        ),
+        (lambda: Provenance(training={"a": {3: 4}}), "training.a: the key 3: got a int; expected a text"),
         (
             lambda: Provenance(encoder={"path": Path("x")}),
-            f"encoder.path: got a {PATH}; needed a text, a number, True, False, None, a list or a mapping",
+            f"encoder.path: got a {PATH}; expected a text, a number, True, False, None, a list or a mapping",
         ),
     )
     for call, text in rows:
@@ -270,7 +273,7 @@ def test_what_cannot_be_saved(tmp_path):
             call()
         assert str(caught.value) == text
     sae.provenance = {"encoder": None}
-    with pytest.raises(InputError, match="provenance: got a dict; needed a Provenance"):
+    with pytest.raises(InputError, match="provenance: got a dict; expected a Provenance"):
         sae.save_pretrained(tmp_path / "sae")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

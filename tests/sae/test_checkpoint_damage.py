@@ -19,7 +19,7 @@ from monoloss.sae.model import SparseAutoencoder
 pytestmark = pytest.mark.door
 
 Damage = Callable[[Path], object]
-DESCRIBED = "needed the tensors that config.json describes"
+DESCRIBED = "expected the tensors that config.json describes"
 KEYS = "library, library_version, d_in, sae, encoder, store_fingerprint, training"
 
 
@@ -78,55 +78,59 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
 
 DAMAGES: list[tuple[str, Damage, str]] = [
     # config.json
-    ("config.json", lambda folder: (folder / "config.json").unlink(), "got No such file or directory; needed "),
+    ("config.json", lambda folder: (folder / "config.json").unlink(), "got No such file or directory; expected "),
     ("config.json", cut("config.json", 200), "got a file that is not JSON"),
     ("config.json", cut("config.json", 0), "got a file that is not JSON"),
     (
         "config.json",
         facts(lambda c: c.update(format_version=2)),
-        "got format_version 2; needed format_version 1, which",
+        "got format_version 2; expected format_version 1, which",
     ),
-    ("config.json", facts(lambda c: c.pop("format_version")), "got no format_version; needed format_version 1, which"),
+    (
+        "config.json",
+        facts(lambda c: c.pop("format_version")),
+        "got no format_version; expected format_version 1, which",
+    ),
     (
         "config.json",
         lambda folder: (folder / "config.json").write_text('{"model_type": "vit", "hidden_size": 768}'),
-        "got no format_version; needed format_version 1, which",
+        "got no format_version; expected format_version 1, which",
     ),
     (
         "config.json",
         facts(lambda c: c.update(library="sae_lens")),
-        "got a file of another library; needed the config.json of a SAE checkpoint of monoloss",
+        "got a file of another library; expected the config.json of a SAE checkpoint of monoloss",
     ),
-    ("config.json: note", facts(lambda c: c.update(note="mine")), f"got an unknown key; needed one of {KEYS}"),
-    ("config.json: training", facts(lambda c: c.pop("training")), "got nothing; needed a value for this key"),
-    ("config.json: training", facts(lambda c: c.update(training=3)), "got a int; needed a mapping or None"),
+    ("config.json: note", facts(lambda c: c.update(note="mine")), f"got an unknown key; expected one of {KEYS}"),
+    ("config.json: training", facts(lambda c: c.pop("training")), "got nothing; expected a value for this key"),
+    ("config.json: training", facts(lambda c: c.update(training=3)), "got a int; expected a mapping or None"),
     (
         "config.json: store_fingerprint",
         facts(lambda c: c.update(store_fingerprint=3)),
-        "got a int; needed a text or None",
+        "got a int; expected a text or None",
     ),
-    ("config.json: library_version", facts(lambda c: c.update(library_version=1)), "got 1; needed text"),
-    ("config.json: d_in", facts(lambda c: c.update(d_in="12")), "got '12'; needed an integer"),
-    ("config.json: sae", facts(lambda c: c.update(sae="topk")), "got a str; needed keys and values"),
-    ("config.json: sae.variant", sae_facts(variant="gated"), "got 'gated'; needed one of "),
-    ("config.json: sae.k", facts(lambda c: c["sae"].pop("k")), "got nothing; needed an integer"),
-    ("config.json: sae.l1_weight", sae_facts(l1_weight=1.0), "got an option of vanilla; needed those of "),
+    ("config.json: library_version", facts(lambda c: c.update(library_version=1)), "got 1; expected text"),
+    ("config.json: d_in", facts(lambda c: c.update(d_in="12")), "got '12'; expected an integer"),
+    ("config.json: sae", facts(lambda c: c.update(sae="topk")), "got a str; expected keys and values"),
+    ("config.json: sae.variant", sae_facts(variant="gated"), "got 'gated'; expected one of "),
+    ("config.json: sae.k", facts(lambda c: c["sae"].pop("k")), "got nothing; expected an integer"),
+    ("config.json: sae.l1_weight", sae_facts(l1_weight=1.0), "got an option of vanilla; expected those of "),
     (
         "config.json: sae.inputs.center",
         facts(lambda c: c["sae"]["inputs"].update(center=1)),
-        "got 1; needed true or false",
+        "got 1; expected true or false",
     ),
-    ("config.json: sae.aux.k", facts(lambda c: c["sae"]["aux"].update(k=0)), "got 0; needed an integer at least 1"),
+    ("config.json: sae.aux.k", facts(lambda c: c["sae"]["aux"].update(k=0)), "got 0; expected an integer at least 1"),
     # what config.json says and model.safetensors holds
     (
         "model.safetensors",
         facts(lambda c: c.update(d_in=0)),
-        f"got encoder_weight of shape ({D}, {M}); needed shape (0, ",
+        f"got encoder_weight of shape ({D}, {M}); expected shape (0, ",
     ),
     (
         "model.safetensors",
         sae_facts(n_latents=10**15),  # and nothing of that size is made
-        f"got encoder_weight of shape ({D}, {M}); needed shape ({D}, {10**15}), as config.json says",
+        f"got encoder_weight of shape ({D}, {M}); expected shape ({D}, {10**15}), as config.json says",
     ),
     ("model.safetensors", sae_facts(tied=True), f"got a tensor 'decoder_weight'; {DESCRIBED}"),
     (
@@ -141,32 +145,32 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "model.safetensors",
         tensors(decoder_bias=lambda t: t[:-1]),
-        f"got decoder_bias of shape ({D - 1},); needed shape ({D},), as config.json says",
+        f"got decoder_bias of shape ({D - 1},); expected shape ({D},), as config.json says",
     ),
     (
         "model.safetensors",
         tensors(decoder_weight=lambda t: t.t()),
-        f"got decoder_weight of shape ({D}, {M}); needed shape ({M}, {D}), as config.json says",
+        f"got decoder_weight of shape ({D}, {M}); expected shape ({M}, {D}), as config.json says",
     ),
     (
         "model.safetensors",
         tensors(encoder_weight=lambda t: t.half()),
-        "got encoder_weight of dtype torch.float16; needed torch.float32",
+        "got encoder_weight of dtype torch.float16; expected torch.float32",
     ),
     (
         "model.safetensors",
         tensors(samples_since_active=lambda t: t.int()),
-        "got samples_since_active of dtype torch.int32; needed torch.int64",
+        "got samples_since_active of dtype torch.int32; expected torch.int64",
     ),
     (
         "model.safetensors",
         tensors(encoder_bias=with_nan),
-        "got encoder_bias with NaN or infinity; needed finite numbers",
+        "got encoder_bias with NaN or infinity; expected finite numbers",
     ),
     (
         "model.safetensors",
         tensors(samples_since_active=lambda t: -t - 1),
-        "got samples_since_active below 0; needed numbers of at least 0",
+        "got samples_since_active below 0; expected numbers of at least 0",
     ),
     ("model.safetensors", cut("model.safetensors", 1000), "got an unreadable file ("),
     ("model.safetensors", cut("model.safetensors", 4), "got an unreadable file ("),
@@ -175,10 +179,14 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "model.safetensors",
         lambda folder: (folder / "model.safetensors").unlink(),
-        "got no such file; needed the file as",
+        "got no such file; expected the file as",
     ),
     *(
-        (name, become(name), "got a pickle file; needed model.safetensors: a pickle file can run code when it is read")
+        (
+            name,
+            become(name),
+            "got a pickle file; expected model.safetensors: a pickle file can run code when it is read",
+        )
         for name in ("pytorch_model.bin", "sae.pt", "sae.pth", "weights.pkl", "last.ckpt")
     ),
 ]
@@ -222,26 +230,30 @@ def test_a_width_that_the_variant_cannot_have(tmp_path):
     tensors(encoder_weight=lambda t: t[:1], decoder_weight=lambda t: t[:, :1], decoder_bias=lambda t: t[:1])(tmp_path)
     with pytest.raises(InputError) as caught:
         SparseAutoencoder.from_pretrained(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/config.json: d_in: got 1; needed an integer at least 2"
+    assert str(caught.value) == f"{tmp_path}/config.json: d_in: got 1; expected an integer at least 2"
 
 
 def test_what_is_no_folder_of_a_checkpoint(tmp_path):
     trained_sae("topk").save_pretrained(tmp_path / "sae")
-    needed = "the folder of a SAE checkpoint, or a name on the Hub written hf-hub:USER/NAME"
+    expected = "the folder of a SAE checkpoint, or a name on the Hub written hf-hub:USER/NAME"
     folder_only = "none with a folder: it is for names on the Hub, hf-hub:USER/NAME"
     for argument, options, text in (
-        ("user/name", {}, f"user/name: got no such folder; needed {needed}"),
-        (tmp_path / "no", {}, f"{tmp_path}/no: got no such folder; needed {needed}"),
-        (tmp_path / "sae" / "model.safetensors", {}, f"{tmp_path}/sae/model.safetensors: got a file; needed {needed}"),
-        (tmp_path, {}, f"{tmp_path}/config.json: got No such file or directory; needed a readable JSON file"),
-        (3, {}, "pretrained_model_name_or_path: got a int; needed a path, or a name on the Hub"),
-        (tmp_path / "sae", {"revision": "v2"}, f"revision: got a value; needed {folder_only}"),
-        (tmp_path / "sae", {"token": "secret"}, f"token: got a value; needed {folder_only}"),
-        (tmp_path / "sae", {"local_files_only": True}, f"local_files_only: got a value; needed {folder_only}"),
+        ("user/name", {}, f"user/name: got no such folder; expected {expected}"),
+        (tmp_path / "no", {}, f"{tmp_path}/no: got no such folder; expected {expected}"),
+        (
+            tmp_path / "sae" / "model.safetensors",
+            {},
+            f"{tmp_path}/sae/model.safetensors: got a file; expected {expected}",
+        ),
+        (tmp_path, {}, f"{tmp_path}/config.json: got No such file or directory; expected a readable JSON file"),
+        (3, {}, "pretrained_model_name_or_path: got a int; expected a path, or a name on the Hub"),
+        (tmp_path / "sae", {"revision": "v2"}, f"revision: got a value; expected {folder_only}"),
+        (tmp_path / "sae", {"token": "secret"}, f"token: got a value; expected {folder_only}"),
+        (tmp_path / "sae", {"local_files_only": True}, f"local_files_only: got a value; expected {folder_only}"),
     ):
         with pytest.raises(InputError) as caught:
             SparseAutoencoder.from_pretrained(argument, **options)
         assert str(caught.value) == text
     for device in ("warp", "cuda:99"):
-        with pytest.raises(InputError, match=f"^device: got '{device}' .*; needed a device of this machine$"):
+        with pytest.raises(InputError, match=f"^device: got '{device}' .*; expected a device of this machine$"):
             SparseAutoencoder.from_pretrained(tmp_path / "sae", device=device)

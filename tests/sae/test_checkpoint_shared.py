@@ -145,5 +145,5 @@ def test_what_the_hub_does_not_have(tmp_path):
         with pytest.raises(InputError) as caught:
             SparseAutoencoder.from_pretrained(name, cache_dir=tmp_path)
         assert str(caught.value).startswith(f"{name}: got no download (")
-        assert str(caught.value).endswith("); needed a SAE on the Hub, and a network to reach it")
+        assert str(caught.value).endswith("); expected a SAE on the Hub, and a network to reach it")
         assert "\n" not in str(caught.value)

@@ -152,9 +152,9 @@ def test_every_gradient_of_the_objective(scaling, target):
     sae, rows = some_sae("jump_relu", scaling, target_l0=target, l0_weight=0.3), some_rows(40)
     parameters = dict(sae.named_parameters())
     assert "activation.threshold" in parameters
-    came = torch.autograd.grad(objective(sae, sae(rows)).total, list(parameters.values()))
+    got = torch.autograd.grad(objective(sae, sae(rows)).total, list(parameters.values()))
     expected = torch.autograd.grad(dense_objective(sae, rows), list(parameters.values()))
-    for name, ours, theirs in zip(parameters, came, expected, strict=True):
+    for name, ours, theirs in zip(parameters, got, expected, strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13, msg=name)
 
@@ -276,13 +276,13 @@ def test_a_wild_entry_spoils_no_other_latent():
 @pytest.mark.door
 def test_error_texts():
     for options, text in (
-        ({"l0_weight": -1.0}, "l0_weight: got -1.0; needed a number at least 0.0"),
-        ({"target_l0": 0.0}, "target_l0: got 0.0; needed a number above 0.0"),
-        ({"target_l0": 25.0}, "target_l0: got 25.0; needed at most n_latents, 24"),
-        ({"bandwidth": 0.0}, "bandwidth: got 0.0; needed a number above 0.0"),
-        ({"initial_threshold": -0.1}, "initial_threshold: got -0.1; needed a number at least 0.0"),
-        ({"dead_after_samples": 0}, "dead_after_samples: got 0; needed an integer at least 1"),
-        ({"inputs": None}, "inputs: got a NoneType; needed an InputScaling"),
+        ({"l0_weight": -1.0}, "l0_weight: got -1.0; expected a number at least 0.0"),
+        ({"target_l0": 0.0}, "target_l0: got 0.0; expected a number above 0.0"),
+        ({"target_l0": 25.0}, "target_l0: got 25.0; expected at most n_latents, 24"),
+        ({"bandwidth": 0.0}, "bandwidth: got 0.0; expected a number above 0.0"),
+        ({"initial_threshold": -0.1}, "initial_threshold: got -0.1; expected a number at least 0.0"),
+        ({"dead_after_samples": 0}, "dead_after_samples: got 0; expected an integer at least 1"),
+        ({"inputs": None}, "inputs: got a NoneType; expected an InputScaling"),
     ):
         with pytest.raises(InputError) as caught:
             JumpReluConfig("jump_relu", M, **options)
@@ -290,10 +290,10 @@ def test_error_texts():
     for variant in ("vanilla", "JumpReLU"):
         with pytest.raises(InputError) as caught:
             JumpReluConfig(variant, M)
-        assert str(caught.value) == f"variant: got {variant!r}; needed one of 'jump_relu'"
+        assert str(caught.value) == f"variant: got {variant!r}; expected one of 'jump_relu'"
     with pytest.raises(InputError) as caught:
         some_sae("jump_relu").decode(torch.ones(2, M + 1))
-    assert str(caught.value) == f"codes: got shape (2, {M + 1}); needed a floating-point tensor of shape (n, {M})"
+    assert str(caught.value) == f"codes: got shape (2, {M + 1}); expected a floating-point tensor of shape (n, {M})"
 
 
 def test_entries_at_the_floor_of_the_relu_do_not_push_a_threshold_near_it():

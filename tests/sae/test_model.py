@@ -20,8 +20,8 @@ from sae_samples import VARIANTS, D, K, M, bits_of, dense, reference_pass, some_
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 
 
-def assert_same(came: torch.Tensor, expected: object, name: str) -> None:
-    np.testing.assert_allclose(came.detach().numpy(), expected, rtol=1e-10, atol=1e-12, err_msg=name)
+def assert_same(got: torch.Tensor, expected: object, name: str) -> None:
+    np.testing.assert_allclose(got.detach().numpy(), expected, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def assert_pass(sae: SparseAutoencoder, rows: torch.Tensor, expected: sae_reference.Pass) -> None:
@@ -276,46 +276,46 @@ def test_error_texts():
     bad_row = rows.clone()
     bad_row[1] = 0
     for call, text in (
-        (lambda: SparseAutoencoder(0, plain), "d_in: got 0; needed an integer at least 1"),
-        (lambda: SparseAutoencoder(1, standardised), "d_in: got 1; needed an integer at least 2"),
-        (lambda: SparseAutoencoder(4, centred), "input_mean: got None; needed a mean vector"),
+        (lambda: SparseAutoencoder(0, plain), "d_in: got 0; expected an integer at least 1"),
+        (lambda: SparseAutoencoder(1, standardised), "d_in: got 1; expected an integer at least 2"),
+        (lambda: SparseAutoencoder(4, centred), "input_mean: got None; expected a mean vector"),
         (
             lambda: SparseAutoencoder(4, plain, input_mean=torch.ones(4)),
-            "input_mean: got a mean vector; needed none, because config.inputs.center is off",
+            "input_mean: got a mean vector; expected none, because config.inputs.center is off",
         ),
         (
             lambda: SparseAutoencoder(4, centred, input_mean=torch.ones(5)),
-            "input_mean: got shape (5,), dtype torch.float32; needed a floating-point tensor of shape (4,)",
+            "input_mean: got shape (5,), dtype torch.float32; expected a floating-point tensor of shape (4,)",
         ),
         (
             lambda: sae.encode(torch.ones(3, 5)),
-            "inputs: got shape (3, 5); needed a floating-point tensor of shape (n, 4)",
+            "inputs: got shape (3, 5); expected a floating-point tensor of shape (n, 4)",
         ),
-        (lambda: sae(torch.ones(4)), "inputs: got shape (4,); needed a floating-point tensor of shape (n, 4)"),
+        (lambda: sae(torch.ones(4)), "inputs: got shape (4,); expected a floating-point tensor of shape (n, 4)"),
         (
             lambda: sae(rows.long()),
-            "inputs: got dtype torch.int64; needed a floating-point tensor of shape (n, 4)",
+            "inputs: got dtype torch.int64; expected a floating-point tensor of shape (n, 4)",
         ),
-        (lambda: sae(rows.numpy()), "inputs: got ndarray; needed a floating-point tensor of shape (n, 4)"),
-        (lambda: sae(rows.to("meta")), "inputs: got device meta; needed the device of the model, cpu"),
-        (lambda: sae(bad_row), "inputs: got a row of zeros (row 1); needed rows of finite numbers, not all zero"),
+        (lambda: sae(rows.numpy()), "inputs: got ndarray; expected a floating-point tensor of shape (n, 4)"),
+        (lambda: sae(rows.to("meta")), "inputs: got device meta; expected the device of the model, cpu"),
+        (lambda: sae(bad_row), "inputs: got a row of zeros (row 1); expected rows of finite numbers, not all zero"),
         (
             lambda: SparseAutoencoder(4, plain).eval().encode(rows),
-            "threshold: got no calibrated value; needed calibrate_ on training rows before eval()",
+            "threshold: got no calibrated value; expected calibrate_ on training rows before eval()",
         ),
         (
             lambda: sae.calibrate_([]),
-            "inputs: got no rows; needed training rows, at least 4096 or all there are",
+            "inputs: got no rows; expected training rows, at least 4096 or all there are",
         ),
-        (lambda: TopKConfig("topk", 8, 9), "k: got 9; needed at most n_latents, 8"),
-        (lambda: TopKConfig("topk", 8, 0), "k: got 0; needed an integer at least 1"),
-        (lambda: BatchTopKConfig("topk", 8, 2), "variant: got 'topk'; needed one of 'batch_topk'"),
-        (lambda: BatchTopKConfig("batch_topk", 0, 2), "n_latents: got 0; needed an integer at least 1"),
-        (lambda: AuxLoss(k=0), "aux.k: got 0; needed an integer at least 1"),
-        (lambda: AuxLoss(k=1, weight=-1.0), "aux.weight: got -1.0; needed a number at least 0.0"),
+        (lambda: TopKConfig("topk", 8, 9), "k: got 9; expected at most n_latents, 8"),
+        (lambda: TopKConfig("topk", 8, 0), "k: got 0; expected an integer at least 1"),
+        (lambda: BatchTopKConfig("topk", 8, 2), "variant: got 'topk'; expected one of 'batch_topk'"),
+        (lambda: BatchTopKConfig("batch_topk", 0, 2), "n_latents: got 0; expected an integer at least 1"),
+        (lambda: AuxLoss(k=0), "aux.k: got 0; expected an integer at least 1"),
+        (lambda: AuxLoss(k=1, weight=-1.0), "aux.weight: got -1.0; expected a number at least 0.0"),
         (
             lambda: AuxLoss(k=1, dead_after_samples=0.5),
-            "aux.dead_after_samples: got 0.5; needed an integer at least 1",
+            "aux.dead_after_samples: got 0.5; expected an integer at least 1",
         ),
     ):
         with pytest.raises(InputError) as caught:
@@ -332,5 +332,5 @@ def test_small_batches_encode_as_large_ones(width):
 def test_rows_that_are_not_finite_are_refused_without_unit_norm_too():
     sae, rows = some_sae("topk", InputScaling(unit_norm=False)), some_rows()
     rows[4, 2] = torch.nan
-    with pytest.raises(InputError, match=r"inputs: got NaN or infinity \(row 4\); needed finite numbers"):
+    with pytest.raises(InputError, match=r"inputs: got NaN or infinity \(row 4\); expected finite numbers"):
         sae.encode(rows)

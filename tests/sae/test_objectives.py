@@ -69,11 +69,11 @@ def test_aux_gradient_reaches_dead_latents_only(variant, n_dead):
     sae, dead = sae_with_dead(variant, n_dead, InputScaling(standardise=True))
     rows = some_rows()
     parameters = dict(sae.named_parameters())
-    came = torch.autograd.grad(objective(sae, sae(rows)).aux, list(parameters.values()))
+    got = torch.autograd.grad(objective(sae, sae(rows)).aux, list(parameters.values()))
     expected = torch.autograd.grad(dense_aux_loss(sae, rows, dead), list(parameters.values()))
-    for name, ours, theirs in zip(parameters, came, expected, strict=True):
+    for name, ours, theirs in zip(parameters, got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13, msg=name)
-    grads = dict(zip(parameters, came, strict=True))
+    grads = dict(zip(parameters, got, strict=True))
     columns = grads["encoder_weight"]
     assert not columns[:, ~dead].any()
     assert bool((columns[:, dead] != 0).any(0).all()) or n_dead > AUX.k

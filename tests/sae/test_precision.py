@@ -149,9 +149,9 @@ def test_encode_is_sparse_and_decode_whole_under_autocast(variant, training):
     with torch.autocast("cpu", torch.bfloat16):
         codes = sae.train(training).encode(rows)
         assert isinstance(codes, SparseActivations)
-        came, of_dense = sae.decode(codes), sae.decode(codes.to_dense())
-    assert came.dtype == of_dense.dtype == torch.float32
-    bounds.assert_within(came, of_dense, bounds.of_product(codes.to_dense(), sae.decoder_rows))
+        got, of_dense = sae.decode(codes), sae.decode(codes.to_dense())
+    assert got.dtype == of_dense.dtype == torch.float32
+    bounds.assert_within(got, of_dense, bounds.of_product(codes.to_dense(), sae.decoder_rows))
     if variant == "jump_relu":  # of which nothing is lowered: the same call
         assert torch.equal(codes.to_dense(), whole.encode(rows).to_dense())
 

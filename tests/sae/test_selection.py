@@ -47,16 +47,16 @@ def test_equals_a_full_sort(seed, n, m, n_different, group, data):
         columns = largest_of_rows(values, k)
     assert columns.shape == (n, k)
     assert all(len(set(row)) == k for row in columns.tolist())
-    came = values.gather(1, columns).sort(1, descending=True).values
-    assert torch.equal(came, values.sort(1, descending=True).values[:, :k])
+    got = values.gather(1, columns).sort(1, descending=True).values
+    assert torch.equal(got, values.sort(1, descending=True).values[:, :k])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_large_batches_in_each_precision(dtype):
     values = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert largest_of_batch(values, 64 * 16).tolist() == sorted_batch(values, 64 * 16)  # half types: many ties
-    came = values.gather(1, largest_of_rows(values, 16)).sort(1, descending=True).values
-    assert torch.equal(came, values.topk(16, dim=1).values)
+    got = values.gather(1, largest_of_rows(values, 16)).sort(1, descending=True).values
+    assert torch.equal(got, values.topk(16, dim=1).values)
 
 
 def test_smallest_numbers_above_zero_are_chosen_and_zeros_are_not():

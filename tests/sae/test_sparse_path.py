@@ -56,11 +56,11 @@ def test_the_switch(variant):
 def test_rows_that_require_a_gradient_get_it(variant):
     sae, rows = some_sparse_sae(variant, inputs=InputScaling(standardise=True))
     rows.requires_grad_()
-    came, needed = (
+    got, expected = (
         torch.autograd.grad(objective(sae, pass_of(sae, rows, sparse=sparse)).total, rows)[0]
         for sparse in (True, False)
     )
-    assert (came - needed).norm() <= 1e-10 * needed.norm()
+    assert (got - expected).norm() <= 1e-10 * expected.norm()
 
 
 def test_terms_and_pre_activations_are_those_of_dense_codes():
@@ -70,10 +70,10 @@ def test_terms_and_pre_activations_are_those_of_dense_codes():
         assert torch.equal(stored.codes.to_dense(), dense.codes)
         assert torch.equal(stored.pre_activations, dense.pre_activations)
         assert not stored.pre_activations.requires_grad
-        for name, came, needed in zip(
+        for name, got, expected in zip(
             objective(sae, stored)._fields, objective(sae, stored), objective(sae, dense), strict=True
         ):
-            torch.testing.assert_close(came, needed, rtol=1e-12, atol=0, msg=name)
+            torch.testing.assert_close(got, expected, rtol=1e-12, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("variant", BOTH)
@@ -82,15 +82,15 @@ def test_autocast_lowers_what_it_lowers_of_dense_codes(variant):
     whole = gradients_of(sae, sae(rows), rows, MonoLoss())
     with torch.autocast("cpu", torch.bfloat16):
         output = sae(rows)
-        came = gradients_of(sae, output, rows, MonoLoss())
-        needed = gradients_of(sae, pass_of(sae, rows, sparse=False), rows, MonoLoss())
+        got = gradients_of(sae, output, rows, MonoLoss())
+        expected = gradients_of(sae, pass_of(sae, rows, sparse=False), rows, MonoLoss())
     assert isinstance(output.codes, SparseActivations)
     lowered = torch.float32 if variant == "jump_relu" else torch.bfloat16
     assert output.pre_activations.dtype == output.codes.dtype == lowered
-    assert {gradient.dtype for gradient in came.values()} == {torch.float32}
-    check_same_gradients(came, needed, 1e-5 if variant == "jump_relu" else 1e-2)
+    assert {gradient.dtype for gradient in got.values()} == {torch.float32}
+    check_same_gradients(got, expected, 1e-5 if variant == "jump_relu" else 1e-2)
     if variant == "jump_relu":  # of which nothing at all is lowered
-        check_same_gradients(came, whole, 1e-5)
+        check_same_gradients(got, whole, 1e-5)
 
 
 def test_jump_of_stored_entries_has_the_gradients_of_the_dense_one():
@@ -104,15 +104,15 @@ def test_jump_of_stored_entries_has_the_gradients_of_the_dense_one():
     with torch.no_grad():
         some.threshold.copy_(theta)
     dense = jump_relu(pre, theta, 0.5)
-    (needed,) = torch.autograd.grad((dense * weights).sum(), theta)
+    (expected,) = torch.autograd.grad((dense * weights).sum(), theta)
     count = jump_relu_l0(pre, theta, 0.5)
     (of_count,) = torch.autograd.grad(count, theta)
     for stored in (every, some.stored(pre, 240, near=True)):
         codes = jump_relu(stored, theta, 0.5)
         assert codes.values.shape == stored.values.shape
         assert torch.equal(codes.to_dense(), dense)
-        (came,) = torch.autograd.grad((codes.to_dense() * weights).sum(), theta)
-        torch.testing.assert_close(came, needed, rtol=1e-12, atol=1e-14)
+        (got,) = torch.autograd.grad((codes.to_dense() * weights).sum(), theta)
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
         assert torch.equal(jump_relu_l0(stored, theta, 0.5), count)
         assert torch.equal(torch.autograd.grad(jump_relu_l0(stored, theta, 0.5), theta)[0], of_count)
 
@@ -134,9 +134,9 @@ def test_no_entry_within_half_a_bandwidth_is_missed(dtype, bandwidth):
         stored = module.stored(pre, len(pre), near=True)
         dense_count, count = module.l0(pre), module.l0(stored)
         assert torch.equal(count, dense_count)
-        needed, came = (torch.autograd.grad(value, module.threshold)[0] for value in (dense_count, count))
-        assert torch.equal(came, needed)
-        assert theta == 0 or float(needed) < 0
+        expected, got = (torch.autograd.grad(value, module.threshold)[0] for value in (dense_count, count))
+        assert torch.equal(got, expected)
+        assert theta == 0 or float(expected) < 0
 
 
 # What is stored

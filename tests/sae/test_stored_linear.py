@@ -70,8 +70,8 @@ def test_a_step_has_the_gradients_of_a_dense_step(variant, n_dead, scaling, mono
                 center = mean if scaling.center else None
                 loss = loss + 0.1 * mono(unit_rows(rows, center), output.codes)
             gradients.append(torch.autograd.grad(loss, list(sae.parameters())))
-        for (name, _), came, expected in zip(sae.named_parameters(), *gradients, strict=True):
-            assert (came - expected).norm() <= allowed * expected.norm(), name
+        for (name, _), got, expected in zip(sae.named_parameters(), *gradients, strict=True):
+            assert (got - expected).norm() <= allowed * expected.norm(), name
             assert expected.norm() > 0
 
 
@@ -79,10 +79,10 @@ def test_a_step_has_the_gradients_of_a_dense_step(variant, n_dead, scaling, mono
 def test_rows_that_require_a_gradient_get_it(variant):
     sae = SparseAutoencoder(24, some_config(variant, 96, 4)).double()
     rows = some_rows(30, d=24).requires_grad_()
-    came, expected = (
+    got, expected = (
         torch.autograd.grad(objective(sae, output).total, rows)[0] for output in (sae(rows), dense_step(sae, rows))
     )
-    torch.testing.assert_close(came, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

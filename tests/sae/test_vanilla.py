@@ -55,9 +55,9 @@ def dense_objective(sae: SparseAutoencoder, rows: Tensor) -> Tensor:
 def test_every_gradient_of_the_objective(scaling):
     sae, rows = some_sae("vanilla", scaling, l1_weight=0.2), some_rows(40)
     parameters = dict(sae.named_parameters())
-    came = torch.autograd.grad(objective(sae, sae(rows)).total, list(parameters.values()))
+    got = torch.autograd.grad(objective(sae, sae(rows)).total, list(parameters.values()))
     expected = torch.autograd.grad(dense_objective(sae, rows), list(parameters.values()))
-    for name, ours, theirs in zip(parameters, came, expected, strict=True):
+    for name, ours, theirs in zip(parameters, got, expected, strict=True):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13, msg=name)
 
@@ -79,12 +79,12 @@ def test_more_l1_makes_codes_smaller():
 
 def test_mono_loss_moves_encoder_and_bias_as_its_definition_does():
     sae, rows, embeddings = some_sae("vanilla", seed=1), some_rows(60), some_rows(60, d=7, seed=5)
-    came = torch.autograd.grad(mono_loss(embeddings, sae(rows).codes), [sae.encoder_weight, sae.encoder_bias])
+    got = torch.autograd.grad(mono_loss(embeddings, sae(rows).codes), [sae.encoder_weight, sae.encoder_bias])
     codes = torch.from_numpy(reference_pass(sae, rows).codes).requires_grad_()
     of_codes: Tensor = torch.autograd.grad(pairwise_loss(embeddings, codes), codes)[0]
     of_pre = of_codes * (codes.detach() > 0)
     inputs = sae.scale(rows).scaled - sae.decoder_bias.detach()
-    for gradient, expected in zip(came, (inputs.t() @ of_pre, of_pre.sum(0)), strict=True):
+    for gradient, expected in zip(got, (inputs.t() @ of_pre, of_pre.sum(0)), strict=True):
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-13)
 
@@ -120,16 +120,16 @@ def test_defaults():
 @pytest.mark.door
 def test_error_texts():
     for call, text in (
-        (lambda: VanillaConfig("vanilla", M, l1_weight=-1.0), "l1_weight: got -1.0; needed a number at least 0.0"),
+        (lambda: VanillaConfig("vanilla", M, l1_weight=-1.0), "l1_weight: got -1.0; expected a number at least 0.0"),
         (
             lambda: VanillaConfig("vanilla", M, dead_after_samples=0),
-            "dead_after_samples: got 0; needed an integer at least 1",
+            "dead_after_samples: got 0; expected an integer at least 1",
         ),
-        (lambda: VanillaConfig("vanilla", 0), "n_latents: got 0; needed an integer at least 1"),
-        (lambda: VanillaConfig("topk", M), "variant: got 'topk'; needed one of 'vanilla'"),
+        (lambda: VanillaConfig("vanilla", 0), "n_latents: got 0; expected an integer at least 1"),
+        (lambda: VanillaConfig("topk", M), "variant: got 'topk'; expected one of 'vanilla'"),
         (
             lambda: SparseAutoencoder(D, "vanilla"),
-            "config: got a str; needed a TopKConfig, BatchTopKConfig, JumpReluConfig or VanillaConfig",
+            "config: got a str; expected a TopKConfig, BatchTopKConfig, JumpReluConfig or VanillaConfig",
         ),
     ):
         with pytest.raises(InputError) as caught:

@@ -117,9 +117,9 @@ def _at_epoch(store: FeatureStore, epoch: int) -> ShuffledBatches:
 @pytest.mark.door
 def test_error_texts(store):
     for size, text in (
-        (24, "batch_size: got 24; needed at most the rows there are to train on, 23"),
-        (0, "batch_size: got 0; needed an integer at least 1"),
-        (2.0, "batch_size: got 2.0; needed an integer at least 1"),
+        (24, "batch_size: got 24; expected at most the rows there are to train on, 23"),
+        (0, "batch_size: got 0; expected an integer at least 1"),
+        (2.0, "batch_size: got 2.0; expected an integer at least 1"),
     ):
         with pytest.raises(InputError) as caught:
             ShuffledBatches(store, size, seed=0)
@@ -129,7 +129,7 @@ def test_error_texts(store):
 @pytest.mark.door
 def test_the_state_of_other_batches_is_refused(store):
     state = ShuffledBatches(store, 5, seed=0).state_dict()
-    with pytest.raises(InputError, match=r"state\['batch_size'\]: got 5; needed that of these batches, 4"):
+    with pytest.raises(InputError, match=r"state\['batch_size'\]: got 5; expected that of these batches, 4"):
         ShuffledBatches(store, 4, seed=0).load_state_dict(state)
     with pytest.raises(InputError, match=r"state\['store'\]: got other"):
         ShuffledBatches(store, 5, seed=0).load_state_dict({**state, "store": "other"})
@@ -213,5 +213,5 @@ def test_a_state_from_before_there_were_two_orders_means_rows(store):
 @pytest.mark.door
 def test_an_unknown_order_is_refused(store):
     batches = ShuffledBatches(store, 5, seed=1)
-    with pytest.raises(InputError, match=r"state\['order'\]: got random; needed one of 'rows', 'blocks'"):
+    with pytest.raises(InputError, match=r"state\['order'\]: got random; expected one of 'rows', 'blocks'"):
         batches.load_state_dict({**batches.state_dict(), "order": "random"})

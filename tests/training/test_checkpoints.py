@@ -133,7 +133,9 @@ def test_what_has_diverged_is_not_saved(store, tmp_path, monkeypatch):
             torch.nn.init.constant_(self.by_name()["evil"].decoder_bias, torch.nan)
 
     monkeypatch.setattr(SaeRun, "optimizer_step", broken)
-    with pytest.raises(InputError, match=r"saes\.evil: got weights that are no finite numbers after step 4; needed a "):
+    with pytest.raises(
+        InputError, match=r"saes\.evil: got weights that are no finite numbers after step 4; expected a "
+    ):
         train_saes(store, config, tmp_path / "run", progress=False)
     assert [step_of(path) for path in checkpoints_in(tmp_path / "run" / "checkpoints")] == [3, 2]
 
@@ -145,9 +147,9 @@ def test_folders_that_are_not_for_a_run(store, tmp_path):
     mine = tmp_path / "config.yaml"
     mine.write_text("# mine\n")
     for folder, text in (
-        (tmp_path, f"{mine}: got a file that no run has written; needed a folder of its own for the run"),
-        (store.folder, f"{store.folder}: got the folder of a feature store; needed a folder of its own for the run"),
-        ("", "run: got an empty text; needed a folder"),
+        (tmp_path, f"{mine}: got a file that no run has written; expected a folder of its own for the run"),
+        (store.folder, f"{store.folder}: got the folder of a feature store; expected a folder of its own for the run"),
+        ("", "run: got an empty text; expected a folder"),
     ):
         with pytest.raises(InputError) as caught:
             train_saes(store, config, folder, progress=False)

@@ -155,142 +155,148 @@ def test_first_difference():
 
 @pytest.mark.door
 @pytest.mark.parametrize(
-    ("text", "needed"),
+    ("text", "expected"),
     [
-        ("epoch: 3", "epoch: got an unknown key; needed epochs, if that was meant, or one of store, "),
-        ("epochs: 3", "saes: got nothing; needed keys and values"),
-        ("saes: {}", "saes: got no SAE; needed at least one"),
-        ("saes: {a: {}}", "saes.a.sae: got nothing; needed keys and values"),
+        ("epoch: 3", "epoch: got an unknown key; expected epochs, if that was meant, or one of store, "),
+        ("epochs: 3", "saes: got nothing; expected keys and values"),
+        ("saes: {}", "saes: got no SAE; expected at least one"),
+        ("saes: {a: {}}", "saes.a.sae: got nothing; expected keys and values"),
         (
             "saes: {a: {sae: {n_latents: 5}}}",
-            "saes.a.sae.variant: got nothing; needed one of topk, batch_topk, jump_relu, vanilla",
+            "saes.a.sae.variant: got nothing; expected one of topk, batch_topk, jump_relu, vanilla",
         ),
         (
             "saes: {a: {sae: {variant: 3}}}",
-            "saes.a.sae.variant: got 3; needed one of topk, batch_topk, jump_relu, vanilla",
+            "saes.a.sae.variant: got 3; expected one of topk, batch_topk, jump_relu, vanilla",
         ),
-        ("saes: {a: {sae: {variant: topk, k: 3}}}", "saes.a.sae.n_latents: got nothing; needed an integer"),
+        ("saes: {a: {sae: {variant: topk, k: 3}}}", "saes.a.sae.n_latents: got nothing; expected an integer"),
         (
             "saes: {a: {sae: {variant: batch_topk, n_latents: 9, k: 3, tied: true}}}",
-            "saes.a.sae.tied: got an option of topk; needed those of batch_topk: variant, n_latents, k, inputs, aux",
+            "saes.a.sae.tied: got an option of topk; expected those of batch_topk: variant, n_latents, k, inputs, aux",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9, aux: {k: 3}}}}",
-            "saes.a.sae.aux: got an option of topk, batch_topk; needed those of vanilla: variant, ",
+            "saes.a.sae.aux: got an option of topk, batch_topk; expected those of vanilla: variant, ",
         ),
         (
             "saes: {a: {sae: {variant: topk, n_latents: 9, k: 3, inputs: {centre: true}}}}",
-            "saes.a.sae.inputs.centre: got an unknown key; needed center, if that was meant, or one of unit_norm, ",
+            "saes.a.sae.inputs.centre: got an unknown key; expected center, if that was meant, or one of unit_norm, ",
         ),
         (
             "saes: {a: {sae: {variant: topk, n_latents: 9, k: 3, inputs: {center: 1}}}}",
-            "saes.a.sae.inputs.center: got 1; needed true or false",
+            "saes.a.sae.inputs.center: got 1; expected true or false",
         ),
         (
             "saes: {a: {sae: {variant: topk, n_latents: 9, k: 3, aux: {k: 0}}}}",
-            "saes.a.sae.aux.k: got 0; needed an integer at least 1",
+            "saes.a.sae.aux.k: got 0; expected an integer at least 1",
         ),
-        ("saes: {a: {sae: {variant: topk, n_latents: 9, k: 10}}}", "saes.a.sae.k: got 10; needed at most n_latents, 9"),
-        ("saes: {a: {sae: {variant: topk, n_latents: 9.0, k: 1}}}", "saes.a.sae.n_latents: got 9.0; needed an integer"),
+        (
+            "saes: {a: {sae: {variant: topk, n_latents: 9, k: 10}}}",
+            "saes.a.sae.k: got 10; expected at most n_latents, 9",
+        ),
+        (
+            "saes: {a: {sae: {variant: topk, n_latents: 9.0, k: 1}}}",
+            "saes.a.sae.n_latents: got 9.0; expected an integer",
+        ),
         (
             "saes: {a: {sae: {variant: topk, n_latents: true, k: 1}}}",
-            "saes.a.sae.n_latents: got True; needed an integer",
+            "saes.a.sae.n_latents: got True; expected an integer",
         ),
-        ("saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr: fast}}", "saes.a.lr: got 'fast'; needed a number"),
+        ("saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr: fast}}", "saes.a.lr: got 'fast'; expected a number"),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, clip_norm: x}}",
-            "saes.a.clip_norm: got 'x'; needed a number",
+            "saes.a.clip_norm: got 'x'; expected a number",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr: -1}}",
-            "saes.a.lr: got -1.0; needed a number above 0.0",
+            "saes.a.lr: got -1.0; expected a number above 0.0",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, lr_schedule: cos}}",
-            "saes.a.lr_schedule: got 'cos'; needed one of 'constant', 'linear', 'cosine'",
+            "saes.a.lr_schedule: got 'cos'; expected one of 'constant', 'linear', 'cosine'",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}, mono_memory: 0.5}}",
-            "saes.a.mono_memory: got 0.5; needed mono_weight above 0 to make use of it",
+            "saes.a.mono_memory: got 0.5; expected mono_weight above 0 to make use of it",
         ),
-        ("saes: {a/b: {sae: {variant: vanilla, n_latents: 9}}}", "saes: got the name 'a/b'; needed names of letters"),
-        ("saes: {1: {sae: {variant: vanilla, n_latents: 9}}}", "saes: the name 1: got a int; needed text"),
+        ("saes: {a/b: {sae: {variant: vanilla, n_latents: 9}}}", "saes: got the name 'a/b'; expected names of letters"),
+        ("saes: {1: {sae: {variant: vanilla, n_latents: 9}}}", "saes: the name 1: got a int; expected text"),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nloggers: wandb",
-            "loggers: got a str; needed a list of one of",
+            "loggers: got a str; expected a list of one of",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nloggers: [x]",
-            "loggers: got 'x'; needed one of 'tensorboard'",
+            "loggers: got 'x'; expected one of 'tensorboard'",
         ),
-        ("saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nstore: 3", "store: got 3; needed text"),
+        ("saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nstore: 3", "store: got 3; expected text"),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {b: [1]}",
-            "sweep.b: got an unknown key; needed one of a",
+            "sweep.b: got an unknown key; expected one of a",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {a: 1}",
-            "sweep.a: got a int; needed a list of weights",
+            "sweep.a: got a int; expected a list of weights",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {a: []}",
-            "sweep.a: got an empty list; needed at least",
+            "sweep.a: got an empty list; expected at least",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {a: [-1]}",
-            "sweep.a: got -1; needed a number at least",
+            "sweep.a: got -1; expected a number at least",
         ),
         (
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {a: [1, 1.0]}",
             "sweep.a: got 1.0, which makes 'a-1.0' twice",
         ),
-        ("saes: {a: 1}\nsaes: {a: 2}", "FILE: got the key 'saes' twice in line 1; needed YAML"),
+        ("saes: {a: 1}\nsaes: {a: 2}", "FILE: got the key 'saes' twice in line 1; expected YAML"),
         ("saes: [1", "FILE: got expected ',' or ']'"),
         ("saes: !!python/object/apply:os.getcwd []", "FILE: got could not determine a constructor for the tag"),
-        ("a: &a [*a]", "FILE: got an anchor inside of itself; needed nested keys and values"),
-        ("", "FILE: got a NoneType; needed a YAML mapping of keys and values"),
-        ("a: 2020-99-99", "FILE: got unreadable text; needed YAML"),
-        ("- 1", "FILE: got a list; needed a YAML mapping of keys and values"),
+        ("a: &a [*a]", "FILE: got an anchor inside of itself; expected nested keys and values"),
+        ("", "FILE: got a NoneType; expected a YAML mapping of keys and values"),
+        ("a: 2020-99-99", "FILE: got unreadable text; expected YAML"),
+        ("- 1", "FILE: got a list; expected a YAML mapping of keys and values"),
     ],
 )
-def test_error_texts(tmp_path, text, needed):
+def test_error_texts(tmp_path, text, expected):
     file = tmp_path / "run.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_config(file)
-    assert str(caught.value).startswith(needed.replace("FILE", str(file)))
+    assert str(caught.value).startswith(expected.replace("FILE", str(file)))
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.door
 @pytest.mark.parametrize(
-    ("option", "needed"),
+    ("option", "expected"),
     [
         (
             ("saes.bsae.mono_weight", "1"),
-            "saes.bsae: got an unknown key; needed base, if that was meant, or one of base, mono",
+            "saes.bsae: got an unknown key; expected base, if that was meant, or one of base, mono",
         ),
-        (("saes.base.mono_wieght", "1"), "saes.base.mono_wieght: got an unknown key; needed mono_weight, if that"),
-        (("saes.base.lr.x", "1"), "saes.base.lr: got a float; needed keys and values, because of --saes.base.lr.x"),
-        (("saes.threshold", "1"), "saes.threshold: got an unknown key; needed threshold.0, if that was meant"),
-        (("saes", "3"), "saes: got a int; needed a mapping from names to SAEs"),
-        (("sweep", "3"), "sweep: got a int; needed a mapping from names of SAEs to lists of weights"),
+        (("saes.base.mono_wieght", "1"), "saes.base.mono_wieght: got an unknown key; expected mono_weight, if that"),
+        (("saes.base.lr.x", "1"), "saes.base.lr: got a float; expected keys and values, because of --saes.base.lr.x"),
+        (("saes.threshold", "1"), "saes.threshold: got an unknown key; expected threshold.0, if that was meant"),
+        (("saes", "3"), "saes: got a int; expected a mapping from names to SAEs"),
+        (("sweep", "3"), "sweep: got a int; expected a mapping from names of SAEs to lists of weights"),
         (("epochs", "[1"), "--epochs: got expected ',' or ']'"),
     ],
 )
-def test_error_texts_of_options(file, option, needed):
+def test_error_texts_of_options(file, option, expected):
     with pytest.raises(InputError) as caught:
         read_config(file, [option])
-    assert str(caught.value).startswith(needed)
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.door
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     for file, text in (
-        (tmp_path / "none.yaml", "got No such file or directory; needed a readable YAML file"),
-        (tmp_path, "got Is a directory; needed a readable YAML file"),
-        (tmp_path / "bytes.yaml", "got a file that is not text; needed a readable YAML file"),
+        (tmp_path / "none.yaml", "got No such file or directory; expected a readable YAML file"),
+        (tmp_path, "got Is a directory; expected a readable YAML file"),
+        (tmp_path / "bytes.yaml", "got a file that is not text; expected a readable YAML file"),
     ):
         with pytest.raises(InputError) as caught:
             read_config(file)

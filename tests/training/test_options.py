@@ -63,12 +63,12 @@ def plain_loop(store, settings, accumulate=1):
     return sae
 
 
-def close(came, needed):
+def close(got, expected):
     """Equal but for the roundings that the loop by hand makes otherwise, and far from where the training began."""
-    began = SparseAutoencoder(came.d_in, came.config, seed=42)
-    for name, parameter in came.named_parameters():
-        torch.testing.assert_close(parameter, needed.get_parameter(name), rtol=1e-3, atol=2e-6)
-    return float((came.encoder_weight - began.encoder_weight).detach().abs().max()) > 1e-3
+    began = SparseAutoencoder(got.d_in, got.config, seed=42)
+    for name, parameter in got.named_parameters():
+        torch.testing.assert_close(parameter, expected.get_parameter(name), rtol=1e-3, atol=2e-6)
+    return float((got.encoder_weight - began.encoder_weight).detach().abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -51,8 +51,8 @@ def whole(store, tmp_path_factory):
 def check_equal(whole, folder, saes, accumulate=1):
     """Weights, thresholds, counters; optimiser, schedules, MonoLoss's memory, generators, batches; logged figures."""
     reference, bits = whole[accumulate]
-    came = all_bits(saes)
-    assert [name for name in bits if came[name] != bits[name]] == []
+    got = all_bits(saes)
+    assert [name for name in bits if got[name] != bits[name]] == []
     check_same_state(folder, reference)
     assert logged_lines(folder) == logged_lines(reference)
 
@@ -198,17 +198,17 @@ def test_what_cannot_go_on(store, tmp_path):
     train_until_killed(store, config, run, 3)
     other_store = structured_store(tmp_path / "other", 330, seed=5)
     for arguments, text in (
-        ((store, config, False), f"{run}: got a folder that holds a run; needed a new folder, or --resume"),
-        ((store, config_of(epochs=4, **OFTEN), True), f"epochs: got 4; needed 3 as in {run / 'config.yaml'}"),
-        ((store, config_of(seed=1, **OFTEN), True), "seed: got 1; needed 42 as in"),
-        ((other_store, config, True), f"store_fingerprint: got '{other_store.fingerprint}'; needed '"),
+        ((store, config, False), f"{run}: got a folder that holds a run; expected a new folder, or --resume"),
+        ((store, config_of(epochs=4, **OFTEN), True), f"epochs: got 4; expected 3 as in {run / 'config.yaml'}"),
+        ((store, config_of(seed=1, **OFTEN), True), "seed: got 1; expected 42 as in"),
+        ((other_store, config, True), f"store_fingerprint: got '{other_store.fingerprint}'; expected '"),
     ):
         with pytest.raises(InputError) as caught:
             train_saes(*arguments[:2], run, resume=arguments[2], progress=False)
         assert str(caught.value).startswith(text)
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(text.replace("epochs: 3", "epochs: 4"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"epochs: got 4; needed 3 as in .*step=00000002.ckpt"):
+    with pytest.raises(InputError, match=r"epochs: got 4; expected 3 as in .*step=00000002.ckpt"):
         train_saes(store, config_of(epochs=4, **OFTEN), run, resume=True, progress=False)
     (run / "config.yaml").unlink()
     with pytest.raises(InputError, match=r"config.yaml: got no such file"):

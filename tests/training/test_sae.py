@@ -30,15 +30,15 @@ from training_samples import BATCH, FIGURES, N_ROWS, SETTINGS, a_run, by_hand, l
 def test_bit_equal_to_a_loop_by_hand(store, tmp_path, name):
     settings = SETTINGS[name]
     (trained,) = train(store, tmp_path, [name]).values()
-    expected, steps = by_hand(store, settings)
-    came, needed = bits_of(trained), bits_of(expected)
+    looped, steps = by_hand(store, settings)
+    got, expected = bits_of(trained), bits_of(looped)
     threshold = "activation.threshold"
     if settings.sae.variant == "batch_topk":  # calibrated on the same rows in another order, so rounded apart
-        apart = float(bounds.of_product(expected.scale(store.embeddings()).scaled, expected.encoder_weight).max())
-        torch.testing.assert_close(trained.activation.threshold, expected.activation.threshold, rtol=0, atol=apart)
-        assert expected.activation.threshold > 1000 * apart
-        del came[threshold], needed[threshold]
-    assert came == needed  # the loop has the same shapes and calls the same kernels
+        apart = float(bounds.of_product(looped.scale(store.embeddings()).scaled, looped.encoder_weight).max())
+        torch.testing.assert_close(trained.activation.threshold, looped.activation.threshold, rtol=0, atol=apart)
+        assert looped.activation.threshold > 1000 * apart
+        del got[threshold], expected[threshold]
+    assert got == expected  # the loop has the same shapes and calls the same kernels
     assert steps[-1].loss < steps[0].loss
     if settings.sae.variant in ("jump_relu", "vanilla"):
         assert {step.are_stored for step in steps} == {True, False}  # codes were dense in some steps, stored in others
@@ -56,24 +56,24 @@ def test_figures_are_those_of_the_logged_steps(store, tmp_path):
         _, steps = by_hand(store, settings)
         for line in lines:
             step = steps[int(line["step"])]
-            came = {figure: float(line[f"{name}/{figure}"]) for figure in FIGURES}
+            got = {figure: float(line[f"{name}/{figure}"]) for figure in FIGURES}
             scores = reference.mono_score_pairwise(step.batch, step.codes)
-            assert came["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(BATCH))
-            assert came["loss"] == pytest.approx(step.loss, rel=1e-6)
-            assert came["l0"] == pytest.approx(reference.l0(step.codes), rel=1e-6)
-            assert came["dead"] == step.n_dead
+            assert got["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(BATCH))
+            assert got["loss"] == pytest.approx(step.loss, rel=1e-6)
+            assert got["l0"] == pytest.approx(reference.l0(step.codes), rel=1e-6)
+            assert got["dead"] == step.n_dead
             variance = reference.explained_variance(step.target, step.reconstruction)
-            assert came["explained_variance"] == pytest.approx(variance, rel=0, abs=1e-5)
+            assert got["explained_variance"] == pytest.approx(variance, rel=0, abs=1e-5)
             error = reference.nmse if settings.sae.variant == "topk" else reference.mse
-            assert came["reconstruction"] == pytest.approx(error(step.target, step.reconstruction), rel=1e-5)
+            assert got["reconstruction"] == pytest.approx(error(step.target, step.reconstruction), rel=1e-5)
         if settings.mono_weight == 0:
-            assert came["loss"] == pytest.approx(came["reconstruction"] + came["aux"] / 32, rel=1e-6)
+            assert got["loss"] == pytest.approx(got["reconstruction"] + got["aux"] / 32, rel=1e-6)
         if settings.sae.variant == "jump_relu":
-            assert came["sparsity"] == pytest.approx((came["l0"] / 2 - 1) ** 2, rel=1e-5, abs=1e-7)
+            assert got["sparsity"] == pytest.approx((got["l0"] / 2 - 1) ** 2, rel=1e-5, abs=1e-7)
         elif settings.sae.variant == "vanilla":
-            assert came["sparsity"] == pytest.approx(sae_reference.l1(step.codes.double().numpy()), rel=1e-5)
+            assert got["sparsity"] == pytest.approx(sae_reference.l1(step.codes.double().numpy()), rel=1e-5)
         else:
-            assert came["sparsity"] == 0.0
+            assert got["sparsity"] == 0.0
 
 
 def test_figures_come_every_so_many_steps(store, tmp_path):
@@ -222,118 +222,121 @@ def test_error_texts(store, tmp_path):
     for call, text in (
         (
             lambda: train_saes(store, a_run({"a": topk}, batch_size=N_ROWS + 1), folder),
-            "batch_size: got 331; needed at most the rows there are to train on, 330",
+            "batch_size: got 331; expected at most the rows there are to train on, 330",
         ),
         (
             lambda: train_saes(store, a_run({"a": topk}, accumulate_batches=7), folder),
             (
                 "accumulate_batches: got 7 of 50 rows; "
-                "needed batches that hold no more than the rows there are to train on, 330"
+                "expected batches that hold no more than the rows there are to train on, 330"
             ),
         ),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, warmup_steps=18)}), folder),
-            "saes.a.warmup_steps: got 18; needed fewer than the run's 18 steps",
+            "saes.a.warmup_steps: got 18; expected fewer than the run's 18 steps",
         ),
         (
             lambda: train_saes(store, a_run({"a": topk}, validate_every_steps=3), folder),
-            "validate_every_steps: got 3; needed a validation store to make use of it",
+            "validate_every_steps: got 3; expected a validation store to make use of it",
         ),
         (
             lambda: train_saes(store, a_run({"a": topk}), folder, validation="folder"),
-            "validation: got a str; needed a FeatureStore or None",
+            "validation: got a str; expected a FeatureStore or None",
         ),
         (
             lambda: a_run({"a": replace(topk, mono_weight=0.0, mono_embeddings="scaled")}),
-            "saes.a.mono_embeddings: got scaled; needed mono_weight above 0 to make use of it",
+            "saes.a.mono_embeddings: got scaled; expected mono_weight above 0 to make use of it",
         ),
         (
             lambda: a_run({"a": replace(topk, mono_center=True, mono_embeddings="scaled")}),
             (
                 "saes.a.mono_center: got True; "
-                "needed mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
+                "expected mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
             ),
         ),
         (
             lambda: replace(topk, lr_schedule="step"),
-            "lr_schedule: got 'step'; needed one of 'constant', 'linear', 'cosine'",
+            "lr_schedule: got 'step'; expected one of 'constant', 'linear', 'cosine'",
         ),
-        (lambda: replace(topk, warmup_steps=-1), "warmup_steps: got -1; needed an integer at least 0"),
+        (lambda: replace(topk, warmup_steps=-1), "warmup_steps: got -1; expected an integer at least 0"),
         (
             lambda: a_run({"a": topk}, precision="16-mixed"),
-            "precision: got '16-mixed'; needed one of '32-true', 'bf16-mixed'",
+            "precision: got '16-mixed'; expected one of '32-true', 'bf16-mixed'",
         ),
         (
             lambda: a_run({"a": topk}, checkpoint_every_minutes=0),
-            "checkpoint_every_minutes: got 0; needed a number above 0.0",
+            "checkpoint_every_minutes: got 0; expected a number above 0.0",
         ),
         (
             lambda: a_run({"a": topk}, checkpoint_every_steps=0),
-            "checkpoint_every_steps: got 0; needed an integer at least 1",
+            "checkpoint_every_steps: got 0; expected an integer at least 1",
         ),
-        (lambda: a_run({"a": topk}, keep_checkpoints=0), "keep_checkpoints: got 0; needed an integer at least 1"),
+        (lambda: a_run({"a": topk}, keep_checkpoints=0), "keep_checkpoints: got 0; expected an integer at least 1"),
         (
             lambda: a_run({"a": topk}, loggers="wandb"),
-            "loggers: got a str; needed a list of 'tensorboard', 'wandb' or both",
+            "loggers: got a str; expected a list of 'tensorboard', 'wandb' or both",
         ),
-        (lambda: a_run({"a": topk}, loggers=["csv"]), "loggers: got 'csv'; needed one of 'tensorboard', 'wandb'"),
+        (lambda: a_run({"a": topk}, loggers=["csv"]), "loggers: got 'csv'; expected one of 'tensorboard', 'wandb'"),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_memory=0.5)}), folder),
-            "saes.a.mono_memory: got 0.5; needed mono_weight above 0 to make use of it",
+            "saes.a.mono_memory: got 0.5; expected mono_weight above 0 to make use of it",
         ),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, sae=raw_centred)}), folder),
             (
                 "saes.a.sae.inputs.center: got True without unit_norm; "
-                "needed unit_norm too: the store's mean is that of unit rows"
+                "expected unit_norm too: the store's mean is that of unit rows"
             ),
         ),
         (
             lambda: train_saes("folder", a_run({"a": topk}), folder),
-            "store: got a str; needed a FeatureStore; FeatureStore(folder) opens one",
+            "store: got a str; expected a FeatureStore; FeatureStore(folder) opens one",
         ),
-        (lambda: train_saes(store, {"a": topk}, folder), "config: got a dict; needed a TrainingConfig"),
-        (lambda: TrainingConfig([("a", topk)]), "saes: got a list; needed a mapping from names to SaeTraining"),
-        (lambda: TrainingConfig({"a": topk.sae}), "saes['a']: got a TopKConfig; needed SaeTraining(sae, ...)"),
-        (lambda: SaeTraining("topk"), f"sae: got a str; needed {SAE_CONFIGS}"),
+        (lambda: train_saes(store, {"a": topk}, folder), "config: got a dict; expected a TrainingConfig"),
+        (lambda: TrainingConfig([("a", topk)]), "saes: got a list; expected a mapping from names to SaeTraining"),
+        (lambda: TrainingConfig({"a": topk.sae}), "saes['a']: got a TopKConfig; expected SaeTraining(sae, ...)"),
+        (lambda: SaeTraining("topk"), f"sae: got a str; expected {SAE_CONFIGS}"),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_center=True)}), folder),
-            "saes.a.mono_center: got True; needed mono_weight above 0 to make use of it",
+            "saes.a.mono_center: got True; expected mono_weight above 0 to make use of it",
         ),
-        (lambda: replace(topk, mono_center="yes"), "mono_center: got a str; needed True or False"),
-        (lambda: replace(topk, lr=float("inf")), "lr: got inf; needed a number above 0.0"),
-        (lambda: replace(topk, seed="x"), "seed: got 'x'; needed an integer at least 0 and below 9223372036854775808"),
-        (lambda: TrainingConfig({3: topk}), "saes: the name 3: got a int; needed text"),
-        (lambda: InputScaling(unit_norm="no"), "inputs.unit_norm: got a str; needed True or False"),
-        (lambda: replace(topk.sae, tied="no"), "tied: got a str; needed True or False"),
-        (lambda: replace(topk.sae, inputs=None), "inputs: got a NoneType; needed an InputScaling"),
-        (lambda: replace(topk.sae, aux=None), "aux: got a NoneType; needed an AuxLoss"),
-        (lambda: TrainingConfig({}), "saes: got no SAE; needed at least one"),
+        (lambda: replace(topk, mono_center="yes"), "mono_center: got a str; expected True or False"),
+        (lambda: replace(topk, lr=float("inf")), "lr: got inf; expected a number above 0.0"),
+        (
+            lambda: replace(topk, seed="x"),
+            "seed: got 'x'; expected an integer at least 0 and below 9223372036854775808",
+        ),
+        (lambda: TrainingConfig({3: topk}), "saes: the name 3: got a int; expected text"),
+        (lambda: InputScaling(unit_norm="no"), "inputs.unit_norm: got a str; expected True or False"),
+        (lambda: replace(topk.sae, tied="no"), "tied: got a str; expected True or False"),
+        (lambda: replace(topk.sae, inputs=None), "inputs: got a NoneType; expected an InputScaling"),
+        (lambda: replace(topk.sae, aux=None), "aux: got a NoneType; expected an AuxLoss"),
+        (lambda: TrainingConfig({}), "saes: got no SAE; expected at least one"),
         (
             lambda: TrainingConfig({"a/b": topk}),
-            "saes: got the name 'a/b'; needed names of letters, digits and _ - . +, no dot first",
+            "saes: got the name 'a/b'; expected names of letters, digits and _ - . +, no dot first",
         ),
         (
             lambda: TrainingConfig({".a": topk}),
-            "saes: got the name '.a'; needed names of letters, digits and _ - . +, no dot first",
+            "saes: got the name '.a'; expected names of letters, digits and _ - . +, no dot first",
         ),
-        (lambda: TrainingConfig({"a": topk}, epochs=0), "epochs: got 0; needed an integer at least 1"),
+        (lambda: TrainingConfig({"a": topk}, epochs=0), "epochs: got 0; expected an integer at least 1"),
         (
             lambda: TrainingConfig({"a": topk}, log_every_steps=0),
-            "log_every_steps: got 0; needed an integer at least 1",
+            "log_every_steps: got 0; expected an integer at least 1",
         ),
-        (lambda: replace(topk, mono_weight=-1.0), "mono_weight: got -1.0; needed a number at least 0.0"),
+        (lambda: replace(topk, mono_weight=-1.0), "mono_weight: got -1.0; expected a number at least 0.0"),
         (
             lambda: replace(topk, mono_weight=float("nan")),
-            "mono_weight: got nan; needed a number at least 0.0",
+            "mono_weight: got nan; expected a number at least 0.0",
         ),
-        (lambda: replace(topk, mono_memory=1.0), "mono_memory: got 1.0; needed a number at least 0.0 and below 1.0"),
-        (lambda: replace(topk, lr=0.0), "lr: got 0.0; needed a number above 0.0"),
-        (lambda: replace(topk, adam_eps=0.0), "adam_eps: got 0.0; needed a number above 0.0"),
-        (lambda: replace(topk, clip_norm=0.0), "clip_norm: got 0.0; needed a number above 0.0"),
+        (lambda: replace(topk, mono_memory=1.0), "mono_memory: got 1.0; expected a number at least 0.0 and below 1.0"),
+        (lambda: replace(topk, lr=0.0), "lr: got 0.0; expected a number above 0.0"),
+        (lambda: replace(topk, adam_eps=0.0), "adam_eps: got 0.0; expected a number above 0.0"),
+        (lambda: replace(topk, clip_norm=0.0), "clip_norm: got 0.0; expected a number above 0.0"),
         (
             lambda: replace(topk, redraw_dead_every_steps=0),
-            "redraw_dead_every_steps: got 0; needed an integer at least 1",
+            "redraw_dead_every_steps: got 0; expected an integer at least 1",
         ),
     ):
         with pytest.raises(InputError) as caught:
@@ -342,5 +345,5 @@ def test_error_texts(store, tmp_path):
     assert not folder.exists()
     file = tmp_path / "file"
     file.write_text("mine", encoding="utf-8")
-    with pytest.raises(InputError, match="got a file; needed a path for a folder"):
+    with pytest.raises(InputError, match="got a file; expected a path for a folder"):
         train_saes(store, a_run({"a": topk}), file)

@@ -165,8 +165,8 @@ def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(
             train_saes(store, config, tmp_path / "run", progress=False)
     assert steps_saved(tmp_path / "run") == [step]
     assert f"stopped after step {step}, and saved" in capsys.readouterr().err
-    came = train_saes(store, config, tmp_path / "run", resume=True, progress=False)
-    assert bits_of(came["topk"]) == whole
+    got = train_saes(store, config, tmp_path / "run", resume=True, progress=False)
+    assert bits_of(got["topk"]) == whole
 
 
 @pytest.mark.usefixtures("python_answers_ctrl_c")

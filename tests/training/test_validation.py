@@ -55,7 +55,7 @@ def test_validation_goes_on_where_a_run_does(store, held_out, tmp_path):
 @pytest.mark.door
 def test_held_out_rows_must_fit(store, tmp_path):
     narrow = structured_store_of_width(tmp_path / "narrow", 8)
-    with pytest.raises(InputError, match=r"validation: got rows of width 8; needed the width .* to train on, 32"):
+    with pytest.raises(InputError, match=r"validation: got rows of width 8; expected the width .* to train on, 32"):
         train_saes(store, config_of(), tmp_path / "run", validation=narrow, progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -75,8 +75,8 @@ def test_tensorboard_gets_the_same_figures(store, held_out, tmp_path):
     lines = logged_lines(tmp_path)
     for figure in (*FIGURES, *VALIDATED):
         seen = {event.step: event.value for event in events.Scalars(f"a/{figure}")}
-        needed = {step: float(line[f"a/{figure}"]) for step, line in lines.items() if f"a/{figure}" in line}
-        assert seen == pytest.approx(needed, rel=1e-6)
+        expected = {step: float(line[f"a/{figure}"]) for step, line in lines.items() if f"a/{figure}" in line}
+        assert seen == pytest.approx(expected, rel=1e-6)
 
 
 def test_weights_and_biases_is_told_where_the_run_is(store, tmp_path, monkeypatch):
@@ -104,5 +104,5 @@ def test_a_logger_that_is_not_installed(store, tmp_path, monkeypatch, name):
     config = a_run({"a": ALL_FOUR["vanilla"]}, loggers=[name])
     with pytest.raises(InputError) as caught:
         train_saes(store, config, tmp_path / "run", progress=False)
-    assert str(caught.value) == f"loggers: got '{name}', which is not installed; needed pip install {name}"
+    assert str(caught.value) == f"loggers: got '{name}', which is not installed; expected pip install {name}"
     assert not (tmp_path / "run").exists()

@@ -12,23 +12,23 @@ from monoloss.errors import InputError
 
 def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int | None = None) -> None:
     """Refuse what is not a floating-point ``(rows, width)`` tensor; None leaves a side free."""
-    needed = f"a floating-point tensor of shape ({rows or 'n'}, {width or 'any width'})"
+    expected = f"a floating-point tensor of shape ({rows or 'n'}, {width or 'any width'})"
     if not isinstance(value, Tensor):
-        raise InputError(name, type(value).__name__, needed)
+        raise InputError(name, type(value).__name__, expected)
     if not value.is_floating_point():
-        raise InputError(name, f"dtype {value.dtype}", needed)
+        raise InputError(name, f"dtype {value.dtype}", expected)
     fits = value.ndim == 2 and (rows is None or value.shape[0] == rows) and (width is None or value.shape[1] == width)
     if not fits:
-        raise InputError(name, f"shape {tuple(value.shape)}", needed)
+        raise InputError(name, f"shape {tuple(value.shape)}", expected)
 
 
 def check_vector(name: str, value: Any, width: int | None = None) -> None:
     """Refuse what is not a floating-point ``(width,)`` tensor, finite on the CPU; None leaves the width free."""
-    needed = f"a floating-point tensor of shape ({'any width' if width is None else width},)"
+    expected = f"a floating-point tensor of shape ({'any width' if width is None else width},)"
     if not isinstance(value, Tensor):
-        raise InputError(name, type(value).__name__, needed)
+        raise InputError(name, type(value).__name__, expected)
     if value.ndim != 1 or value.shape[0] != (width or value.shape[0]) or not value.is_floating_point():
-        raise InputError(name, f"shape {tuple(value.shape)}, dtype {value.dtype}", needed)
+        raise InputError(name, f"shape {tuple(value.shape)}, dtype {value.dtype}", expected)
     if value.device.type == "cpu" and not torch.isfinite(value).all():
         raise InputError(name, "NaN or infinity", "finite numbers")
 
@@ -49,7 +49,7 @@ def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
         check_same_device("center", center.device, "embeddings", embeddings.device)
 
 
-def check_same_device(name: str, came: torch.device, other: str, needed: torch.device) -> None:
+def check_same_device(name: str, got: torch.device, other: str, expected: torch.device) -> None:
     """Refuse two tensors that live on different devices."""
-    if came != needed:
-        raise InputError(name, f"device {came}", f"the device of {other}, {needed}")
+    if got != expected:
+        raise InputError(name, f"device {got}", f"the device of {other}, {expected}")

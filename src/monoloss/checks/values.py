@@ -9,10 +9,10 @@ from types import UnionType
 from monoloss.errors import InputError
 
 
-def check_type(name: str, value: object, kind: type | UnionType, needed: str) -> None:
+def check_type(name: str, value: object, kind: type | UnionType, expected: str) -> None:
     """Refuse a value that is not of a type."""
     if not isinstance(value, kind):
-        raise InputError(name, f"a {type(value).__name__}", needed)
+        raise InputError(name, f"a {type(value).__name__}", expected)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

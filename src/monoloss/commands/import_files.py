@@ -114,8 +114,8 @@ def _refuse_options(kind: str, options: dict[str, str | None], columns: dict[str
             )
     for name, value in columns.items():
         if value is not None and kind in {"npy", "lmdb"} and not _is_file(value):
-            needed = f"an .npy or .txt file: a source of kind {kind} holds nothing but embeddings"
-            raise InputError(name, repr(value), needed)
+            expected = f"an .npy or .txt file: a source of kind {kind} holds nothing but embeddings"
+            raise InputError(name, repr(value), expected)
 
 
 def _is_file(column: str | None) -> bool:

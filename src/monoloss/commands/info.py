@@ -72,15 +72,15 @@ def facts_table(title: str, folder: Path, facts: Iterable[tuple[str, object]]) -
 
 def _kind_of(folder: Path) -> str:
     if not folder.is_dir():
-        came = "a file" if folder.exists() else "no such folder"
-        raise InputError(str(folder), came, "the folder of a feature store, a SAE, a run or an evaluation")
+        got = "a file" if folder.exists() else "no such folder"
+        raise InputError(str(folder), got, "the folder of a feature store, a SAE, a run or an evaluation")
     for mark, kind in _MARKS.items():
         if (folder / mark).is_file():
             return kind
     if any(folder.glob("shard-*")):
         return "store"  # whose own error says that it is unfinished
-    needed = "the folder of a feature store, a SAE, a run or an evaluation"
-    raise InputError(str(folder), f"a folder with none of {', '.join(_MARKS)}", needed)
+    expected = "the folder of a feature store, a SAE, a run or an evaluation"
+    raise InputError(str(folder), f"a folder with none of {', '.join(_MARKS)}", expected)
 
 
 def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) -> list[RenderableType]:

@@ -38,10 +38,10 @@ def read_options(program: str, function: Callable[..., None], words: Sequence[st
 
 def _add(parser: ArgumentParser, argument: Parameter, hint: Any, text: str) -> None:
     """An option, or an argument that is given without its name."""
-    needed = argument.default is Parameter.empty
-    bare = needed and argument.kind is not Parameter.KEYWORD_ONLY
-    more: dict[str, Any] = {} if bare or not needed else {"required": True}
-    if not needed:
+    expected = argument.default is Parameter.empty
+    bare = expected and argument.kind is not Parameter.KEYWORD_ONLY
+    more: dict[str, Any] = {} if bare or not expected else {"required": True}
+    if not expected:
         more["default"] = argument.default
     if argument.name in _FLAGS:
         parser.add_argument(f"--{argument.name}", action="store_true", help=text)

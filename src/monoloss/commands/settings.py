@@ -96,8 +96,8 @@ def config_of_run(
         others = [name for name, value in {"config": config, **given}.items() if value]
         others += [key for key, _ in settings if movable is None or not key.startswith(movable)]
         if others:
-            needed = "none: a run goes on with the settings it has"
-            raise InputError(f"--{others[0]}", "a value beside --resume", needed)
+            expected = "none: a run goes on with the settings it has"
+            raise InputError(f"--{others[0]}", "a value beside --resume", expected)
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
             raise InputError(str(file), "no such file", "the folder of a run for --resume")

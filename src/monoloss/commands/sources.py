@@ -22,7 +22,7 @@ from monoloss.sae.model import SparseAutoencoder
 
 _SAE_FILES = ("config.json", "model.safetensors")
 _NAME = re.compile(r"[^\W.][\w.+-]*")  # what a file system takes, and a name in a training configuration
-_NEEDED = f"the folder of a SAE or of a run, or a name on the Hub written {HUB}USER/NAME"
+_EXPECTED = f"the folder of a SAE or of a run, or a name on the Hub written {HUB}USER/NAME"
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def evaluation_folders(
         if out is None and judged and (folder / FACTS).is_file():
             facts = read_json(folder / FACTS, format_version=FORMAT_VERSION).get("facts")
             if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in judged.items()):
-                needed = "--out with another folder for this one"
-                raise InputError(str(folder), "an evaluation on another store, or centred otherwise", needed)
+                expected = "--out with another folder for this one"
+                raise InputError(str(folder), "an evaluation on another store, or centred otherwise", expected)
     return folders
 
 
@@ -152,7 +152,7 @@ def _saes_at(path: str) -> list[Source]:
         return [Source(_allowed(path.rpartition("/")[2]), path)]
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(path, "a file" if folder.exists() else "no such folder", _NEEDED)
+        raise InputError(path, "a file" if folder.exists() else "no such folder", _EXPECTED)
     if is_finetuned(folder) or is_finetuned(folder / MODEL):
         raise InputError(path, "a fine-tuned model", "a SAE here; fine-tuned models are given by --finetuned")
     if any((folder / name).is_file() for name in _SAE_FILES):
@@ -160,8 +160,8 @@ def _saes_at(path: str) -> list[Source]:
     below = folder / SAES
     inside = sorted(sae for sae in below.iterdir() if sae.is_dir() and sae.name[0] != ".") if below.is_dir() else []
     if not inside:
-        came = f"an empty folder {SAES}" if below.is_dir() else f"a folder with neither {_SAE_FILES[0]} nor {SAES}"
-        raise InputError(path, came, _NEEDED)
+        got = f"an empty folder {SAES}" if below.is_dir() else f"a folder with neither {_SAE_FILES[0]} nor {SAES}"
+        raise InputError(path, got, _EXPECTED)
     return [_sae_at(sae) for sae in inside]
 
 
@@ -180,8 +180,8 @@ def _finetuned_at(path: str) -> Source:
             in_a_run = model.resolve().name == MODEL and (run / CONFIG_FILE).is_file()
             name = run.name if in_a_run else model.resolve().name
             return Source(_allowed(name), str(model), run if in_a_run else None, "finetuned")
-    came = "a folder without one" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
-    raise InputError(path, came, "the folder of a fine-tuned model, or of a run of monoloss finetune that is finished")
+    got = "a folder without one" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
+    raise InputError(path, got, "the folder of a fine-tuned model, or of a run of monoloss finetune that is finished")
 
 
 def _allowed(name: str) -> str:

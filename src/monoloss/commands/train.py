@@ -93,6 +93,6 @@ def _opened(name: str, folder: str, fingerprint: str | None) -> FeatureStore:
 
     store = FeatureStore(folder)
     if fingerprint is not None and store.fingerprint != fingerprint:
-        needed = f"that of {name}_fingerprint, {fingerprint[:12]}...: the data of the configuration"
-        raise InputError(name, f"{folder} with fingerprint {store.fingerprint[:12]}...", needed)
+        expected = f"that of {name}_fingerprint, {fingerprint[:12]}...: the data of the configuration"
+        raise InputError(name, f"{folder} with fingerprint {store.fingerprint[:12]}...", expected)
     return store

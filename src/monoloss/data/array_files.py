@@ -53,8 +53,8 @@ def reading(path: str | os.PathLike[str], what: str = "file") -> Iterator[None]:
     except OSError as error:
         raise InputError(str(path), error.strerror or f"an unreadable {what} ({error})", "a readable file") from error
     except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
-        came = f"an unreadable {what} ({first_line(error).split('. ')[0]})"
-        raise InputError(str(path), came, "a whole file without pickled objects") from error
+        got = f"an unreadable {what} ({first_line(error).split('. ')[0]})"
+        raise InputError(str(path), got, "a whole file without pickled objects") from error
 
 
 def open_npy(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
@@ -88,7 +88,7 @@ def open_pt(path: str | os.PathLike[str]) -> Any:
     Raises:
         InputError: the file cannot be read, or holds anything but tensors and plain containers; nothing is executed.
     """
-    needed = "a file of torch.save with nothing but tensors, strings, numbers, lists and dicts"
+    expected = "a file of torch.save with nothing but tensors, strings, numbers, lists and dicts"
     try:
         with Path(path).open("rb") as file:
             is_zip = file.read(len(_ZIP_START)) == _ZIP_START
@@ -96,11 +96,11 @@ def open_pt(path: str | os.PathLike[str]) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # what torch has to say about other formats it then refuses
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
-        raise InputError(str(path), error.strerror or "an unreadable file", needed) from error
+        raise InputError(str(path), error.strerror or "an unreadable file", expected) from error
     except Exception as error:  # a broken pickle can raise anything
         foreign = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
-        came = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to execute it
-        raise InputError(str(path), f"{came}; nothing of it was executed", needed) from error
+        got = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to execute it
+        raise InputError(str(path), f"{got}; nothing of it was executed", expected) from error
 
 
 def plain_tensor(path: str | os.PathLike[str], tensor: Tensor) -> Tensor:

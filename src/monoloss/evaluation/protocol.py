@@ -120,14 +120,14 @@ def latents_of(activations: Activations, first: int, stop: int) -> Float[Tensor,
 def check_models(models: object, n_rows: int, width: int) -> None:
     """Refuse what is not a mapping from names to models that fit a store of ``n_rows`` rows of a width."""
     if not isinstance(models, dict) or not models:
-        came = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
-        raise InputError("models", came, "a dict from names to models with encode(inputs)")
+        got = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
+        raise InputError("models", got, "a dict from names to models with encode(inputs)")
     for name, model in models.items():
         if not isinstance(model, Encoder | ByPosition):
             raise InputError(f"models[{name!r}]", type(model).__name__, "a model with encode(inputs)")
         if isinstance(model, ByPosition) and len(model) != n_rows:
-            came = f"{len(model)} rows in {getattr(model, 'path', model.description)}"
-            raise InputError(f"models[{name!r}]", came, f"as many as the store has, {n_rows}")
+            got = f"{len(model)} rows in {getattr(model, 'path', model.description)}"
+            raise InputError(f"models[{name!r}]", got, f"as many as the store has, {n_rows}")
         if isinstance(model, SparseAutoencoder) and model.d_in != width:
             raise InputError("store", f"rows of width {width} for models[{name!r}]", f"its width, {model.d_in}")
 

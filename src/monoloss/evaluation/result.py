@@ -39,7 +39,7 @@ def check_evaluation_folder(folder: str | Path) -> None:
     Example:
         >>> check_evaluation_folder(__file__)
         Traceback (most recent call last):
-        monoloss.errors.InputError: ...: got a file; needed a path for a folder
+        monoloss.errors.InputError: ...: got a file; expected a path for a folder
     """
     folder = Path(folder)
     if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {FACTS, LATENTS}:

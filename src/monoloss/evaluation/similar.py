@@ -73,8 +73,8 @@ def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> Si
     """
     directions, candidates = _directions("evaluation", evaluation), _directions("other", other)
     if directions.shape[1] != candidates.shape[1]:
-        came = f"directions of width {candidates.shape[1]}"
-        raise InputError("other", came, f"those of the other evaluation, {directions.shape[1]}")
+        got = f"directions of width {candidates.shape[1]}"
+        raise InputError("other", got, f"those of the other evaluation, {directions.shape[1]}")
     blocks = _cosine_blocks(directions, candidates.to(directions.device), _is_active(other).to(directions.device))
     found = _joined([_nearest(cosines, 1) for _, cosines in blocks])
     return SimilarLatents(found.latents[:, 0], found.cosines[:, 0])
@@ -83,8 +83,8 @@ def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> Si
 def _directions(argument: str, evaluation: EvaluationRecord) -> Tensor:
     check_type(argument, evaluation, EvaluationRecord, "an Evaluation")
     if evaluation.decoder_directions is None:
-        needed = "that of a SAE; files that an earlier version wrote lack them: evaluate again"
-        raise InputError(argument, f"{evaluation.name!r}, which has no decoder directions", needed)
+        expected = "that of a SAE; files that an earlier version wrote lack them: evaluate again"
+        raise InputError(argument, f"{evaluation.name!r}, which has no decoder directions", expected)
     return nn.functional.normalize(evaluation.decoder_directions.float(), dim=1)  # float16 has made them uneven
 
 

@@ -65,8 +65,8 @@ class StoredActivations:
         check_type("key", key, str | None, "the name of an array, or None")
         suffix = self.path.suffix.lower()
         if suffix not in _OPENERS:
-            came = "no such file" if not self.path.exists() else f"a file that ends in {suffix or 'nothing'}"
-            raise InputError(str(path), came, f"activations in a file that ends in {', '.join(SUFFIXES)}")
+            got = "no such file" if not self.path.exists() else f"a file that ends in {suffix or 'nothing'}"
+            raise InputError(str(path), got, f"activations in a file that ends in {', '.join(SUFFIXES)}")
         with reading(self.path):
             self._array = _OPENERS[suffix](self.path, key)
         shape = tuple(self._array.get_shape() if hasattr(self._array, "get_shape") else self._array.shape)
@@ -92,8 +92,8 @@ class StoredActivations:
             bad = (~torch.isfinite(part)).nonzero()
             if len(bad):  # or the sum has overflowed
                 row, latent = bad[0].tolist()
-                came = f"{float(part[row, latent])} (row {start + row}, latent {latent})"
-                raise InputError(str(self.path), came, "finite numbers")
+                got = f"{float(part[row, latent])} (row {start + row}, latent {latent})"
+                raise InputError(str(self.path), got, "finite numbers")
         return part.to(self.device)
 
     def __len__(self) -> int:
@@ -149,6 +149,6 @@ def _key(path: Path, key: str | None, there: Sequence[str]) -> str:
     """Choose the key that was asked for, or the only one, or the usual one that is there."""
     found = choose_key("key", there[0] if key is None and len(there) == 1 else key, USUAL_KEYS, there, path)
     if found is None:
-        came = f"the keys {', '.join(there) or '(none)'}"
-        raise InputError(str(path), came, "a key: which of them holds the activations")
+        got = f"the keys {', '.join(there) or '(none)'}"
+        raise InputError(str(path), got, "a key: which of them holds the activations")
     return found

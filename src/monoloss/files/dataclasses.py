@@ -43,12 +43,12 @@ def build(kind: type[BuiltT], content: object, where: str, *, complete: bool = F
             value = content[name] if complete else _filled(field, content[name])
             values[name] = read_value(hints[name], value, f"{prefix}{name}", complete=complete)
         elif name not in given and (complete or (field.default is MISSING and field.default_factory is MISSING)):
-            raise InputError(f"{prefix}{name}", "nothing", _needed(hints[name]))
+            raise InputError(f"{prefix}{name}", "nothing", _expected(hints[name]))
     try:
         return kind(**values)
     except InputError as error:  # it names the field alone, or the field with what holds it
         argument = error.argument.removeprefix(f"{where.rpartition('.')[2]}.") if where else error.argument
-        raise InputError(f"{prefix}{argument}", error.came, error.needed) from None
+        raise InputError(f"{prefix}{argument}", error.got, error.expected) from None
 
 
 def read_value(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
@@ -63,11 +63,11 @@ def read_value(hint: Any, value: Any, where: str, *, complete: bool = False) -> 
             return None
         if len(kinds) > 1:
             return _read_variant(kinds, value, where, complete=complete)
-        return _read_one(kinds[0], value, where, complete=complete, needed=_needed(hint))
-    return _read_one(hint, value, where, complete=complete, needed=_needed(hint))
+        return _read_one(kinds[0], value, where, complete=complete, expected=_expected(hint))
+    return _read_one(hint, value, where, complete=complete, expected=_expected(hint))
 
 
-def _read_one(hint: Any, value: Any, where: str, *, complete: bool, needed: str) -> Any:
+def _read_one(hint: Any, value: Any, where: str, *, complete: bool, expected: str) -> Any:
     """A value of one kind."""
     origin, choices = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type):
@@ -78,14 +78,14 @@ def _read_one(hint: Any, value: Any, where: str, *, complete: bool, needed: str)
         check_type(where, value, Mapping, "keys and values")
         value = {key: read_value(choices[1], item, f"{where}.{key}", complete=complete) for key, item in value.items()}
     elif isinstance(origin, type) and issubclass(origin, Sequence):
-        check_type(where, value, list | tuple, f"a list of {_needed(choices[0])}")
+        check_type(where, value, list | tuple, f"a list of {_expected(choices[0])}")
         value = tuple(read_value(choices[0], item, where, complete=complete) for item in value)
     elif hint not in _WORDS:
         raise TypeError(f"no rule how a file holds {hint}")
     elif hint is float and type(value) is int and abs(value) < _LARGE:
         value = float(value)
     elif type(value) is not hint or (hint is int and abs(value) >= _LARGE):
-        raise InputError(where, repr(value), needed)
+        raise InputError(where, repr(value), expected)
     return value
 
 
@@ -125,26 +125,26 @@ def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: boo
     """One of several dataclasses: that which ``variant`` names."""
     check_type(where, value, Mapping, "keys and values")
     variants = {get_args(get_type_hints(kind)[_VARIANT])[0]: kind for kind in kinds}
-    needed = "one of " + ", ".join(variants)
+    expected = "one of " + ", ".join(variants)
     if _VARIANT not in value:
-        raise InputError(f"{where}.{_VARIANT}", "nothing", needed)
+        raise InputError(f"{where}.{_VARIANT}", "nothing", expected)
     kind = variants.get(value[_VARIANT]) if isinstance(value[_VARIANT], str) else None
     if kind is None:
-        raise InputError(f"{where}.{_VARIANT}", repr(value[_VARIANT]), needed)
+        raise InputError(f"{where}.{_VARIANT}", repr(value[_VARIANT]), expected)
     own = [field.name for field in fields(kind)]
     for key in value:
         others = [name for name, other in variants.items() if key in {field.name for field in fields(other)}]
         if key not in own and others:
-            came, needed = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
-            raise InputError(f"{where}.{key}", came, needed)
+            got, expected = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
+            raise InputError(f"{where}.{key}", got, expected)
     return build(kind, value, where, complete=complete)
 
 
-def _needed(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     origin, choices = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, choices))
     if origin in (Union, UnionType) and NoneType in choices:
         (kind,) = (choice for choice in choices if choice is not NoneType)
-        return f"{_needed(kind)}, or null"
+        return f"{_expected(kind)}, or null"
     return _WORDS.get(hint, "keys and values")

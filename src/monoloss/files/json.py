@@ -55,8 +55,8 @@ def read_json(path: str | os.PathLike[str], *, format_version: int, null: float 
         raise InputError(str(path), f"a JSON {type(content).__name__}", "a JSON object with a format_version")
     version = content.pop("format_version", None)
     if version != format_version:
-        came = "no format_version" if version is None else f"format_version {version!r}"
-        raise InputError(str(path), came, f"format_version {format_version}, which this version of monoloss reads")
+        got = "no format_version" if version is None else f"format_version {version!r}"
+        raise InputError(str(path), got, f"format_version {format_version}, which this version of monoloss reads")
     return content if null is None else _replace_null(content, null)
 
 

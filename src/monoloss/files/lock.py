@@ -31,8 +31,8 @@ def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            needed = "another folder, or that one's end"
-            raise InputError(str(folder), f"a folder in which another process is {doing}", needed) from None
+            expected = "another folder, or that one's end"
+            raise InputError(str(folder), f"a folder in which another process is {doing}", expected) from None
         except OSError:  # a file system without locks
             pass
         yield

@@ -108,7 +108,7 @@ def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str])
     try:
         return Provenance(**{name: content[name] for name in described})
     except InputError as error:
-        raise InputError(f"{where}: {error.argument}", error.came, error.needed) from None
+        raise InputError(f"{where}: {error.argument}", error.got, error.expected) from None
 
 
 def check_savable(model: nn.Module) -> None:
@@ -119,8 +119,8 @@ def check_savable(model: nn.Module) -> None:
             raise InputError(name, f"dtype {tensor.dtype}", "at most torch.float32: .float() rounds a model")
         if not torch.isfinite(tensor).all():
             uncalibrated = name.endswith("threshold") and name in buffers
-            needed = "calibrate_ on training rows before saving" if uncalibrated else "finite numbers"
-            raise InputError(name, "no calibrated value" if uncalibrated else "NaN or infinity", needed)
+            expected = "calibrate_ on training rows before saving" if uncalibrated else "finite numbers"
+            raise InputError(name, "no calibrated value" if uncalibrated else "NaN or infinity", expected)
 
 
 def write_tensors(path: Path, model: nn.Module) -> None:
@@ -142,8 +142,8 @@ def opened_tensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
         pickles = sorted(file.name for file in path.parent.iterdir() if file.suffix in _PICKLES)
         if pickles:
-            needed = f"{TENSORS}: a pickle file can run code when it is read"
-            raise InputError(str(path.parent / pickles[0]), "a pickle file", needed)
+            expected = f"{TENSORS}: a pickle file can run code when it is read"
+            raise InputError(str(path.parent / pickles[0]), "a pickle file", expected)
         raise InputError(str(path), "no such file", "the file as it was written")
     try:
         with safe_open(path, framework="pt") as file:
@@ -161,9 +161,9 @@ def read_tensors(
         InputError: other names, shapes or dtypes; NaN or infinity; a number below 0 where ``not_negative`` names it.
     """
     names = set(file.keys())
-    for wrong, came in ((expected.keys() - names, "no tensor"), (names - expected.keys(), "a tensor")):
+    for wrong, got in ((expected.keys() - names, "no tensor"), (names - expected.keys(), "a tensor")):
         if wrong:
-            raise InputError(str(path), f"{came} {min(wrong)!r}", "the tensors that config.json describes")
+            raise InputError(str(path), f"{got} {min(wrong)!r}", "the tensors that config.json describes")
     tensors = {name: file.get_tensor(name) for name in expected}
     for name, tensor in tensors.items():
         check_shape(path, name, tensor.shape, expected[name].shape)
@@ -176,10 +176,10 @@ def read_tensors(
     return tensors
 
 
-def check_shape(path: Path, name: str, came: Any, needed: Any) -> None:
+def check_shape(path: Path, name: str, got: Any, expected: Any) -> None:
     """Refuse a tensor of a file that has not the shape that config.json says."""
-    if tuple(came) != tuple(needed):
-        raise InputError(str(path), f"{name} of shape {tuple(came)}", f"shape {tuple(needed)}, as config.json says")
+    if tuple(got) != tuple(expected):
+        raise InputError(str(path), f"{name} of shape {tuple(got)}", f"shape {tuple(expected)}, as config.json says")
 
 
 def _plain(value: Any, where: str) -> Any:

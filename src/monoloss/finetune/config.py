@@ -100,8 +100,8 @@ class DataConfig:
         check_choice("data.join_on", self.join_on, ("id", "name"))
         check_number("data.workers", self.workers, at_least=0, integer=True)
         if self.validation_embeddings is not None and not self.validates:
-            needed = "data.validation or data.validation_split to make use of it"
-            raise InputError("data.validation_embeddings", self.validation_embeddings, needed)
+            expected = "data.validation or data.validation_split to make use of it"
+            raise InputError("data.validation_embeddings", self.validation_embeddings, expected)
 
     @property
     def validates(self) -> bool:
@@ -161,7 +161,7 @@ class AugmentationConfig:
             check_type(f"augmentation.{name}", getattr(self, name), bool, "True or False")
         check_choice("augmentation.interpolation", self.interpolation, ("bilinear", "bicubic", None))
         if not self.mixes:
-            _check_unset("augmentation", self, "mix_embeddings", needed="mixup or cutmix above 0")
+            _check_unset("augmentation", self, "mix_embeddings", expected="mixup or cutmix above 0")
 
     @property
     def mixes(self) -> bool:
@@ -221,11 +221,11 @@ class OptimisationConfig:
             check_number("optimisation.ema_decay", self.ema_decay, at_least=0.0, below=1.0)
         check_type("optimisation.ema_adjusted", self.ema_adjusted, bool, "True or False")
         if self.schedule != "step":
-            _check_unset("optimisation", self, "step_epochs", "step_factor", needed="schedule 'step'")
+            _check_unset("optimisation", self, "step_epochs", "step_factor", expected="schedule 'step'")
         if self.warmup_epochs == 0:
-            _check_unset("optimisation", self, "warmup_from", needed="warmup_epochs above 0")
+            _check_unset("optimisation", self, "warmup_from", expected="warmup_epochs above 0")
         if self.ema_decay is None:
-            _check_unset("optimisation", self, "ema_every_steps", "ema_adjusted", needed="ema_decay")
+            _check_unset("optimisation", self, "ema_every_steps", "ema_adjusted", expected="ema_decay")
 
 
 @dataclass(frozen=True)
@@ -280,10 +280,10 @@ def _check_together(config: FineTuneConfig) -> None:
     if config.mono_weight > 0 and config.data.embeddings is None:
         raise InputError("data.embeddings", "nothing", "a feature store, because mono_weight is above 0")
     if config.mono_weight == 0:
-        _check_unset("", config, "mono_memory", "mono_center", needed="mono_weight above 0")
+        _check_unset("", config, "mono_memory", "mono_center", expected="mono_weight above 0")
     if config.optimisation.warmup_epochs >= config.epochs and config.optimisation.warmup_epochs > 0:
-        needed = f"fewer than the run's {config.epochs} epochs"
-        raise InputError("optimisation.warmup_epochs", config.optimisation.warmup_epochs, needed)
+        expected = f"fewer than the run's {config.epochs} epochs"
+        raise InputError("optimisation.warmup_epochs", config.optimisation.warmup_epochs, expected)
     repeats = config.augmentation.repeats
     if config.batch_size % repeats:
         raise InputError("augmentation.repeats", repeats, f"a divisor of batch_size, {config.batch_size}")
@@ -297,13 +297,13 @@ def _check_counts(where: str, config: object, *names: str, optional: Sequence[st
             check_number(f"{where}.{name}" if where else name, value, at_least=1, integer=True)
 
 
-def _check_unset(where: str, config: Any, *names: str, needed: str) -> None:
+def _check_unset(where: str, config: Any, *names: str, expected: str) -> None:
     """Refuse fields that are not at their defaults, where nothing makes use of them."""
     for known in fields(config):
         value = getattr(config, known.name)
         if known.name in names and value != known.default:
             name = f"{where}.{known.name}" if where else known.name
-            raise InputError(name, value, f"{needed} to make use of it")
+            raise InputError(name, value, f"{expected} to make use of it")
 
 
 def _check_shares(where: str, config: object, *names: str) -> None:

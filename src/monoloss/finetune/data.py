@@ -58,8 +58,8 @@ def open_finetune_data(
     validation = None if held_out is None else _joined(held_out, validation_embeddings, join_on, argument)
     stores = [joined.store for joined in (train, validation) if joined is not None and joined.store is not None]
     if len({store.width for store in stores}) > 1:
-        came = f"{stores[1].folder}, with rows of {stores[1].width} numbers"
-        raise InputError(argument, came, f"rows of the same encoder as those to train on, of {stores[0].width}")
+        got = f"{stores[1].folder}, with rows of {stores[1].width} numbers"
+        raise InputError(argument, got, f"rows of the same encoder as those to train on, of {stores[0].width}")
     return FineTuneData(train, validation, images.class_names, stores[0].width if stores else None)
 
 

@@ -191,5 +191,5 @@ def _divergence(where: str) -> Iterator[None]:
         raise _diverged(f"activations that are no finite numbers {where}") from error
 
 
-def _diverged(came: str) -> InputError:
-    return InputError("optimisation.lr", came, "a smaller lr or mono_weight: the training has diverged")
+def _diverged(got: str) -> InputError:
+    return InputError("optimisation.lr", got, "a smaller lr or mono_weight: the training has diverged")

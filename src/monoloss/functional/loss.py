@@ -219,8 +219,8 @@ def _check_not_negative(lowest: Tensor) -> None:
     """Refuse minima below 0, on every process of the group alike; on a GPU they are not waited for."""
     if lowest.device.type == "cpu" and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
-        came = f"{float(lowest[latent]):.4g} on latent {latent}"
-        raise InputError("activations", came, "values of at least 0, because of memory")
+        got = f"{float(lowest[latent]):.4g} on latent {latent}"
+        raise InputError("activations", got, "values of at least 0, because of memory")
 
 
 class _Scores(torch.autograd.Function):

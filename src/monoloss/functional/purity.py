@@ -56,8 +56,8 @@ class PurityCounts:
 
     def __add__(self, other: PurityCounts) -> PurityCounts:
         if self.rows.shape != other.rows.shape:
-            came, needed = f"{tuple(other.rows.shape)} latents and classes", f"{tuple(self.rows.shape)} in both"
-            raise InputError("counts", came, needed)
+            got, expected = f"{tuple(other.rows.shape)} latents and classes", f"{tuple(self.rows.shape)} in both"
+            raise InputError("counts", got, expected)
         return PurityCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
 
@@ -289,13 +289,13 @@ def _count_classes(labels: Tensor) -> int:
 
 
 def _check_label_kind(labels: Tensor) -> None:
-    needed = "integers (n,), one class a row, or bool (n, n_classes), any number of classes a row"
+    expected = "integers (n,), one class a row, or bool (n, n_classes), any number of classes a row"
     if not isinstance(labels, Tensor):
-        raise InputError("labels", type(labels).__name__, f"a tensor of {needed}")
+        raise InputError("labels", type(labels).__name__, f"a tensor of {expected}")
     is_bool = labels.dtype == torch.bool
     integers = not (is_bool or labels.is_floating_point() or labels.is_complex())
     if not ((labels.ndim == 1 and integers) or (labels.ndim == 2 and is_bool)):
-        raise InputError("labels", f"shape {tuple(labels.shape)}, dtype {labels.dtype}", needed)
+        raise InputError("labels", f"shape {tuple(labels.shape)}, dtype {labels.dtype}", expected)
 
 
 def _check_labels(labels: Tensor, n_classes: int, activations: Activations) -> None:

@@ -191,9 +191,9 @@ def _refuse_first(argument: str, bad: Tensor, squares: Tensor, first_row: int) -
         return
     row = int(bad.nonzero()[0])
     zero = float(squares[row]) == 0.0
-    came = f"{'a row of zeros' if zero else 'a row with NaN or infinity'} (row {first_row + row})"
-    needed = "rows of finite numbers, not all zero" if argument == "inputs" else "rows of finite numbers"
-    raise InputError(argument, came, needed)
+    got = f"{'a row of zeros' if zero else 'a row with NaN or infinity'} (row {first_row + row})"
+    expected = "rows of finite numbers, not all zero" if argument == "inputs" else "rows of finite numbers"
+    raise InputError(argument, got, expected)
 
 
 def _check_pair(inputs: Tensor, reconstruction: Tensor) -> None:

@@ -72,9 +72,9 @@ class SumsMetric(Metric, Generic[SumsT]):
         for name, mine in self.metric_state.items():
             theirs = state.get(name)
             if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor) or theirs.shape != mine.shape:
-                came = tuple(theirs.shape) if isinstance(theirs, Tensor) else theirs
-                needed = f"shape {tuple(mine.shape)}" if isinstance(mine, Tensor) else "a state"
-                raise InputError(f"incoming_state[{name!r}]", came, needed)
+                got = tuple(theirs.shape) if isinstance(theirs, Tensor) else theirs
+                expected = f"shape {tuple(mine.shape)}" if isinstance(mine, Tensor) else "a state"
+                raise InputError(f"incoming_state[{name!r}]", got, expected)
         super().merge_state(incoming_state)
         self._update_count += 1
         self._computed = None

@@ -49,8 +49,8 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[LocatedEvaluation]:
     for path in map(Path, paths):
         found = list(_evaluations_at(path))
         if not found:
-            came = "no such folder" if not path.exists() else "no evaluation" if path.is_dir() else "a file"
-            raise InputError(str(path), came, "a run or a folder with evaluations")
+            got = "no such folder" if not path.exists() else "no evaluation" if path.is_dir() else "a file"
+            raise InputError(str(path), got, "a run or a folder with evaluations")
         folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
     if not folders:
         raise InputError("runs", "none", "at least one")

@@ -148,8 +148,8 @@ def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _
             pictures = _if_there(store, rows, pictures, asked=pictures.root == images)
         shown[key] = _ShownStore(dict(of_store[0].evaluation.facts), store, rows, pictures)
     if images is not None and all(one.pictures is None or one.pictures.root != images for one in shown.values()):
-        needed = "stores that know the paths of their rows; without images their thumbnails are shown"
-        raise InputError("images", f"{images} for stores without paths", needed)
+        expected = "stores that know the paths of their rows; without images their thumbnails are shown"
+        raise InputError("images", f"{images} for stores without paths", expected)
     return shown
 
 

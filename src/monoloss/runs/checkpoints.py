@@ -67,6 +67,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a damaged file leads to
         return None
-    needed = {IDENTITY: dict, BATCHES: dict, GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
-    whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in needed.items())
+    expected = {IDENTITY: dict, BATCHES: dict, GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
+    whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in expected.items())
     return content if whole else None

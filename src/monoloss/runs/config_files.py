@@ -30,8 +30,8 @@ def read_settings(
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        came = getattr(error, "strerror", None) or "a file that is not text"
-        raise InputError(str(file), came, "a readable YAML file") from error
+        got = getattr(error, "strerror", None) or "a file that is not text"
+        raise InputError(str(file), got, "a readable YAML file") from error
     content = from_yaml(text, str(file))
     check_type(str(file), content, Mapping, "a YAML mapping of keys and values")
     try:

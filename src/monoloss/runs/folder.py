@@ -77,8 +77,8 @@ class RunFolder:
             if self.holds_a_run and not self.config_file.is_file():
                 raise InputError(str(self.config_file), "no such file", "the config.yaml of the run that is to go on")
         elif self.holds_a_run:
-            needed = "a new folder, or --resume (resume=True) to go on with it"
-            raise InputError(str(self.path), "a folder that holds a run", needed)
+            expected = "a new folder, or --resume (resume=True) to go on with it"
+            raise InputError(str(self.path), "a folder that holds a run", expected)
         if (self.path / MANIFEST).exists():
             raise InputError(str(self.path), "the folder of a feature store", "a folder of its own for the run")
         if self.config_file.exists() and not self._wrote_config():
@@ -93,8 +93,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            came = f"a place that cannot be written ({error.strerror})"
-            raise InputError(str(self.path), came, "another") from error
+            got = f"a place that cannot be written ({error.strerror})"
+            raise InputError(str(self.path), got, "another") from error
         with only_one(self.path, "training"):
             if self.config_file.exists():
                 for folder in (self.path, self.checkpoints, *(self.path / name for name in self.kind.written)):

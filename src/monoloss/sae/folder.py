@@ -228,7 +228,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
             try:
                 sae = build(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
             except InputError as error:
-                raise InputError(f"{folder / CONFIG}: {error.argument}", error.came, error.needed) from None
+                raise InputError(f"{folder / CONFIG}: {error.argument}", error.got, error.expected) from None
             module = cast(nn.Module, sae)
             module.load_state_dict(read_tensors(file, folder / TENSORS, module.state_dict(), _NOT_NEGATIVE))
         sae.provenance = provenance
@@ -272,12 +272,12 @@ def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
         try:
             return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, CONFIG], **hub_options))
         except Exception as error:  # bad name, no network, no such repository, no access, ...: of no common kind
-            came = f"no download ({first_line(error)})"
-            raise InputError(name, came, "a SAE on the Hub, and a network to reach it") from error
+            got = f"no download ({first_line(error)})"
+            raise InputError(name, got, "a SAE on the Hub, and a network to reach it") from error
     given = [option for option, value in hub_options.items() if value]
     if given:
         raise InputError(given[0], "a value", f"none with a folder: it is for names on the Hub, {HUB}USER/NAME")
     if not Path(name).is_dir():
-        came = "a file" if Path(name).exists() else "no such folder"
-        raise InputError(name, came, f"the folder of a SAE checkpoint, or a name on the Hub written {HUB}USER/NAME")
+        got = "a file" if Path(name).exists() else "no such folder"
+        raise InputError(name, got, f"the folder of a SAE checkpoint, or a name on the Hub written {HUB}USER/NAME")
     return Path(name)

@@ -107,8 +107,8 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         check_type("config", config, SaeConfig, SAE_CONFIGS)
         check_number("d_in", d_in, at_least=2 if config.inputs.standardise else 1, integer=True)
         if config.inputs.center != (input_mean is not None):
-            needed = "a mean vector" if config.inputs.center else "none, because config.inputs.center is off"
-            raise InputError("input_mean", "None" if input_mean is None else "a mean vector", needed)
+            expected = "a mean vector" if config.inputs.center else "none, because config.inputs.center is off"
+            raise InputError("input_mean", "None" if input_mean is None else "a mean vector", expected)
         if input_mean is not None:
             check_vector("input_mean", input_mean, d_in)
             input_mean = input_mean.detach().to(torch.float32).clone()
@@ -244,8 +244,8 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             parts = list(inputs)
             n_rows = sum(len(rows) for rows in parts)
             if n_rows == 0:
-                needed = f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
-                raise InputError("inputs", "no rows", needed)
+                expected = f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
+                raise InputError("inputs", "no rows", expected)
             self.activation.calibrate_((self.pre_activations(self.scale(rows).scaled) for rows in parts), n_rows)
 
     @torch.no_grad()
@@ -307,7 +307,7 @@ def _unit_inputs(inputs: Tensor) -> Tensor:
     try:
         return unit_rows(inputs)
     except InputError as error:  # it speaks of embeddings
-        raise InputError("inputs", error.came, error.needed) from None
+        raise InputError("inputs", error.got, error.expected) from None
 
 
 def _finite_inputs(inputs: Tensor) -> Tensor:

@@ -193,8 +193,8 @@ def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -
     if not isinstance(row_offsets, Tensor):
         raise InputError("row_offsets", type(row_offsets).__name__, "a tensor")
     if row_offsets.ndim != 1 or row_offsets.shape[0] < 1 or row_offsets.dtype != torch.int64:
-        came = f"shape {tuple(row_offsets.shape)}, dtype {row_offsets.dtype}"
-        raise InputError("row_offsets", came, "an int64 tensor of shape (n + 1,)")
+        got = f"shape {tuple(row_offsets.shape)}, dtype {row_offsets.dtype}"
+        raise InputError("row_offsets", got, "an int64 tensor of shape (n + 1,)")
     check_same_device("row_offsets", row_offsets.device, "values", values.device)
 
 
@@ -215,22 +215,22 @@ def _check_indices(codes: SparseActivations) -> None:
     offsets, indices = codes.row_offsets, codes.flat_indices
     if offsets is not None:
         if int(offsets[0]) != 0 or int(offsets[-1]) != indices.shape[0]:
-            came = f"offsets from {int(offsets[0])} to {int(offsets[-1])}"
-            raise InputError("row_offsets", came, f"offsets from 0 to the number of entries, {indices.shape[0]}")
+            got = f"offsets from {int(offsets[0])} to {int(offsets[-1])}"
+            raise InputError("row_offsets", got, f"offsets from 0 to the number of entries, {indices.shape[0]}")
         falls = (offsets.diff() < 0).nonzero()
         if falls.shape[0]:
             row = int(falls[0])
-            came = f"{int(offsets[row])} before {int(offsets[row + 1])} (row {row})"
-            raise InputError("row_offsets", came, "offsets that never fall")
+            got = f"{int(offsets[row])} before {int(offsets[row + 1])} (row {row})"
+            raise InputError("row_offsets", got, "offsets that never fall")
     outside = ((indices < 0) | (indices >= codes.n_latents)).nonzero()
     if outside.shape[0]:
         position = int(outside[0])
-        came = f"index {int(indices[position])} in row {int(codes.rows[position])}"
-        raise InputError("indices", came, f"indices from 0 to {codes.n_latents - 1}")
+        got = f"index {int(indices[position])} in row {int(codes.rows[position])}"
+        raise InputError("indices", got, f"indices from 0 to {codes.n_latents - 1}")
     grouped = codes.by_latent
     latents = indices[grouped.order]
     twice = ((latents.diff() == 0) & (grouped.rows.diff() == 0)).nonzero()
     if twice.shape[0]:
         position = int(twice[0])
-        came = f"index {int(latents[position])} twice in row {int(grouped.rows[position])}"
-        raise InputError("indices", came, "each index at most once in a row")
+        got = f"index {int(latents[position])} twice in row {int(grouped.rows[position])}"
+        raise InputError("indices", got, "each index at most once in a row")

@@ -36,8 +36,8 @@ class ShuffledBatches:
         if batch_size > store.n_rows:
             raise InputError("batch_size", batch_size, f"at most the rows there are to train on, {store.n_rows}")
         if batch_size * accumulate > store.n_rows:
-            needed = f"batches that hold no more than the rows there are to train on, {store.n_rows}"
-            raise InputError("accumulate_batches", f"{accumulate} of {batch_size} rows", needed)
+            expected = f"batches that hold no more than the rows there are to train on, {store.n_rows}"
+            raise InputError("accumulate_batches", f"{accumulate} of {batch_size} rows", expected)
         self.store, self.batch_size, self.seed, self.accumulate = store, batch_size, seed, accumulate
         self.epoch = 0
         self.n_given = 0

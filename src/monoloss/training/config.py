@@ -132,11 +132,11 @@ def _check_together(where: str, training: SaeTraining) -> None:
         if value != unset and training.mono_weight == 0:
             raise InputError(f"{where}.{option}", value, "mono_weight above 0 to make use of it")
     if training.threshold_lr is not None and not isinstance(training.sae, JumpReluConfig):
-        needed = f"none for the variant {training.sae.variant!r}, which has no thresholds to learn"
-        raise InputError(f"{where}.threshold_lr", training.threshold_lr, needed)
+        expected = f"none for the variant {training.sae.variant!r}, which has no thresholds to learn"
+        raise InputError(f"{where}.threshold_lr", training.threshold_lr, expected)
     if training.mono_center and training.mono_embeddings == "scaled":
-        needed = "mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
-        raise InputError(f"{where}.mono_center", True, needed)
+        expected = "mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
+        raise InputError(f"{where}.mono_center", True, expected)
     if training.sae.inputs.center and not training.sae.inputs.unit_norm:
-        needed = "unit_norm too: the store's mean is that of unit rows"
-        raise InputError(f"{where}.sae.inputs.center", "True without unit_norm", needed)
+        expected = "unit_norm too: the store's mean is that of unit rows"
+        raise InputError(f"{where}.sae.inputs.center", "True without unit_norm", expected)

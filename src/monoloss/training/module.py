@@ -147,8 +147,8 @@ class SaeRun(LightningModule):
                 raise _diverged(name, f"weights that are no finite numbers after step {self.global_step}")
 
 
-def _diverged(name: str, came: str) -> InputError:
-    return InputError(f"saes.{name}", came, "a smaller lr or mono_weight: its training has diverged")
+def _diverged(name: str, got: str) -> InputError:
+    return InputError(f"saes.{name}", got, "a smaller lr or mono_weight: its training has diverged")
 
 
 def _figures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ def save_saes(
             try:
                 sae.save_pretrained(temporary / name, evaluation=summaries.get(name))
             except InputError as error:  # weights that are no numbers: the training went astray
-                raise InputError(f"saes.{name}: {error.argument}", error.came, error.needed) from error
+                raise InputError(f"saes.{name}: {error.argument}", error.got, error.expected) from error
 
 
 def load_saes(folder: RunFolder, names: Iterable[str]) -> dict[str, SparseAutoencoder]:

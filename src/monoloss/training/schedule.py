@@ -27,5 +27,5 @@ def check_warmup(config: TrainingConfig, n_steps: int) -> None:
     """Refuse a warm-up that is not over before the run is."""
     for name, training in config.saes.items():
         if training.warmup_steps >= n_steps:
-            needed = f"fewer than the run's {n_steps} steps"
-            raise InputError(f"saes.{name}.warmup_steps", training.warmup_steps, needed)
+            expected = f"fewer than the run's {n_steps} steps"
+            raise InputError(f"saes.{name}.warmup_steps", training.warmup_steps, expected)

@@ -65,5 +65,5 @@ def check_validation(config: TrainingConfig, store: FeatureStore, validation: Fe
     if validation is None and config.validate_every_steps is not None:
         raise InputError("validate_every_steps", config.validate_every_steps, "a validation store to make use of it")
     if validation is not None and validation.width != store.width:
-        came = f"rows of width {validation.width}"
-        raise InputError("validation", came, f"the width of the rows to train on, {store.width}")
+        got = f"rows of width {validation.width}"
+        raise InputError("validation", got, f"the width of the rows to train on, {store.width}")

@@ -97,10 +97,10 @@ class ImageEncoder:
         Raises:
             InputError: images of another shape.
         """
-        needed = f"floating-point numbers, (n, {', '.join(map(str, self.input_size))}), as `transform` gives them"
-        check_type("images", images, Tensor, needed)
+        expected = f"floating-point numbers, (n, {', '.join(map(str, self.input_size))}), as `transform` gives them"
+        check_type("images", images, Tensor, expected)
         if images.ndim != 4 or images.shape[1:] != self.input_size or not images.is_floating_point():
-            raise InputError("images", f"shape {tuple(images.shape)}, dtype {images.dtype}", needed)
+            raise InputError("images", f"shape {tuple(images.shape)}, dtype {images.dtype}", expected)
         if not len(images):
             patches = () if self.patch_grid is None else (self.patch_grid[0] * self.patch_grid[1],)
             return torch.zeros(0, *patches, self.width, device=self.device)

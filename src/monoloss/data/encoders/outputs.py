@@ -19,7 +19,7 @@ ImageModel: TypeAlias = Any  # a model of timm: which attributes it has depends 
 _LAYER = "layer:"
 _CLASS = ":class"
 _KINDS: dict[str, Kind] = {"embedding": "embedding", "pooled": "pooled", "class_token": "class_token"}
-_NEEDED = "'embedding', 'pooled', 'class_token', 'layer:NAME' or 'layer:NAME:class'"
+_EXPECTED = "'embedding', 'pooled', 'class_token', 'layer:NAME' or 'layer:NAME:class'"
 
 
 class EncoderOutput(NamedTuple):
@@ -59,7 +59,7 @@ def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
     if patches:
         raise InputError("output", f"{output!r} with patches", "'layer:NAME', or None for the last feature map")
     if output not in _KINDS:
-        raise InputError("output", repr(output), _NEEDED)
+        raise InputError("output", repr(output), _EXPECTED)
     return EncoderOutput(_KINDS[output])
 
 
@@ -182,6 +182,6 @@ def _fits(grid: tuple[int, ...] | torch.Size, images: Tensor) -> bool:
     return abs(rows - height / step) < 1 and abs(columns - width / step) < 1
 
 
-def _wrong_shape(output: EncoderOutput, values: object, needed: str) -> InputError:
-    came = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-    return InputError("output", f"{output.name!r}, which gives {came}", needed)
+def _wrong_shape(output: EncoderOutput, values: object, expected: str) -> InputError:
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    return InputError("output", f"{output.name!r}, which gives {got}", expected)

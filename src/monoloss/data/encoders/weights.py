@@ -177,13 +177,13 @@ def _readable_errors(request: ModelRequest) -> Iterator[None]:
     except _NO_CONNECTION as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection, or no such file"
         where = _looked_for(name)
-        came = f"{name!r}: {where} is neither in the local cache nor can it be fetched ({offline})"
-        raise InputError("encoder", came, f"a connection the first time, {_LOCAL}, or random weights") from error
+        got = f"{name!r}: {where} is neither in the local cache nor can it be fetched ({offline})"
+        raise InputError("encoder", got, f"a connection the first time, {_LOCAL}, or random weights") from error
     except (KeyError, TypeError, ValueError) as error:  # a config.json of another library, or an unfit image_size
         if request.image_size is not None and not isinstance(error, KeyError):
             raise InputError("image_size", f"{request.image_size} ({error})", f"a size that {name} takes") from error
-        needed = "a config.json as timm writes it, with an architecture that this version of timm knows"
-        raise InputError("encoder", f"{name!r}, whose configuration cannot be used ({error})", needed) from error
+        expected = "a config.json as timm writes it, with an architecture that this version of timm knows"
+        raise InputError("encoder", f"{name!r}, whose configuration cannot be used ({error})", expected) from error
     except RuntimeError as error:
         raise InputError("encoder", f"{name!r} ({first_line(error)})", f"weights that exist, or {_LOCAL}") from error
 
@@ -227,18 +227,18 @@ def _from_file(
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a file of weights. Pickles hold nothing but tensors and plain values; nothing is executed."""
-    needed = "a .safetensors file, or a file of torch.save with tensors and plain values only"
+    expected = "a .safetensors file, or a file of torch.save with tensors and plain values only"
     try:
         state = load_state_dict(str(file), weights_only=True)
         tensors = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, torch.Tensor)}
     except OSError as error:
-        raise InputError(str(file), error.strerror or "an unreadable file", needed) from error
+        raise InputError(str(file), error.strerror or "an unreadable file", expected) from error
     except Exception as error:  # a broken file can raise anything
         foreign = re.search(r"Unsupported globals: ([\w., ]+?)\.(?: [A-Z]|$)", str(error))
-        came = f"a pickle with {foreign[1]} in it; nothing of it was executed" if foreign else "an unreadable file"
-        raise InputError(str(file), came, needed) from error
+        got = f"a pickle with {foreign[1]} in it; nothing of it was executed" if foreign else "an unreadable file"
+        raise InputError(str(file), got, expected) from error
     if not tensors:
-        raise InputError(str(file), "a file without tensors", needed)
+        raise InputError(str(file), "a file without tensors", expected)
     return tensors
 
 
@@ -249,7 +249,7 @@ def _misfit(error: Exception | None, architecture: str) -> str:
     found = [f"{word.lower()} {_shortened(_QUOTED.findall(names))}" for word, names in lists]
     sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", text)
     found += (
-        [f"of another shape {_shortened([f'{name} {came} for {own}' for name, came, own in sizes])}"] if sizes else []
+        [f"of another shape {_shortened([f'{name} {got} for {own}' for name, got, own in sizes])}"] if sizes else []
     )
     reason = "; ".join(found) or (first_line(error) if error else "")
     return f"weights that do not fit {architecture} ({reason})"

@@ -103,8 +103,8 @@ def shard_images(source: ImageSource, start: int, stop: int) -> list[SourceImage
     """The images from one position of a source to another; `InputError` where it has become another source."""
     images = list(source.images(start, stop))
     if [image.position for image in images] != list(range(start, stop)):
-        came = f"{len(images)} images at positions {start} to {stop - 1}"
-        raise InputError(source.description, came, f"{stop - start}, as when the run began")
+        got = f"{len(images)} images at positions {start} to {stop - 1}"
+        raise InputError(source.description, got, f"{stop - start}, as when the run began")
     return images
 
 
@@ -190,8 +190,8 @@ def prepared_batches(
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            needed = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
-            raise InputError("workers", f"one of {workers} processes that was killed", needed) from error
+            expected = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
+            raise InputError("workers", f"one of {workers} processes that was killed", expected) from error
         if batch is None:
             return
         yield batch

@@ -43,10 +43,12 @@ def check_disk(folder: Path, n_images: int | None, n_shards: int, bytes_each: in
     free = shutil.disk_usage(nearest).free
     if n_images is None:
         return f"{size_text(bytes_each)} an image; {size_text(free)} free, for {free // bytes_each:,} images"
-    needed = n_images * bytes_each + n_shards * _SHARD_BYTES
-    if needed > free:
-        raise InputError(str(folder), f"{size_text(free)} of free space", f"{size_text(needed)} for {n_images} images")
-    return f"{n_images:,} images, {size_text(needed)} on disk ({size_text(free)} free)"
+    expected = n_images * bytes_each + n_shards * _SHARD_BYTES
+    if expected > free:
+        raise InputError(
+            str(folder), f"{size_text(free)} of free space", f"{size_text(expected)} for {n_images} images"
+        )
+    return f"{n_images:,} images, {size_text(expected)} on disk ({size_text(free)} free)"
 
 
 @dataclass

@@ -73,15 +73,15 @@ def check_listing(
     rows = dict(zip(places, map(_Row, lines.ids, lines.paths, labels), strict=True))
     for image in images:
         row = rows.get(image.position)
-        came: object = image.id if image.path is None else image.path
-        needed: object = skipped.get(image.position)
+        got: object = image.id if image.path is None else image.path
+        expected: object = skipped.get(image.position)
         if row is not None:
             label = tuple(sorted(set(image.label))) if isinstance(image.label, tuple) else image.label
-            came, needed = _Row(image.id, image.path, label), row
-            if came.id != row.id:
-                came, needed = came.id, row.id
-        if came != needed:
-            raise InputError(source.description, f"{came!r} at position {image.position}", f"{needed!r}, {other}")
+            got, expected = _Row(image.id, image.path, label), row
+            if got.id != row.id:
+                got, expected = got.id, row.id
+        if got != expected:
+            raise InputError(source.description, f"{got!r} at position {image.position}", f"{expected!r}, {other}")
 
 
 def _labels(tensors: dict[str, Tensor], kind: str | None, n_images: int, each: int) -> list[Label]:

@@ -157,8 +157,8 @@ class Extraction:
         n_images = store.n_images + store.manifest.n_skipped
         if self.source.n_images is not None:
             if self.source.n_images != n_images:
-                needed = f"{n_images}, as in {self.folder}, which is finished"
-                raise InputError(self.source.description, f"{self.source.n_images} images", needed)
+                expected = f"{n_images}, as in {self.folder}, which is finished"
+                raise InputError(self.source.description, f"{self.source.n_images} images", expected)
             self._check_shards(range(len(store.manifest.shards)))
         report.say(f"{self.folder} is finished already: {store.n_images:,} images")
         return store
@@ -252,8 +252,8 @@ class Extraction:
         try:
             return self.encoder(batch.pixels).cpu()
         except torch.OutOfMemoryError as error:
-            came = f"{self.batch_size}, which does not fit into the memory of {self.encoder.device}"
-            raise InputError("batch_size", came, "a smaller one") from error
+            got = f"{self.batch_size}, which does not fit into the memory of {self.encoder.device}"
+            raise InputError("batch_size", got, "a smaller one") from error
 
     def _finish(self, writer: FeatureStoreWriter, n_images: int) -> None:
         if n_images == 0:

@@ -60,8 +60,8 @@ class ShardBuilder:
         self._skipped += batch.skipped
         failed = [file for file in batch.skipped if file.reason.startswith(NOT_PREPARED)]
         if not self._started and len(failed) == batch.n_source:
-            came = f"a transform that fails ({failed[0].reason}) for every image of the first batch"
-            raise InputError("encoder", came, "one that takes RGB images")
+            got = f"a transform that fails ({failed[0].reason}) for every image of the first batch"
+            raise InputError("encoder", got, "one that takes RGB images")
         if embeddings is not None:
             self._add_rows(batch, embeddings)
         return len(self._skipped) - n_before
@@ -72,9 +72,9 @@ class ShardBuilder:
             raise InputError("encoder", f"an output of shape {tuple(embeddings.shape)}", f"{shape}, as it says itself")
         faults = self._faults(embeddings)
         if not self._started and all(faults):
-            needed = f"an encoder whose rows can be stored as {self._writer.dtype}"
-            needed += "" if self._writer.scale is None else f" with scale {self._writer.scale:g}, and another scale"
-            raise InputError("encoder", f"{faults[0]} for every image of the first batch", needed)
+            expected = f"an encoder whose rows can be stored as {self._writer.dtype}"
+            expected += "" if self._writer.scale is None else f" with scale {self._writer.scale:g}, and another scale"
+            raise InputError("encoder", f"{faults[0]} for every image of the first batch", expected)
         kept: list[int] = []
         for number, (image, fault) in enumerate(zip(batch.images, faults, strict=True)):
             reason = _NO_LABEL if self._shape.labels is not None and image.label is None else fault

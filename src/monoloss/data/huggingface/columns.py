@@ -56,8 +56,8 @@ def label_array(
         numbers: ndarray = labels.to_numpy(zero_copy_only=False)
         return numbers
     if of_several is None or not pa.types.is_integer(of_several):
-        needed = "integers (a ClassLabel is), or for several labels a row lists of integers or of bool"
-        raise InputError(name, f"a column of {kind}", needed)
+        expected = "integers (a ClassLabel is), or for several labels a row lists of integers or of bool"
+        raise InputError(name, f"a column of {kind}", expected)
     if class_names is None:
         raise InputError(
             name, "lists of integers without class names", "class_names, which say how many classes there are"
@@ -69,8 +69,8 @@ def label_array(
     rows = np.repeat(np.arange(len(labels)), lengths)
     if (wrong := (classes < 0) | (classes >= len(class_names))).any():
         at = int(wrong.argmax())
-        needed = f"labels from 0 to {len(class_names) - 1}, one for each class name"
-        raise InputError(name, f"{classes[at]} (row {first_row + int(rows[at])})", needed)
+        expected = f"labels from 0 to {len(class_names) - 1}, one for each class name"
+        raise InputError(name, f"{classes[at]} (row {first_row + int(rows[at])})", expected)
     several = np.zeros((len(labels), len(class_names)), dtype=bool)
     several[rows, classes] = True
     return several

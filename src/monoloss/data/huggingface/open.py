@@ -37,9 +37,9 @@ def open_dataset(
         if place.is_dir():
             saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
             return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=streaming)
-    came = "a file of another kind" if place.exists() else "no such file or folder"
-    needed = f"a folder of save_to_disk, .parquet or .arrow files, or a Hub name written {HUB}USER/NAME"
-    raise InputError(str(path), came, needed)
+    got = "a file of another kind" if place.exists() else "no such file or folder"
+    expected = f"a folder of save_to_disk, .parquet or .arrow files, or a Hub name written {HUB}USER/NAME"
+    raise InputError(str(path), got, expected)
 
 
 def choose_split(
@@ -97,7 +97,7 @@ def reading_dataset(path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
-        came = f"a dataset that cannot be read ({first_line(error)[:300]})"
-        raise InputError(str(path), came, "a readable dataset") from error
+        got = f"a dataset that cannot be read ({first_line(error)[:300]})"
+        raise InputError(str(path), got, "a readable dataset") from error
     finally:
         datasets.logging.set_verbosity(verbosity)

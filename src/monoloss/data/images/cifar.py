@@ -81,6 +81,6 @@ def open_cifar(description: str, kind: str, path: str | os.PathLike[str], split:
     try:
         data = files(path, train=split == "train")
     except RuntimeError as error:
-        needed = f"the folder that holds {files.base_folder}, unpacked from {files.filename}"
-        raise InputError(description, "files that are missing or are not the official ones", needed) from error
+        expected = f"the folder that holds {files.base_folder}, unpacked from {files.filename}"
+        raise InputError(description, "files that are missing or are not the official ones", expected) from error
     return CifarImages(description, split, data.data, data.targets, list(data.classes))

@@ -90,8 +90,8 @@ def open_image_folder(
     if not labelled or len(flat) == len(listing.files):
         return FileImages(description, str(folder), listing.files, None, None, lambda _: None, listing.n_other_files)
     if flat:
-        needed = 'images in class folders only, or label_column="", which leaves labels out'
-        raise InputError(str(folder), f"images beside class folders ({some_names(flat)})", needed)
+        expected = 'images in class folders only, or label_column="", which leaves labels out'
+        raise InputError(str(folder), f"images beside class folders ({some_names(flat)})", expected)
     number = {name: i for i, name in enumerate(listing.folders)}
     labels = [number[name.partition("/")[0]] for name in listing.files]
     return FileImages(
@@ -147,8 +147,8 @@ def list_images(folder: Path) -> Listing:
             else:
                 n_other_files += 1
     if not files:
-        came = f"no image ({n_other_files} other files)" if n_other_files else "no image"
-        raise InputError(str(folder), came, f"image files ({', '.join(sorted(EXTENSIONS))})")
+        got = f"no image ({n_other_files} other files)" if n_other_files else "no image"
+        raise InputError(str(folder), got, f"image files ({', '.join(sorted(EXTENSIONS))})")
     return Listing(sorted(files), sorted(folders), n_other_files)
 
 

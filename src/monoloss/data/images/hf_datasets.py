@@ -131,8 +131,8 @@ class DatasetImages:
                 self.label_column.read(table, self.description, row)
             for i, name in enumerate(self._ids(table, row) if self.id_column else ()):
                 if seen.setdefault(name, row + i) != row + i:
-                    came = f"{name!r} twice (rows {seen[name]} and {row + i})"
-                    raise InputError("id_column", came, "an id of its own for every row")
+                    got = f"{name!r} twice (rows {seen[name]} and {row + i})"
+                    raise InputError("id_column", got, "an id of its own for every row")
             row += table.num_rows
 
     def _rows(self, dataset: AnyDataset, first_row: int) -> Iterator[SourceImage]:
@@ -207,15 +207,15 @@ def open_image_dataset(
 def _choose_images(features: Any, image_column: str | None, path: str) -> str:
     if image_column is not None:
         if image_column not in features or not _holds_images(features[image_column]):
-            came = repr(image_column) if image_column not in features else f"{image_column!r}, {features[image_column]}"
+            got = repr(image_column) if image_column not in features else f"{image_column!r}, {features[image_column]}"
             there = ", ".join(name for name in features if _holds_images(features[name])) or "(none)"
-            raise InputError("image_column", came, f"a column of images of {path}: {there}")
+            raise InputError("image_column", got, f"a column of images of {path}: {there}")
         return image_column
     found: list[str] = [name for name in features if isinstance(features[name], datasets.Image)]
     found = found or [name for name in features if _holds_images(features[name])]
     if not found:
-        needed = "a column of images: of the type Image, or of encoded bytes"
-        raise InputError(path, f"no images in the columns {', '.join(features) or '(none)'}", needed)
+        expected = "a column of images: of the type Image, or of encoded bytes"
+        raise InputError(path, f"no images in the columns {', '.join(features) or '(none)'}", expected)
     if len(found) > 1:
         raise InputError("image_column", f"no choice between {' and '.join(found)} in {path}", "one of them")
     return found[0]
@@ -234,21 +234,21 @@ def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None,
     usual: Sequence[str] = of_classes if len(of_classes) == 1 else _USUAL_LABELS
     name = choose_key("label_column", label_column, usual, list(features), path)
     if name is None and of_classes:
-        came = f"no choice between {' and '.join(of_classes)} in {path}"
-        raise InputError("label_column", came, f"one of them; {_NO_LABELS}")
+        got = f"no choice between {' and '.join(of_classes)} in {path}"
+        raise InputError("label_column", got, f"one of them; {_NO_LABELS}")
     if name is None:
         return None
     feature, names = features[name], class_names_of(features, name)
     where, kind = f"{path}, column {name}", getattr(feature, "dtype", None)
     if getattr(feature, "feature", None) is not None:
         if names is None:
-            came = "lists without class names"
-            raise InputError(where, came, f"lists of ClassLabel, which say how many classes there are; {_NO_LABELS}")
+            got = "lists without class names"
+            raise InputError(where, got, f"lists of ClassLabel, which say how many classes there are; {_NO_LABELS}")
         return LabelColumn(name, "multi", names, None)
     if kind in {"string", "large_string"}:
         if not hasattr(dataset, "num_rows"):
-            came = "labels that are strings, in a stream"
-            raise InputError(where, came, f"a ClassLabel or integers, or streaming=False; {_NO_LABELS}")
+            got = "labels that are strings, in a stream"
+            raise InputError(where, got, f"a ClassLabel or integers, or streaming=False; {_NO_LABELS}")
         names = _strings(dataset, name, where)
         return LabelColumn(name, "single", names, {text: i for i, text in enumerate(names)})
     if names is None and not str(kind).startswith(("int", "uint")):

@@ -77,8 +77,8 @@ def open_images(  # noqa: PLR0913 - each is an option
     """
     kind, colon, place = spec.partition(":")
     if kind not in _KINDS or not colon or not place:
-        needed = "imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, cifar10:PATH or cifar100:PATH"
-        raise InputError("images", repr(spec), needed)
+        expected = "imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, cifar10:PATH or cifar100:PATH"
+        raise InputError("images", repr(spec), expected)
     options = {"image_column": image_column, "id_column": id_column, "streaming": streaming or None, "subset": subset}
     options |= {"labels_path": labels_path, "classes_path": classes_path}
     for name, value in options.items():

@@ -86,8 +86,8 @@ def _find(path: str | os.PathLike[str], argument: str, patterns: Sequence[str], 
     for name in names:
         found = sorted(Path(path).glob(name))
         if len(found) > 1:
-            came = f"no choice between {some_names([file.name for file in found])} in {path}"
-            raise InputError(argument, came, "one of them")
+            got = f"no choice between {some_names([file.name for file in found])} in {path}"
+            raise InputError(argument, got, "one of them")
         if found:
             return found[0]
     raise InputError(argument, f"no such file in {path}", f"a file named {' or '.join(dict.fromkeys(names))}")
@@ -108,21 +108,21 @@ def _read_classes(path: Path) -> tuple[dict[str, int], list[str]]:
     """The number of each MID, and the names by number."""
     numbers: dict[str, int] = {}
     names: list[str] = []
-    needed = "MID and display name in each row"
+    expected = "MID and display name in each row"
     with _csv_rows(path) as rows:
         for line, row in rows:
             if len(row) != 2:
-                raise InputError(str(path), f"{len(row)} columns on line {line}", needed)
+                raise InputError(str(path), f"{len(row)} columns on line {line}", expected)
             if line == 1 and row[0] in _CLASS_HEADERS:
                 continue
             if not row[0].startswith("/"):
-                raise InputError(str(path), f"{row[0]!r} on line {line}", f"{needed}, such as /m/01g317,Person")
+                raise InputError(str(path), f"{row[0]!r} on line {line}", f"{expected}, such as /m/01g317,Person")
             if row[0] in numbers:
                 raise InputError(str(path), f"the class {row[0]} twice (line {line})", "each class once")
             numbers[row[0]] = len(names)
             names.append(row[1])
     if not names:
-        raise InputError(str(path), "a file without classes", needed)
+        raise InputError(str(path), "a file without classes", expected)
     times = Counter(names)
     return numbers, [f"{name} ({mid})" if times[name] > 1 else name for mid, name in zip(numbers, names, strict=True)]
 
@@ -147,8 +147,8 @@ def _read_labels(
                 image, mid, confidence = row[image_column], row[class_column], row[confidence_column]
                 positive = confidence == "1" or float(confidence) == 1
             except (IndexError, ValueError) as error:
-                came = f"line {line}: {some_names(row)}" if row else f"an empty line {line}"
-                raise InputError(str(path), came, f"{', '.join(_LABEL_COLUMNS)} in each row") from error
+                got = f"line {line}: {some_names(row)}" if row else f"an empty line {line}"
+                raise InputError(str(path), got, f"{', '.join(_LABEL_COLUMNS)} in each row") from error
             if (place := position.get(image)) is None:
                 continue
             any_row = True

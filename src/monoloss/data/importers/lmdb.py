@@ -79,23 +79,23 @@ def import_lmdb(
 def _opened(path: str | os.PathLike[str]) -> Iterator[Reading]:
     """A read transaction on a file that is whole."""
     place = Path(path)
-    needed = "an LMDB folder with data.mdb in it, or such a file, as it was written"
+    expected = "an LMDB folder with data.mdb in it, or such a file, as it was written"
     if not place.exists():
-        raise InputError(str(path), "no such file or folder", needed)
+        raise InputError(str(path), "no such file or folder", expected)
     try:
         with lmdb.open(str(place), readonly=True, lock=False, subdir=place.is_dir()) as environment:
             _check_whole(environment, place / "data.mdb" if place.is_dir() else place)
             with environment.begin(buffers=True) as transaction:
                 yield transaction
     except lmdb.Error as error:
-        raise InputError(str(path), f"what cannot be read as LMDB ({error})", needed) from error
+        raise InputError(str(path), f"what cannot be read as LMDB ({error})", expected) from error
 
 
 def _check_whole(environment: lmdb.Environment, file: Path) -> None:
     """Raise for a file that ends before its last page: it is memory-mapped, and reading there would end the process."""
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if (came := file.stat().st_size) < needed:
-        raise InputError(str(file), f"a file that is cut off at {came} bytes", f"the {needed} bytes it had")
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if (got := file.stat().st_size) < expected:
+        raise InputError(str(file), f"a file that is cut off at {got} bytes", f"the {expected} bytes it had")
 
 
 def _read_sizes(transaction: Reading, path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -105,8 +105,8 @@ def _read_sizes(transaction: Reading, path: str | os.PathLike[str]) -> tuple[int
         raise InputError(f"{path}, key __len__", _shown(count), "the number of rows in decimal, at least 1")
     n_rows, axes = int(count), _axes(shape)
     if axes is None or 0 in axes:
-        needed = "a tuple of positive integers in decimal, such as (768,); it is not evaluated"
-        raise InputError(f"{path}, key __shape__", _shown(shape), needed)
+        expected = "a tuple of positive integers in decimal, such as (768,); it is not evaluated"
+        raise InputError(f"{path}, key __shape__", _shown(shape), expected)
     width = math.prod(axes)
     if width != max(axes):
         raise InputError(f"{path}, key __shape__", _shown(shape), "one vector for each row, such as (768,)")
@@ -140,10 +140,10 @@ def _read_rows(
     rows: ndarray | None = None
     for at, number in enumerate(numbers):
         value = transaction.get(str(number).encode())
-        came = "no such key" if value is None else f"{len(value)} bytes"
+        got = "no such key" if value is None else f"{len(value)} bytes"
         if value is None or len(value) != n_bytes:
-            needed = f"a row of {n_bytes} bytes: {width} float32 values, as __shape__ says"
-            raise InputError(f"{path}, key {number}", came, needed)
+            expected = f"a row of {n_bytes} bytes: {width} float32 values, as __shape__ says"
+            raise InputError(f"{path}, key {number}", got, expected)
         if rows is None:  # not before a row has borne out the width that the file claims
             rows = np.empty((len(numbers), width), dtype=np.float32)
         rows[at] = np.frombuffer(value, dtype=_ROW_DTYPE)

@@ -117,8 +117,8 @@ def no_embeddings(
     path: str | os.PathLike[str], there: Collection[str], usual: Sequence[str] = EMBEDDING_KEYS
 ) -> InputError:
     """Make the error for a source whose embeddings cannot be found."""
-    needed = f"embeddings_key, or one of the keys {', '.join(usual)}"
-    return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", needed)
+    expected = f"embeddings_key, or one of the keys {', '.join(usual)}"
+    return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", expected)
 
 
 def import_progress(options: ImportOptions, n_rows: int | None) -> AbstractContextManager[Callable[..., None]]:

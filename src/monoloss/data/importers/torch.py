@@ -109,8 +109,8 @@ def _label_tensor(path: str | os.PathLike[str], labels: Any) -> Shaped[Tensor, "
     try:
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        came = f"a {type(labels).__name__} that is no tensor ({error})"
-        raise InputError(f"{path}, labels", came, "integers, or bool of shape (rows, n_classes)") from error
+        got = f"a {type(labels).__name__} that is no tensor ({error})"
+        raise InputError(f"{path}, labels", got, "integers, or bool of shape (rows, n_classes)") from error
 
 
 def _string_list(path: str | os.PathLike[str], name: str, values: Any) -> list[str]:
@@ -132,10 +132,10 @@ def _is_row_mapping(content: Any) -> bool:
 def _row_shape(path: str | os.PathLike[str], names: list[Any], rows: list[Tensor]) -> tuple[int, str]:
     """Width and dtype of rows that are all alike."""
     first = rows[0]
-    needed = f"a row of shape ({first.shape[-1] if first.ndim else 'd'},) or (1, d), like the others"
+    expected = f"a row of shape ({first.shape[-1] if first.ndim else 'd'},) or (1, d), like the others"
     for name, row in zip(names, rows, strict=True):
         fits = row.ndim in {1, 2} and row.shape[-1] == first.shape[-1] and row.numel() == row.shape[-1]
         if not fits or row.dtype != first.dtype:
-            raise InputError(f"{path}, {name!r}", f"{row.dtype} of shape {tuple(row.shape)}", needed)
+            raise InputError(f"{path}, {name!r}", f"{row.dtype} of shape {tuple(row.shape)}", expected)
         plain_tensor(path, row)
     return first.shape[-1], dtype_name(first)

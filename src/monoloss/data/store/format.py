@@ -87,9 +87,9 @@ class ShardHeader:
         """Raise `InputError`, naming `name` and what differs, unless this shard can stand in one store with `other`."""
         own = {"index", "n_rows", "norms", "lines_sha256"} | ({"n_classes"} if self.labels == "single" else set())
         for field in fields(self):
-            came, needed = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in own and came != needed:
-                raise InputError(name, f"{field.name} {came!r}", f"{needed!r}, as in shard {other.index}")
+            got, expected = getattr(self, field.name), getattr(other, field.name)
+            if field.name not in own and got != expected:
+                raise InputError(name, f"{field.name} {got!r}", f"{expected!r}, as in shard {other.index}")
 
     def to_metadata(self) -> dict[str, str]:
         """As safetensors stores it."""
@@ -97,27 +97,27 @@ class ShardHeader:
         return {_HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **content}, allow_nan=False)}
 
 
-def check_facts(path: Path, what: str, found: ShardHeader | Manifest, needed: Mapping[str, object]) -> None:
+def check_facts(path: Path, what: str, found: ShardHeader | Manifest, expected: Mapping[str, object]) -> None:
     """Raise `InputError`, naming the file and the first difference, unless a shard or a store has certain facts.
 
     Args:
         path: the file that they were read from.
         what: what the error calls it.
         found: its facts.
-        needed: what they must be, by name.
+        expected: what they must be, by name.
     """
-    for name, value in needed.items():
-        for where, came, wanted in _differences(name, getattr(found, name), value):
-            raise InputError(str(path), f"{what} with {where} {_short(came)}", f"{_short(wanted)}, as in this run")
+    for name, value in expected.items():
+        for where, got, wanted in _differences(name, getattr(found, name), value):
+            raise InputError(str(path), f"{what} with {where} {_short(got)}", f"{_short(wanted)}, as in this run")
 
 
-def _differences(name: str, came: Any, needed: Any) -> Iterator[tuple[str, object, object]]:
+def _differences(name: str, got: Any, expected: Any) -> Iterator[tuple[str, object, object]]:
     """Where two values of JSON differ, as dotted names, with both values there."""
-    if isinstance(came, Mapping) and isinstance(needed, Mapping):
-        for key in dict.fromkeys([*needed, *came]):
-            yield from _differences(f"{name}.{key}", came.get(key), needed.get(key))
-    elif came != needed:
-        yield name, came, needed
+    if isinstance(got, Mapping) and isinstance(expected, Mapping):
+        for key in dict.fromkeys([*expected, *got]):
+            yield from _differences(f"{name}.{key}", got.get(key), expected.get(key))
+    elif got != expected:
+        yield name, got, expected
 
 
 def _short(value: object, length: int = 200) -> str:

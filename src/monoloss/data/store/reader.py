@@ -96,11 +96,11 @@ class MappedShards:
 
     def gather(self, name: str, indices: Int[Tensor, " n"], each: int = 1) -> Shaped[Tensor, "n ..."]:
         """Rows by number, in the order of `indices`; a copy. A tensor may hold one entry for `each` rows."""
-        needed = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
+        expected = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
         if indices.ndim != 1 or indices.dtype not in {torch.int64, torch.int32}:
-            raise InputError("indices", f"{indices.dtype} of shape {tuple(indices.shape)}", needed)
+            raise InputError("indices", f"{indices.dtype} of shape {tuple(indices.shape)}", expected)
         if len(indices) and (indices.min() < 0 or indices.max() >= self.offsets[-1]):
-            raise InputError("indices", f"values from {int(indices.min())} to {int(indices.max())}", needed)
+            raise InputError("indices", f"values from {int(indices.min())} to {int(indices.max())}", expected)
         if self._loaded is not None and name == "embeddings":
             return self._loaded.index_select(0, indices.to(self.device))
         indices = indices.to("cpu", torch.int64)

@@ -55,16 +55,16 @@ def encode_rows(
         InputError: a row is not finite or zero, as it came or once it is stored; or its type cannot be stored so.
     """
     if not embeddings.is_floating_point() and not (embeddings.dtype == torch.uint8 and dtype == "uint8"):
-        needed = "floating-point rows, or uint8 rows with dtype 'uint8' and a scale"
-        raise InputError("embeddings", f"{embeddings.dtype} rows to store as {dtype}", needed)
+        expected = "floating-point rows, or uint8 rows with dtype 'uint8' and a scale"
+        raise InputError("embeddings", f"{embeddings.dtype} rows to store as {dtype}", expected)
     stored = torch.empty(embeddings.shape, dtype=DTYPES[dtype])
     unit_sum = torch.zeros(embeddings.shape[1], dtype=torch.float64)
     extremes: list[float] = []
     for start in range(0, len(embeddings), _BLOCK):
-        came, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
-        rows, norms, outside = _store(came, part, scale)
+        got, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
+        rows, norms, outside = _store(got, part, scale)
         if outside.any():
-            _refuse(~came.isfinite().all(dim=1), start, row_name, _NOT_FINITE, "finite rows")
+            _refuse(~got.isfinite().all(dim=1), start, row_name, _NOT_FINITE, "finite rows")
             _refuse(outside, start, row_name, f"{_OUTSIDE} {dtype}", _range_text(dtype, scale))
         _refuse(norms == 0, start, row_name, f"{_ZEROS} {dtype}", "rows with a norm above 0")
         unit_sum += (rows / norms[:, None]).sum(dim=0)
@@ -87,15 +87,15 @@ def row_faults(embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | Non
 
 
 def _store(
-    came: Shaped[Tensor, "n d"], stored: Shaped[Tensor, "n d"], scale: float | None
+    got: Shaped[Tensor, "n d"], stored: Shaped[Tensor, "n d"], scale: float | None
 ) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, " n"], Bool[Tensor, " n"]]:
     """Fill `stored`; gives the stored rows as float64, their norms, and which rows it cannot hold."""
-    block = came
-    if scale is not None and came.is_floating_point():
-        block = (came.double() / scale).round()
+    block = got
+    if scale is not None and got.is_floating_point():
+        block = (got.double() / scale).round()
         outside = ~((block >= 0) & (block <= 255)).all(dim=1)
     else:
-        outside = torch.zeros(len(came), dtype=torch.bool)
+        outside = torch.zeros(len(got), dtype=torch.bool)
     stored.copy_(block)
     rows = decode(stored, scale).double()
     norms = rows.norm(dim=1)
@@ -118,17 +118,17 @@ def encode_labels(
     if labels.ndim == 2 and labels.dtype == torch.bool and labels.shape[1] > 0:
         return "multi", *_encode_multi_labels(labels, class_names)
     if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        needed = "integers of shape (rows,), or bool of shape (rows, n_classes) for several labels a row"
-        raise InputError("labels", _type_text(labels), needed)
+        expected = "integers of shape (rows,), or bool of shape (rows, n_classes) for several labels a row"
+        raise InputError("labels", _type_text(labels), expected)
     labels = labels.to(torch.int64)
     n_classes = int(labels.max()) + 1 if class_names is None and len(labels) else len(class_names or ())
     wrong = (labels < 0) | (labels >= min(n_classes, MAX_CLASSES))
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        needed = f"labels from 0 to {min(n_classes, MAX_CLASSES) - 1}, one for each class name"
+        expected = f"labels from 0 to {min(n_classes, MAX_CLASSES) - 1}, one for each class name"
         if class_names is None:
-            needed = f"labels from 0, below {MAX_CLASSES}"
-        raise InputError("labels", f"{int(labels[row])} ({row_name(row)})", needed)
+            expected = f"labels from 0, below {MAX_CLASSES}"
+        raise InputError("labels", f"{int(labels[row])} ({row_name(row)})", expected)
     return "single", n_classes, {"labels": labels.contiguous()}
 
 
@@ -151,9 +151,9 @@ def _encode_multi_labels(
     return n_classes, {"label_offsets": offsets, "label_values": labels.nonzero()[:, 1].contiguous()}
 
 
-def _refuse(bad: Bool[Tensor, " n"], start: int, row_name: RowName, came: str, needed: str) -> None:
+def _refuse(bad: Bool[Tensor, " n"], start: int, row_name: RowName, got: str, expected: str) -> None:
     if bad.any():
-        raise InputError("embeddings", f"{came} ({row_name(start + int(bad.nonzero()[0]))})", needed)
+        raise InputError("embeddings", f"{got} ({row_name(start + int(bad.nonzero()[0]))})", expected)
 
 
 def _range_text(dtype: str, scale: float | None) -> str:

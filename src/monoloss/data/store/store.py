@@ -240,8 +240,8 @@ class FeatureStore:
         if not wrong and self._rebuilt_manifest() != self.manifest:
             wrong.append(MANIFEST)
         if wrong:
-            came = f"changed contents in {', '.join(wrong)}"
-            raise InputError(str(self.folder), came, f"the files whose sha256 {MANIFEST} holds")
+            got = f"changed contents in {', '.join(wrong)}"
+            raise InputError(str(self.folder), got, f"the files whose sha256 {MANIFEST} holds")
 
     def _rebuilt_manifest(self) -> Manifest:
         headers, unit_sum = [], torch.zeros((), dtype=torch.float64)

@@ -156,15 +156,15 @@ class FeatureStoreWriter:
         check_number("index", index, at_least=0, integer=True)
         tensor_name, line_name = shard_names(index)
         if (self.folder / tensor_name).exists():
-            came = f"{index}, which is written already in {self.folder}, by another process or an earlier call"
-            raise InputError("index", came, "the number of a new shard")
+            got = f"{index}, which is written already in {self.folder}, by another process or an earlier call"
+            raise InputError("index", got, "the number of a new shard")
         embeddings = to_tensor("embeddings", embeddings)
         patches = () if self.patch_grid is None else (self.patch_grid.n_patches,)
         fits = embeddings.ndim == 2 + len(patches) and embeddings.shape[1:-1] == patches
         if not fits or embeddings.shape[-1] == 0 or len(embeddings) > self.rows_per_shard:
             sides = ", ".join(["rows", *map(str, patches), "width"])
-            needed = f"({sides}) with at most {self.rows_per_shard} rows and a width of at least 1"
-            raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", needed)
+            expected = f"({sides}) with at most {self.rows_per_shard} rows and a width of at least 1"
+            raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", expected)
         check_same_rows(len(embeddings), ids=ids, labels=labels, paths=paths, thumbnails=thumbnails)
         check_ids(ids, index * self.rows_per_shard)
         lines = lines_text(ids, paths, skipped)
@@ -226,10 +226,10 @@ class FeatureStoreWriter:
                 No manifest is written then.
         """
         written = self.written
-        needed = range(max(written, default=0) + 1 if n_shards is None else n_shards)
-        for index in sorted(set(needed) ^ set(written)):
-            came = "no such shard" if index in needed else "a shard too many"
-            raise InputError(str(self.folder / shard_names(index)[0]), came, f"shards 0 to {len(needed) - 1}")
+        expected = range(max(written, default=0) + 1 if n_shards is None else n_shards)
+        for index in sorted(set(expected) ^ set(written)):
+            got = "no such shard" if index in expected else "a shard too many"
+            raise InputError(str(self.folder / shard_names(index)[0]), got, f"shards 0 to {len(expected) - 1}")
         headers: list[ShardHeader] = []
         shards: list[ShardFiles] = []
         seen: dict[str, int] = {}
@@ -241,8 +241,8 @@ class FeatureStoreWriter:
             lines = ShardLines.read(line_file, header.lines_sha256)
             for name in lines.ids:
                 if seen.setdefault(name, index) != index:
-                    came = f"{name!r} twice (shards {seen[name]} and {index})"
-                    raise InputError("ids", came, "an id of its own for every row")
+                    got = f"{name!r} twice (shards {seen[name]} and {index})"
+                    raise InputError("ids", got, "an id of its own for every row")
             headers.append(header)
             shards.append(ShardFiles.of(header.n_rows, tensor_file, line_file))
             unit_sum = unit_sum + tensors["unit_sum"]
@@ -322,11 +322,11 @@ def checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] |
     """The facts of an encoder as they are read back; `InputError` for what JSON cannot hold."""
     if encoder is None:
         return None
-    needed = "name, weights and preprocessing, of what JSON can hold"
+    expected = "name, weights and preprocessing, of what JSON can hold"
     if set(encoder) != {"name", "weights", "preprocessing"}:
-        raise InputError("encoder", f"the keys {sorted(encoder)}", needed)
+        raise InputError("encoder", f"the keys {sorted(encoder)}", expected)
     try:
         plain: dict[str, object] = json.loads(json.dumps(dict(encoder), allow_nan=False))  # as it will be read back
     except (TypeError, ValueError) as error:
-        raise InputError("encoder", str(error), needed) from error
+        raise InputError("encoder", str(error), expected) from error
     return plain

@@ -244,8 +244,8 @@ def _prepared(
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            needed = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
-            raise InputError("data.workers", f"one of {workers} processes that was killed", needed) from error
+            expected = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
+            raise InputError("data.workers", f"one of {workers} processes that was killed", expected) from error
         if not left or isinstance(batch, InputError):
             del prepared  # ends the workers now: nobody may ask for more, and an error keeps what its frames hold
         if isinstance(batch, InputError):

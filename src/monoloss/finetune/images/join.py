@@ -93,11 +93,11 @@ def images_of_rows(
     missing = [store.ids[row] for row, position in enumerate(found) if position < 0]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        came = f"{images.description}, without an image for {len(missing)} of {len(found)} rows ({some})"
-        needed = f"the images of {store.folder}, of the same split"
+        got = f"{images.description}, without an image for {len(missing)} of {len(found)} rows ({some})"
+        expected = f"the images of {store.folder}, of the same split"
         if join_on == "id" and _have_one_name(store.ids, images.ids):
-            needed = "join_on 'name': the file names are the same"
-        raise InputError(argument, came, needed)
+            expected = "join_on 'name': the file names are the same"
+        raise InputError(argument, got, expected)
     positions = torch.tensor(found, dtype=torch.int64)
     _check_labels(images, store, JoinedRows(positions, torch.arange(len(found))), "store")
     return positions
@@ -113,8 +113,8 @@ def _numbered(names: Sequence[str], join_on: JoinOn, what: str) -> Mapping[str, 
     for i, name in enumerate(names):
         if number.setdefault(_key(name, join_on), i) != i:
             first = names[number[_key(name, join_on)]]
-            came = f"'name', but {what} hold {_key(name, join_on)} twice ({first}, {name})"
-            raise InputError("join_on", came, "'id', or file names that are unique")
+            got = f"'name', but {what} hold {_key(name, join_on)} twice ({first}, {name})"
+            raise InputError("join_on", got, "'id', or file names that are unique")
     return number
 
 
@@ -124,12 +124,12 @@ def _missing(
     """What to say about images without a row."""
     some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     if len(missing) < len(images):
-        came = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({some})"
-        return InputError(argument, came, f"a row for every image of {images.description}")
-    came = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {some})"
+        got = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({some})"
+        return InputError(argument, got, f"a row for every image of {images.description}")
+    got = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {some})"
     if join_on == "id" and _have_one_name(images.ids, store.ids):
-        return InputError(argument, came, "join_on 'name': the file names are the same")
-    return InputError(argument, came, f"the store of {images.description}, of the same split")
+        return InputError(argument, got, "join_on 'name': the file names are the same")
+    return InputError(argument, got, f"the store of {images.description}, of the same split")
 
 
 def _have_one_name(images: Iterable[str], rows: Iterable[str]) -> bool:
@@ -153,6 +153,6 @@ def _check_labels(images: LabelledImages, store: FeatureStore, joined: JoinedRow
     wrong = (labels != stored).nonzero().flatten()
     if len(wrong):
         first = int(wrong[0])
-        came = f"{store.folder}, where {len(wrong)} of {len(labels)} images have another label"
+        got = f"{store.folder}, where {len(wrong)} of {len(labels)} images have another label"
         example = f" ({images.ids[int(joined.positions[first])]}: {int(stored[first])}, not {int(labels[first])})"
-        raise InputError(argument, came + example, f"the store of {images.description}, of the same split")
+        raise InputError(argument, got + example, f"the store of {images.description}, of the same split")

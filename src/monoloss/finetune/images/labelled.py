@@ -43,8 +43,8 @@ class LabelledImages:
 
     def __init__(self, source: ImageSource) -> None:
         if source.labels != "single":
-            came = "images without labels" if source.labels is None else "images with several labels each"
-            raise InputError(source.description, came, "images with one label each")
+            got = "images without labels" if source.labels is None else "images with several labels each"
+            raise InputError(source.description, got, "images with one label each")
         if not isinstance(source, ListedSource) or source.n_images is None:
             raise InputError(source.description, "a stream", "images that can be read in any order")
         listed = list(source.ids_and_labels())
@@ -74,8 +74,8 @@ class LabelledImages:
         try:
             return decode_image(image.content)
         except UnreadableImage as error:
-            came = f"an image that cannot be read: {image.id} ({error.reason})"
-            raise InputError(self.description, came, "images that can be read; take this one away") from error
+            got = f"an image that cannot be read: {image.id} ({error.reason})"
+            raise InputError(self.description, got, "images that can be read; take this one away") from error
 
     def use_classes_of(self, other: LabelledImages) -> None:
         """Number the classes as other images do, by their names.
@@ -86,9 +86,9 @@ class LabelledImages:
         numbers = class_numbers(self.class_names, other.class_names)
         if numbers is None:
             unknown = [name for name in self.class_names if name not in other.class_names]
-            came = f"{len(self.class_names)} classes, {len(unknown)} of them ({', '.join(unknown[:3])}) not of "
-            needed = f"the {len(other.class_names)} classes of the images to train on"
-            raise InputError(self.description, came + other.description, needed)
+            got = f"{len(self.class_names)} classes, {len(unknown)} of them ({', '.join(unknown[:3])}) not of "
+            expected = f"the {len(other.class_names)} classes of the images to train on"
+            raise InputError(self.description, got + other.description, expected)
         self.labels = numbers[self.labels]
         self.class_names = other.class_names
 

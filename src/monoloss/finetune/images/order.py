@@ -71,8 +71,8 @@ class TrainingOrder:
         if self.batch_size > self.n_rows:
             raise InputError("batch_size", self.batch_size, f"at most the images to train on, {self.n_rows}")
         if self.batch_size * self.accumulate > self.n_rows:
-            needed = f"batches that hold no more than the images to train on, {self.n_rows}"
-            raise InputError("accumulate_batches", f"{self.accumulate} of {self.batch_size} images", needed)
+            expected = f"batches that hold no more than the images to train on, {self.n_rows}"
+            raise InputError("accumulate_batches", f"{self.accumulate} of {self.batch_size} images", expected)
         for name, value in (("processes", self.world_size), ("augmentation.repeats", self.repeats)):
             if self.batch_size % value:
                 raise InputError(name, value, f"a divisor of batch_size, {self.batch_size}")

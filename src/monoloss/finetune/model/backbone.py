@@ -109,8 +109,8 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
             recipe["architecture"], pretrained=False, pretrained_cfg=dict(recipe["pretrained_cfg"]), **recipe["args"]
         )
     except Exception as error:  # wrong values in a file can raise anything in timm
-        came = f"{recipe['architecture']!r} ({first_line(error)})"
-        raise InputError("backbone", came, "a model of this timm") from error
+        got = f"{recipe['architecture']!r} ({first_line(error)})"
+        raise InputError("backbone", got, "a model of this timm") from error
 
 
 @torch.no_grad()
@@ -133,8 +133,8 @@ def pooled_width(model: ImageModel, image_size: int, argument: str = "model.imag
     finally:
         model.train(was_training)
     if not isinstance(pooled, Tensor) or pooled.ndim != 2:
-        came = f"shape {tuple(pooled.shape)}" if isinstance(pooled, Tensor) else f"a {type(pooled).__name__}"
-        raise InputError("model.backbone", f"a model whose pooled output is {came}", "one vector an image")
+        got = f"shape {tuple(pooled.shape)}" if isinstance(pooled, Tensor) else f"a {type(pooled).__name__}"
+        raise InputError("model.backbone", f"a model whose pooled output is {got}", "one vector an image")
     return int(pooled.shape[1])
 
 
@@ -151,7 +151,7 @@ def _arguments_of_config() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(_ARGUMENTS.get(error.argument, error.argument), error.came, error.needed) from error
+        raise InputError(_ARGUMENTS.get(error.argument, error.argument), error.got, error.expected) from error
 
 
 def _wrong_size(argument: str, size: int, error: Exception) -> InputError:

@@ -110,13 +110,13 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
     Example:
         >>> load_finetuned("nowhere")
         Traceback (most recent call last):
-        monoloss.errors.InputError: nowhere: got no such folder; needed the folder of a fine-tuned model
+        monoloss.errors.InputError: nowhere: got no such folder; expected the folder of a fine-tuned model
     """
     check_type("folder", folder, str | os.PathLike, "a path")
     folder = Path(folder)
     if not folder.is_dir():
-        came = "a file" if folder.exists() else "no such folder"
-        raise InputError(str(folder), came, "the folder of a fine-tuned model")
+        got = "a file" if folder.exists() else "no such folder"
+        raise InputError(str(folder), got, "the folder of a fine-tuned model")
     path = folder / CONFIG
     content = read_json(path, format_version=FORMAT_VERSION)
     provenance = _read_config(str(path), content)
@@ -130,7 +130,7 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
     except InputError as error:
         if error.argument.startswith(str(folder)):
             raise
-        raise InputError(f"{path}: {error.argument}", error.came, error.needed) from error
+        raise InputError(f"{path}: {error.argument}", error.got, error.expected) from error
     model.provenance = provenance
     return model.to(device).eval()
 

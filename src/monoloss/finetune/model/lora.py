@@ -117,11 +117,11 @@ def _attentions(backbone: ImageModel) -> list[tuple[str, ImageModel]]:
         if type(module) in known and not adds_biases:
             found.append((name, module))
         elif hasattr(module, "qkv") or hasattr(module, "q_proj"):
-            needed = "a backbone with timm's Attention (ViT, DeiT, CLIP, SigLIP, DINO, Swin), or lora: null"
-            raise InputError("model.lora", f"attention of the kind {type(module).__name__} at {name}", needed)
+            expected = "a backbone with timm's Attention (ViT, DeiT, CLIP, SigLIP, DINO, Swin), or lora: null"
+            raise InputError("model.lora", f"attention of the kind {type(module).__name__} at {name}", expected)
     if not found:
-        needed = "null, which trains all weights, or a backbone with attention"
-        raise InputError("model.lora", f"low-rank updates for {type(backbone).__name__}, without attention", needed)
+        expected = "null, which trains all weights, or a backbone with attention"
+        raise InputError("model.lora", f"low-rank updates for {type(backbone).__name__}, without attention", expected)
     return found
 
 

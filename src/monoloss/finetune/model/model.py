@@ -146,6 +146,6 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         check_type("class_names", name, str, "a list of texts")
     if len(names) < 2 or len(set(names)) < len(names):
-        came = f"{len(names)} names" if len(names) < 2 else "a name twice"
-        raise InputError("class_names", came, "at least two classes, each with a name of its own")
+        got = f"{len(names)} names" if len(names) < 2 else "a name twice"
+        raise InputError("class_names", got, "at least two classes, each with a name of its own")
     return tuple(names)

@@ -118,14 +118,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
 
 def check_groups(
-    argument: str, groups: Mapping[str, Sequence[Evaluation]], key: str | None = None, needed: str = ""
+    argument: str, groups: Mapping[str, Sequence[Evaluation]], key: str | None = None, expected: str = ""
 ) -> None:
     """Refuse groups without an evaluation, or without one that has the figure `key`."""
     evaluations = [evaluation for group in groups.values() for evaluation in group]
     if not evaluations:
         raise InputError(argument, "no evaluations", "at least one")
     if key is not None and not any(key in evaluation.summary for evaluation in evaluations):
-        raise InputError(argument, f"evaluations without {key}", needed)
+        raise InputError(argument, f"evaluations without {key}", expected)
 
 
 def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]:

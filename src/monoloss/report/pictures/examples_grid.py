@@ -141,8 +141,8 @@ def _images(
     fetched = get(wanted).cpu() if len(wanted) else torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
     right_shape = fetched.ndim == 4 and fetched.shape[0] == len(wanted) and fetched.shape[3] in (1, 3, 4)
     if not right_shape or fetched.dtype != torch.uint8:
-        came = f"{fetched.dtype} of shape {tuple(fetched.shape)} for {len(wanted)} rows"
-        raise InputError(argument, came, "torch.uint8 of shape (rows, height, width, 1, 3 or 4)")
+        got = f"{fetched.dtype} of shape {tuple(fetched.shape)} for {len(wanted)} rows"
+        raise InputError(argument, got, "torch.uint8 of shape (rows, height, width, 1, 3 or 4)")
     by_row = dict(zip(wanted.tolist(), fetched, strict=True))
     return {
         latent: [by_row.get(row) for row in of_latent] for latent, of_latent in zip(latents, rows.tolist(), strict=True)
