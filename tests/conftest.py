@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-import rounding
+from support import rounding
 
 torch.set_num_threads(1)  # sums run in the same order everywhere, and small products wait for no busy core
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)

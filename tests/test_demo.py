@@ -12,7 +12,7 @@ import monoloss.demo
 from monoloss import Evaluation, InputError
 from monoloss.demo import LOSSES, VARIANTS, digits_stores, run_demo
 from monoloss.report.discovery import find_evaluations, find_stores
-from report_samples import page_data
+from support.reports import page_data
 
 NAMES = [f"{variant}-{loss}" for variant in VARIANTS for loss in LOSSES]
 PICTURES = {"score-against-explained-variance.png", *(f"digits-{variant}.png" for variant in VARIANTS)}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mono_checks import assert_same_scores
-from mono_samples import LAYOUTS, fixed_k, ragged, some_activations, some_batches, some_embeddings
 from monoloss.errors import InputError
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.score import mono_score
 from monoloss.losses import MonoLoss
 from monoloss.sparse import SparseActivations
+from support.embeddings import LAYOUTS, fixed_k, ragged, some_activations, some_batches, some_embeddings
+from support.mono_checks import assert_same_scores
 
 G = 0.7
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from monoloss.data.store import FeatureStore
-from store_samples import rows_of
+from support.stores import store_of_four_shards
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
-    """Ten rows in four shards: 3, 3, 3, 1."""
-    labels, ids = torch.arange(10) % 4, [f"image {i}" for i in range(10)]
-    return FeatureStore.create(tmp_path / "store", rows_of(10), labels, ids, rows_per_shard=3)
+    return store_of_four_shards(tmp_path / "store")

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation_samples import assert_classes
 from monoloss.evaluation import classes as module
 from monoloss.evaluation.classes import TopClasses
 from monoloss.functional.purity import class_counts, purity_from_counts
+from support.evaluations import assert_classes
 
 
 @given(

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation_samples import assert_examples, examples_by_loops, hash_of
-from mono_samples import LAYOUTS, as_dense, ragged
 from monoloss.evaluation import examples as module
 from monoloss.evaluation.examples import Examples, ExtremeRows, SampledRows, mixed
 from monoloss.functional import sparsity
+from support.embeddings import LAYOUTS, as_dense, ragged
+from support.evaluations import assert_examples, examples_by_loops, hash_of
 
 
 def with_ties(seed: int, n: int, m: int) -> Tensor:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evaluation_samples import tensors_of
 from monoloss.errors import InputError
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
+from support.evaluations import tensors_of
 
 
 @pytest.fixture

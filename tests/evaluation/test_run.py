@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import bounds
 import reference
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
@@ -20,8 +19,9 @@ from monoloss.evaluation.run import evaluate
 from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
-from sae_checks import Spy, check_evaluation_changes_no_tensor, check_every_row_is_read_once_in_order
-from sae_samples import bits_of, dense, generator_of, some_config, structured_rows, structured_store
+from support import bounds
+from support.sae_checks import Spy, check_evaluation_changes_no_tensor, check_every_row_is_read_once_in_order
+from support.saes import bits_of, dense, generator_of, some_config, structured_rows, structured_store
 
 D, M, N = 32, 40, 160
 ERROR = bounds.of_score(N)  # 8e-5, of any split into batches

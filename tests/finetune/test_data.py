@@ -11,7 +11,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.finetune.config import DataConfig
 from monoloss.finetune.run import open_data
-from picture_samples import labelled, picture_folder, store_of
+from support.image_folders import labelled, picture_folder, store_of
 
 
 def test_train_and_validation(tmp_path: Path) -> None:

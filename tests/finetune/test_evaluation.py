@@ -11,11 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import bounds
 import reference
-from finetune_models import LORA, model_of, small_config, stirred
-from finetune_runs import a_run as a_run_config
-from finetune_runs import data_in
 from monoloss.cli import main
 from monoloss.commands.sources import evaluation_folders, find_sources
 from monoloss.data.store import FeatureStore
@@ -36,8 +32,12 @@ from monoloss.finetune.run import fine_tune
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.report.discovery import find_evaluations
 from monoloss.report.runs import report_runs
-from picture_samples import CLASSES, labelled, picture_folder, store_of
-from report_samples import cell_of, page_data
+from support import bounds
+from support.finetune_models import LORA, model_of, small_config, stirred
+from support.finetune_runs import a_run as a_run_config
+from support.finetune_runs import data_in
+from support.image_folders import CLASSES, labelled, picture_folder, store_of
+from support.reports import cell_of, page_data
 
 N = 12
 

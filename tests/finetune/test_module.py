@@ -13,9 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import bounds
 import reference
-from finetune_models import CLASSES, LORA, pictures, small_config, small_model, stirred
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, OptimisationConfig
 from monoloss.finetune.model.model import FineTuneModel
@@ -25,6 +23,8 @@ from monoloss.finetune.run import module_of
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.purity import class_purity
 from monoloss.runs.trainer import quiet_lightning
+from support import bounds
+from support.finetune_models import CLASSES, LORA, pictures, small_config, small_model, stirred
 
 N, D = 12, 5
 DATA = DataConfig("imagefolder:images", embeddings="store")

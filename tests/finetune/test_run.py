@@ -16,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import bounds
-from finetune_models import model_of
-from finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
 from monoloss.cli import main
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, LoraConfig, OptimisationConfig
@@ -32,7 +29,10 @@ from monoloss.finetune.run import decay_of, fine_tune, open_data, sgd_of, traini
 from monoloss.finetune.run_folder import validation_measures
 from monoloss.functional.loss import mono_loss
 from monoloss.runs.checkpoints import checkpoints_in, step_of
-from picture_samples import labelled, store_of
+from support import bounds
+from support.finetune_models import model_of
+from support.finetune_runs import N_STEPS, a_run, assert_equal_weights, data_in, logged_by, trained, without_average
+from support.image_folders import labelled, store_of
 
 PATIENCE_S = 600.0
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation_samples import histogram_by_loops
-from mono_samples import LAYOUTS, as_dense, ragged, rows_of, some_activations
 from monoloss.errors import InputError
 from monoloss.functional import histogram as module
 from monoloss.functional import sparsity
 from monoloss.functional.histogram import N_BINS, activation_histogram, histogram_edges
 from monoloss.functional.sparsity import activation_counts
+from support.embeddings import LAYOUTS, as_dense, ragged, rows_of, some_activations
+from support.evaluations import histogram_by_loops
 
 
 def around_the_edges(dtype: torch.dtype) -> Tensor:

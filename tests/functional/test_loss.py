@@ -10,16 +10,11 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import monoloss.sparse.products
-from mono_checks import (
-    check_gradient,
-    check_gradient_above_a_floor,
-    check_gradient_of_floors_beside_moving_minima,
-    check_gradient_where_the_minimum_moves,
-    check_loss_value,
-    gradients,
-    pairwise_loss,
-)
-from mono_samples import (
+from monoloss.errors import InputError
+from monoloss.functional.loss import batch_scores, mono_loss
+from monoloss.functional.score import mono_score
+from monoloss.sparse import SparseActivations
+from support.embeddings import (
     DEAD,
     HIGH_CONSTANT,
     LAYOUTS,
@@ -31,10 +26,15 @@ from mono_samples import (
     some_activations,
     some_embeddings,
 )
-from monoloss.errors import InputError
-from monoloss.functional.loss import batch_scores, mono_loss
-from monoloss.functional.score import mono_score
-from monoloss.sparse import SparseActivations
+from support.mono_checks import (
+    check_gradient,
+    check_gradient_above_a_floor,
+    check_gradient_of_floors_beside_moving_minima,
+    check_gradient_where_the_minimum_moves,
+    check_loss_value,
+    gradients,
+    pairwise_loss,
+)
 
 UNDEFINED = [DEAD, LOW_CONSTANT, HIGH_CONSTANT, SINGLE]
 

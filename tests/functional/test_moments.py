@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import reference
-from mono_samples import LAYOUTS, as_dense, every_entry, ragged, rows_of, some_activations, some_embeddings
 from monoloss.errors import InputError
 from monoloss.functional.moments import (
     MonoMoments,
@@ -23,6 +22,7 @@ from monoloss.functional.moments import (
 )
 from monoloss.functional.score import score_of
 from monoloss.sparse import SparseActivations
+from support.embeddings import LAYOUTS, as_dense, every_entry, ragged, rows_of, some_activations, some_embeddings
 
 
 def loop_moments(embeddings: Tensor, dense: Tensor, b: Tensor | None = None) -> MonoMoments:

@@ -11,15 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from mono_checks import (
-    MIN_N_EFF,
-    TOLERANCES,
-    assert_same_scores,
-    assert_scores,
-    check_score_of_float32_at_offset_100,
-    check_score_of_one_call,
-)
-from mono_samples import (
+from monoloss.errors import InputError
+from monoloss.functional.moments import batch_moments, unit_rows
+from monoloss.functional.score import chance, lift, mono_score, n_eff, score_of, summarise
+from monoloss.sparse import SparseActivations
+from support.embeddings import (
     DEAD,
     HIGH_CONSTANT,
     LAYOUTS,
@@ -31,10 +27,14 @@ from mono_samples import (
     some_activations,
     some_embeddings,
 )
-from monoloss.errors import InputError
-from monoloss.functional.moments import batch_moments, unit_rows
-from monoloss.functional.score import chance, lift, mono_score, n_eff, score_of, summarise
-from monoloss.sparse import SparseActivations
+from support.mono_checks import (
+    MIN_N_EFF,
+    TOLERANCES,
+    assert_same_scores,
+    assert_scores,
+    check_score_of_float32_at_offset_100,
+    check_score_of_one_call,
+)
 
 
 def moments_of(embeddings, activations, center=None):

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from mono_samples import every_entry
 from monoloss.errors import InputError
 from monoloss.functional import sparsity
 from monoloss.functional.sparsity import activation_counts, active_entries, density, l0, l1
 from monoloss.sparse import SparseActivations
+from support.embeddings import every_entry
 
 
 def some_activations(seed: int, n: int = 40, m: int = 7) -> torch.Tensor:

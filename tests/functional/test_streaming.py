@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import bounds
-from mono_samples import LAYOUTS, as_dense, rows_of, some_activations, some_embeddings
 from monoloss.errors import InputError
 from monoloss.functional import streaming
 from monoloss.functional.moments import MonoMoments, batch_moments, merge, unit_rows
 from monoloss.functional.score import mono_score, score_of
 from monoloss.functional.streaming import add_batch
 from monoloss.sparse import SparseActivations
+from support import bounds
+from support.embeddings import LAYOUTS, as_dense, rows_of, some_activations, some_embeddings
 
 NAMES = [field.name for field in dataclasses.fields(MonoMoments)]
 

@@ -13,8 +13,8 @@ from monoloss.errors import InputError
 from monoloss.report.discovery import LocatedEvaluation, find_evaluations, find_stores, training_curves
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
-from report_samples import some_evaluations, some_store
-from sae_samples import some_config
+from support.reports import some_evaluations, some_store
+from support.saes import some_config
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from monoloss.evaluation.similar import closest_matches, similar_latents
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.report.latent_data import COLUMNS, matched_runs, shown_rows, write_latents
 from monoloss.report.runs import report_runs
-from report_samples import M, N, as_written_before, page_data, some_evaluations, some_models, some_store
+from support.reports import M, N, as_written_before, page_data, some_evaluations, some_models, some_store
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from monoloss.evaluation.charts.overview import TrainingCurve
 from monoloss.evaluation.run import evaluate
 from monoloss.functional.histogram import histogram_edges
 from monoloss.report.page import write_report
-from report_samples import (
+from support.reports import (
     M,
     N,
     as_written_before,
@@ -29,7 +29,7 @@ from report_samples import (
     some_models,
     some_store,
 )
-from store_samples import ODD_IDS, everything_in
+from support.stores import ODD_IDS, everything_in
 
 HOSTILE = [
     '"><script>alert(1)</script>',

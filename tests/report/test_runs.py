@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluation_samples import tensors_of
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.report.run_facts import settings_of
 from monoloss.report.runs import baseline_of, report_runs
-from report_samples import N, as_written_before, some_models, some_store
+from support.evaluations import tensors_of
+from support.reports import N, as_written_before, some_models, some_store
 
 
 @pytest.fixture(scope="module")

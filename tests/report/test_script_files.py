@@ -8,7 +8,7 @@ import math
 import pytest
 
 from monoloss.report.script_files import json_text, script_text, short, short_all, write_script
-from store_samples import ODD_IDS
+from support.stores import ODD_IDS
 
 HOSTILE = [
     *ODD_IDS,

@@ -9,7 +9,7 @@ from PIL import Image, features
 
 from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.report.sprites import sheet_of, write_sheets
-from report_samples import N, cell_of, image_files, some_store
+from support.reports import N, cell_of, image_files, some_store
 
 FACTS = {"per_sheet": 256, "sheet_columns": 16, "sheet_suffix": "webp"}
 

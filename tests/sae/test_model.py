@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-import sae_reference
 from monoloss.errors import InputError
 from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
-from sae_checks import check_a_row_is_its_own_affair, check_small_batches_encode_as_large_ones
-from sae_samples import VARIANTS, D, K, M, bits_of, dense, reference_pass, some_config, some_rows, some_sae
+from sae import reference as sae_reference
+from support.sae_checks import check_a_row_is_its_own_affair, check_small_batches_encode_as_large_ones
+from support.saes import VARIANTS, D, K, M, bits_of, dense, reference_pass, some_config, some_rows, some_sae
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 

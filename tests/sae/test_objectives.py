@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import sae_reference
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
-from sae_checks import check_aux_is_zero_without_dead_latents
-from sae_samples import VARIANTS_WITH_AUX, M, kind_of, reference_pass, some_rows, some_sae, weights_of
+from sae import reference as sae_reference
+from support.sae_checks import check_aux_is_zero_without_dead_latents
+from support.saes import VARIANTS_WITH_AUX, M, kind_of, reference_pass, some_rows, some_sae, weights_of
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
 AUX = AuxLoss(k=4, weight=0.25, dead_after_samples=100)

@@ -13,8 +13,8 @@ from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sae.objectives import objective
 from monoloss.sae.stored_linear import stored_linear
-from sae_samples import VARIANTS, VARIANTS_WITH_AUX, some_config, some_rows
-from sparse_path_checks import BOTH, make_sparse_
+from support.saes import VARIANTS, VARIANTS_WITH_AUX, some_config, some_rows
+from support.sparse_path_checks import BOTH, make_sparse_
 
 SCALINGS = [InputScaling(), InputScaling(center=True, standardise=True), InputScaling(unit_norm=False)]
 MONO = [None, MonoLoss(), MonoLoss(memory=0.9)]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from monoloss.data.store import FeatureStore
-from sae_samples import structured_store
-from training_samples import N_ROWS
+from support.training_runs import training_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    return structured_store(tmp_path_factory.mktemp("training") / "store", N_ROWS, rows_per_shard=100)
+    return training_store(tmp_path_factory.mktemp("training") / "store")

@@ -16,7 +16,7 @@ from monoloss.training.config_files import (
     config_text,
     read_config,
 )
-from sae_samples import VARIANTS, some_config
+from support.saes import VARIANTS, some_config
 
 TEXT = """
 batch_size: 64

@@ -11,9 +11,9 @@ from monoloss import Evaluation, FeatureStore, InputError, evaluate
 from monoloss.runs import trainer as engine
 from monoloss.training.run import train_saes
 from monoloss.training.validation import VALIDATED
-from resume_samples import ALL_FOUR, all_bits, config_of, logged_lines, train_until_killed
-from sae_samples import structured_store
-from training_samples import FIGURES, a_run
+from support.resumed_runs import ALL_FOUR, all_bits, config_of, logged_lines, train_until_killed
+from support.saes import structured_store
+from support.training_runs import FIGURES, a_run
 
 
 @pytest.fixture(scope="module")
