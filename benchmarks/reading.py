@@ -17,12 +17,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from machine import write_result
+from machine import progress_of_runs, write_result
 from targets import Target, print_targets
 from torch import Tensor
 
 from monoloss import FeatureStore
-from monoloss.benchmark.measure import progress_of, random_rows, time_in_turn
+from monoloss.benchmark.measure import random_rows, time_in_turn
 from monoloss.runs.shuffling import block_shuffled, shuffled
 from monoloss.training.batches import ShuffledBatches
 
@@ -50,7 +50,7 @@ def main() -> None:
                 assert_rows(store, way)
                 runs[f"{dtype}, {way}"] = lambda store=store: read(store, n_batches)
         del rows
-        with progress_of((options.rounds + 1) * len(runs), shown=True) as advance:
+        with progress_of_runs((options.rounds + 1) * len(runs)) as advance:
             timings = time_in_turn(runs, options.rounds, advance=advance)
     each = {name: 1e3 * timing.median / n_batches for name, timing in timings.items()}
     print(f"a batch of {BATCH_SIZE} x {WIDTH} out of {options.rows} rows")

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 
 import torch
-from machine import write_result
+from machine import progress_of_runs, write_result
 from targets import Target, print_targets
 from torch import Tensor
 
 from monoloss import SparseActivations
 from monoloss.benchmark.dense import two_pass_score, two_pass_score_of_sae
-from monoloss.benchmark.measure import Timing, progress_of, quadratic_fit, random_rows, time_in_turn
+from monoloss.benchmark.measure import Timing, quadratic_fit, random_rows, time_in_turn
 from monoloss.benchmark.pairwise import pairwise_score, pairwise_score_as_product
 from monoloss.benchmark.run import OURS as WAY_OF_OURS
 from monoloss.benchmark.run import TOLERANCE, Sizes, Ways
@@ -100,7 +100,7 @@ def passes(rows: Tensor, ways: Ways, rounds: int) -> dict[str, Timing]:
     expected = ours_given()
     for name in (OURS, LEAN, PLAIN, LEAN_GIVEN, PLAIN_GIVEN):
         assert_close(name, opponents[name](), expected)
-    with progress_of((rounds + 1) * len(opponents), shown=True) as advance:
+    with progress_of_runs((rounds + 1) * len(opponents)) as advance:
         timings = time_in_turn(opponents, rounds, advance=advance)
     print(f"\n{N_ROWS} rows")
     for name, timing in timings.items():
@@ -125,7 +125,7 @@ def of_growth(rows: Tensor, ways: Ways, rounds: int) -> dict[int, Timing]:
                 ways.metric.update(batch, ways.sae.encode(batch))
         ways.metric.compute()
 
-    with progress_of(rounds * len(GROWTH), shown=True) as advance:
+    with progress_of_runs(rounds * len(GROWTH)) as advance:
         named = {str(n): (lambda n=n: run(n)) for n in GROWTH}
         timings = time_in_turn(named, rounds, warm=False, advance=advance)
     print("\ngrowth of ours")
@@ -139,7 +139,7 @@ def of_pairs(rows: Tensor, ways: Ways, rounds: int) -> dict[str, dict[str, objec
     dense = ways.sae.encode(rows[: max(PAIRS)]).to_dense()
     scores = {PAIRWISE: pairwise_score, PRODUCT: pairwise_score_as_product}
     named = {(name, n): (lambda f=f, n=n: f(rows[:n], dense[:n])) for name, f in scores.items() for n in PAIRS}
-    with progress_of(rounds * len(named), shown=True) as advance:
+    with progress_of_runs(rounds * len(named)) as advance:
         runs = {f"{name}, {n} rows": run for (name, n), run in named.items()}
         timings = dict(zip(named, time_in_turn(runs, rounds, warm=False, advance=advance).values(), strict=True))
     found: dict[str, dict[str, object]] = {}

@@ -15,13 +15,13 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from machine import write_result
+from machine import progress_of_runs, write_result
 from targets import Target, print_targets
 from torch import Tensor, nn
 
 from monoloss import BatchTopKConfig, MonoLoss, SparseActivations, SparseAutoencoder, TopKConfig
 from monoloss.benchmark.dense import ADAM_EPS, DenseSae, DenseTraining, dense_mono_loss
-from monoloss.benchmark.measure import Timing, progress_of, random_rows, time_in_turn
+from monoloss.benchmark.measure import Timing, random_rows, time_in_turn
 from monoloss.benchmark.pairwise import loss as loss_of
 from monoloss.benchmark.pairwise import pairwise_loss, pairwise_score_as_product
 from monoloss.functional.moments import unit_rows
@@ -147,7 +147,7 @@ def measure(variant: str, batches: tuple[Tensor, ...], rounds: int) -> dict[str,
     opponents = {name: (lambda name=name: step(name)) for name in trainings}
     often = {name: opponents[name] for name in (OURS, OURS_MONO, OURS_MEMORY)}
     n_runs = (rounds + 1) * len(opponents) + _OFTEN * rounds * len(often)
-    with progress_of(n_runs, shown=True) as advance:
+    with progress_of_runs(n_runs) as advance:
         timings = time_in_turn(opponents, rounds, advance=advance)
         # What MonoLoss adds is smaller than what one step differs from the next: more rounds of ours
         return timings | time_in_turn(often, _OFTEN * rounds, warm=False, advance=advance)
@@ -156,7 +156,7 @@ def measure(variant: str, batches: tuple[Tensor, ...], rounds: int) -> dict[str,
 def measure_pairs(variant: str, batch: Tensor) -> Timing:
     """The dense step with its MonoLoss over pairs, once."""
     training = dense(variant, pairwise_loss)
-    with progress_of(1, shown=True) as advance:
+    with progress_of_runs(1) as advance:
         run = {DENSE_PAIRS: lambda: training.step(batch)}
         return time_in_turn(run, 1, warm=False, advance=advance)[DENSE_PAIRS]
 
@@ -194,7 +194,7 @@ def measure_losses(batch: Tensor, rounds: int) -> dict[str, Timing]:
     for name in (ALONE_DENSE, ALONE_PRODUCT):
         assert abs(float(often[name]()) / expected - 1) <= 1e-5, name
         assert_same_gradient(name, dense_codes, codes.indices, of_values)
-    with progress_of((rounds + 1) * len(often) + 1, shown=True) as advance:
+    with progress_of_runs((rounds + 1) * len(often) + 1) as advance:
         timings = time_in_turn(often, rounds, advance=advance)
         timings |= time_in_turn({ALONE_PAIRS: lambda: dense_by(pairwise_loss)}, 1, warm=False, advance=advance)
     assert_same_gradient(ALONE_PAIRS, dense_codes, codes.indices, of_values)
