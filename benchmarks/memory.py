@@ -86,7 +86,7 @@ def assert_evaluated(folder: Path, n: int) -> None:
     """The evaluation is of all rows and latents."""
     (file,) = (folder / "evaluation").rglob("evaluation.json")
     evaluation = Evaluation.load(file.parent)
-    assert evaluation.facts["n_rows"] == n
+    assert evaluation.metadata["n_rows"] == n
     assert evaluation.summary["n_latents"] == N_LATENTS
     assert abs(evaluation.summary["l0"] - K) <= 0.01 * K
 

@@ -61,8 +61,8 @@ def main() -> None:
         "sizes": {"rows": N_ROWS, "width": sizes.width, "n_latents": sizes.n_latents, "k": sizes.k},
         "largest_difference": difference,
         "rounds": rounds,
-        "timings": {name: timing.facts() for name, timing in timings.items()},
-        "growth": {str(n): {**timing.facts(), "seconds_a_row": timing.median / n} for n, timing in growth.items()},
+        "timings": {name: timing.as_dict() for name, timing in timings.items()},
+        "growth": {str(n): {**timing.as_dict(), "seconds_a_row": timing.median / n} for n, timing in growth.items()},
         "pairs": pairs,
         "targets": print_targets(targets),
     }
@@ -151,7 +151,7 @@ def of_pairs(rows: Tensor, ways: Ways, rounds: int) -> dict[str, dict[str, objec
         times += [f"{n}: ~{fit(n):.0f} s" for n in BEYOND]
         print(f"  {name:38} " + ", ".join(times))
         found[name] = {
-            "measured": {str(n): timing.facts() for n, timing in measured.items()},
+            "measured": {str(n): timing.as_dict() for n, timing in measured.items()},
             "quadratic_fit": fit._asdict(),
             "extrapolated": {str(n): {"seconds": fit(n)} for n in BEYOND},
         }

@@ -88,10 +88,10 @@ def main() -> None:
         "relative_differences_of_a_step": differences,
         "rounds": rounds,
         "timings": {
-            variant: {name: timing.facts() for name, timing in {**each, DENSE_PAIRS: pairs[variant]}.items()}
+            variant: {name: timing.as_dict() for name, timing in {**each, DENSE_PAIRS: pairs[variant]}.items()}
             for variant, each in timings.items()
         },
-        "mono_loss_alone": {name: timing.facts() for name, timing in alone.items()},
+        "mono_loss_alone": {name: timing.as_dict() for name, timing in alone.items()},
         "targets": print_targets(targets),
     }
     write_result("step", result)

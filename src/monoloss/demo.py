@@ -107,8 +107,8 @@ def run_demo(
             title="MonoLoss on scikit-learn's digits",
             progress=progress,
         )
-        facts = {"seed": seed, "n_train": digits.train.n_rows, "n_held_out": digits.held_out.n_rows}
-        write_json(folder / MARK, facts, format_version=1)
+        metadata = {"seed": seed, "n_train": digits.train.n_rows, "n_held_out": digits.held_out.n_rows}
+        write_json(folder / MARK, metadata, format_version=1)
     title = f"{digits.held_out.n_rows} held-out digits, {N_LATENTS} latents, k = {K}"
     console.print(evaluation_table(grouped(evaluations), title))
     console.print(chance_line(evaluations), soft_wrap=True)
@@ -121,8 +121,8 @@ def run_demo(
 
 def _where_it_will_be(evaluation: Evaluation) -> Evaluation:
     """The store's folder as seen from the evaluation's: the demo's folder gets its name at the end."""
-    store = Path("..", "..", "stores", evaluation.facts["store"])
-    return replace(evaluation, facts={**evaluation.facts, "store_folder": str(store)})
+    store = Path("..", "..", "stores", evaluation.metadata["store"])
+    return replace(evaluation, metadata={**evaluation.metadata, "store_folder": str(store)})
 
 
 def digits_stores(folder: Path, seed: int) -> Digits:

@@ -48,11 +48,11 @@ class Ranks:
             expected = "all of them until the end; the same command goes on from the shards that are written"
             raise InputError("ranks", "a process that has ended early", expected) from error
 
-    def check_same(self, facts: Mapping[str, object]) -> None:
+    def check_same(self, metadata: Mapping[str, object]) -> None:
         """Raise `InputError` unless all processes were given the same."""
         if self._group is None:
             return
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).digest()
+        digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode("ascii")).digest()
         mine = torch.tensor(list(digest), dtype=torch.uint8)
         all_of_them = [torch.empty_like(mine) for _ in range(self.n_ranks)]
         dist.all_gather(all_of_them, mine, group=self._group)

@@ -48,7 +48,7 @@ def test_hostile_names_are_text(visit, tmp_path):
     store = some_store(tmp_path / "store", class_names=classes, ids=ids, thumbnails=grey_thumbnails())
     evaluations = some_evaluations(store)
     evaluations[0] = replace(evaluations[0], name=HOSTILE[0])
-    evaluations[1] = replace(evaluations[1], name=HOSTILE[1], facts={**evaluations[1].facts, "store": HOSTILE[2]})
+    evaluations[1] = replace(evaluations[1], name=HOSTILE[1], metadata={**evaluations[1].metadata, "store": HOSTILE[2]})
     found = write_report(evaluations, tmp_path / "report", stores=[store], title=HOSTILE[3]).parent
     page = visit.open(found, "index.html")
     page.locator("svg.main-svg").last.wait_for()

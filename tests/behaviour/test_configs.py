@@ -14,7 +14,7 @@ from monoloss.commands.train import train
 from monoloss.sae.config import BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config import SaeTraining
-from monoloss.training.config_files import RunConfig, read_config
+from monoloss.training.config_files import TrainingRecord, read_config
 from support.saes import structured_store
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def variant_of(name: str) -> str:
     return Path(name).stem.partition("-")[2] or "batch_topk"
 
 
-def read(name: str) -> RunConfig:
+def read(name: str) -> TrainingRecord:
     return read_config(CONFIGS / name)
 
 

@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 def assert_same(one: Evaluation, other: Evaluation) -> None:
     """Codes are the same to the bit; sums over rows of fewer latents at a time may go in another order."""
     error = bounds.of_score(32)
-    assert one.facts == other.facts
+    assert one.metadata == other.metadata
     assert one.summary == bounds.close_summary(other.summary, error)
     assert set(one.latents) == set(other.latents)
     for name, column in other.latents.items():

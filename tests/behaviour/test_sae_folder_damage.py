@@ -28,7 +28,7 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
 
 
-def facts(change: Callable[[dict[str, Any]], object]) -> Damage:
+def metadata(change: Callable[[dict[str, Any]], object]) -> Damage:
     """Change the content of config.json."""
 
     def damage(folder: Path) -> None:
@@ -55,7 +55,7 @@ def tensors(**changed: Callable[[torch.Tensor], torch.Tensor] | None) -> Damage:
 
 def sae_facts(**changed: object) -> Damage:
     """Change keys of the configuration in config.json."""
-    return facts(lambda content: content["sae"].update(changed))
+    return metadata(lambda content: content["sae"].update(changed))
 
 
 def cut(name: str, n_bytes: int) -> Damage:
@@ -83,12 +83,12 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("config.json", cut("config.json", 0), "got a file that is not JSON"),
     (
         "config.json",
-        facts(lambda c: c.update(format_version=2)),
+        metadata(lambda c: c.update(format_version=2)),
         "got format_version 2; expected format_version 1, which",
     ),
     (
         "config.json",
-        facts(lambda c: c.pop("format_version")),
+        metadata(lambda c: c.pop("format_version")),
         "got no format_version; expected format_version 1, which",
     ),
     (
@@ -98,33 +98,37 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ),
     (
         "config.json",
-        facts(lambda c: c.update(library="sae_lens")),
+        metadata(lambda c: c.update(library="sae_lens")),
         "got a file of another library; expected the config.json of a SAE checkpoint of monoloss",
     ),
-    ("config.json: note", facts(lambda c: c.update(note="mine")), f"got an unknown key; expected one of {KEYS}"),
-    ("config.json: training", facts(lambda c: c.pop("training")), "got nothing; expected a value for this key"),
-    ("config.json: training", facts(lambda c: c.update(training=3)), "got a int; expected a mapping or None"),
+    ("config.json: note", metadata(lambda c: c.update(note="mine")), f"got an unknown key; expected one of {KEYS}"),
+    ("config.json: training", metadata(lambda c: c.pop("training")), "got nothing; expected a value for this key"),
+    ("config.json: training", metadata(lambda c: c.update(training=3)), "got a int; expected a mapping or None"),
     (
         "config.json: store_fingerprint",
-        facts(lambda c: c.update(store_fingerprint=3)),
+        metadata(lambda c: c.update(store_fingerprint=3)),
         "got a int; expected a text or None",
     ),
-    ("config.json: library_version", facts(lambda c: c.update(library_version=1)), "got 1; expected text"),
-    ("config.json: d_in", facts(lambda c: c.update(d_in="12")), "got '12'; expected an integer"),
-    ("config.json: sae", facts(lambda c: c.update(sae="topk")), "got a str; expected keys and values"),
+    ("config.json: library_version", metadata(lambda c: c.update(library_version=1)), "got 1; expected text"),
+    ("config.json: d_in", metadata(lambda c: c.update(d_in="12")), "got '12'; expected an integer"),
+    ("config.json: sae", metadata(lambda c: c.update(sae="topk")), "got a str; expected keys and values"),
     ("config.json: sae.variant", sae_facts(variant="gated"), "got 'gated'; expected one of "),
-    ("config.json: sae.k", facts(lambda c: c["sae"].pop("k")), "got nothing; expected an integer"),
+    ("config.json: sae.k", metadata(lambda c: c["sae"].pop("k")), "got nothing; expected an integer"),
     ("config.json: sae.l1_weight", sae_facts(l1_weight=1.0), "got an option of vanilla; expected those of "),
     (
         "config.json: sae.inputs.center",
-        facts(lambda c: c["sae"]["inputs"].update(center=1)),
+        metadata(lambda c: c["sae"]["inputs"].update(center=1)),
         "got 1; expected true or false",
     ),
-    ("config.json: sae.aux.k", facts(lambda c: c["sae"]["aux"].update(k=0)), "got 0; expected an integer at least 1"),
+    (
+        "config.json: sae.aux.k",
+        metadata(lambda c: c["sae"]["aux"].update(k=0)),
+        "got 0; expected an integer at least 1",
+    ),
     # what config.json says and model.safetensors holds
     (
         "model.safetensors",
-        facts(lambda c: c.update(d_in=0)),
+        metadata(lambda c: c.update(d_in=0)),
         f"got encoder_weight of shape ({D}, {M}); expected shape (0, ",
     ),
     (
@@ -135,7 +139,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     ("model.safetensors", sae_facts(tied=True), f"got a tensor 'decoder_weight'; {DESCRIBED}"),
     (
         "model.safetensors",
-        facts(lambda c: c["sae"]["inputs"].update(center=True)),
+        metadata(lambda c: c["sae"]["inputs"].update(center=True)),
         f"got no tensor 'input_mean'; {DESCRIBED}",
     ),
     # model.safetensors
@@ -226,7 +230,7 @@ def test_thresholds_are_read_as_strictly(case, tmp_path):
 def test_a_width_that_the_variant_cannot_have(tmp_path):
     sae = trained_sae("topk")
     sae.save_pretrained(tmp_path)
-    facts(lambda c: c.update(d_in=1))(tmp_path)
+    metadata(lambda c: c.update(d_in=1))(tmp_path)
     tensors(encoder_weight=lambda t: t[:1], decoder_weight=lambda t: t[:, :1], decoder_bias=lambda t: t[:1])(tmp_path)
     with pytest.raises(InputError) as caught:
         SparseAutoencoder.from_pretrained(tmp_path)

@@ -210,7 +210,7 @@ def test_a_signal_while_a_checkpoint_is_written_tears_nothing(store, tmp_path, m
 def test_a_signal_after_the_last_step_is_not_lost(store, tmp_path, monkeypatch):
     config = a_run({"topk": SETTINGS["topk"]}, epochs=1)
     with monkeypatch.context() as patch:
-        patch.setattr(training.SaeRun, "on_train_end", lambda _: signal.raise_signal(signal.SIGINT))
+        patch.setattr(training.SaeTrainingModule, "on_train_end", lambda _: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train_saes(store, config, tmp_path, progress=False)
     assert not (tmp_path / "saes").exists()

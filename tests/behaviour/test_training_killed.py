@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from monoloss.runs.checkpoints import checkpoints_in, step_of
-from monoloss.training.config_files import RunConfig, config_text
+from monoloss.training.config_files import TrainingRecord, config_text
 from support.resumed_runs import ALL_FOUR
 from support.saes import structured_store
 from support.training_runs import a_run
@@ -51,7 +51,7 @@ def stop(process: subprocess.Popen[str], run: Path, step: int, delay_s: float, s
 def test_ten_kills_and_three_sigterms(tmp_path):
     store = structured_store(tmp_path / "store", 600, rows_per_shard=250)
     training = a_run(ALL_FOUR, epochs=N_STEPS // 12, checkpoint_every_steps=3, log_every_steps=50)
-    (tmp_path / "run.yaml").write_text(config_text(RunConfig(training, str(store.folder))), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(config_text(TrainingRecord(training, str(store.folder))), encoding="utf-8")
     begin = ("--config", str(tmp_path / "run.yaml"), "--out")
     finish(*begin, str(tmp_path / "whole"))
     chance, run = random.Random(0), tmp_path / "run"

@@ -21,11 +21,11 @@ from monoloss.sae.config import AuxLoss
 from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sparse import SparseActivations, selection
 from monoloss.sparse.products import codes_matmul
-from monoloss.training.module import SaeRun
+from monoloss.training.module import SaeTrainingModule
 from support import jump_relu_checks, sae_checks, sparse_path_checks
 
 
-def normalise_before_the_step(self: SaeRun, *args: Any) -> None:
+def normalise_before_the_step(self: SaeTrainingModule, *args: Any) -> None:
     for _, _, sae, _ in self.parts():
         sae.constrain_()
     LightningModule.optimizer_step(self, *args)
@@ -163,7 +163,7 @@ STORED_ZEROS = sparse_path_checks.check_stored_zeros_are_not_active
 
 FAULTS = {
     "decoder normalised before the step": Fault(
-        SaeRun, "optimizer_step", normalise_before_the_step, sae_checks.check_decoder_rows_after_training
+        SaeTrainingModule, "optimizer_step", normalise_before_the_step, sae_checks.check_decoder_rows_after_training
     ),
     "batch top-k at inference": Fault(
         BatchTopK,

@@ -266,7 +266,7 @@ def test_opponents_take_turns_and_the_first_round_is_not_timed(monkeypatch):
     assert timings["a"].seconds == (4.0**3, 4.0**8, 4.0**9)
     assert timings["a"].median == 4.0**8
     assert timings["a"].minimum == 4.0**3
-    assert timings["c"].facts() == {"median_s": 4.0**6, "minimum_s": 4.0**5, "runs": 3}
+    assert timings["c"].as_dict() == {"median_s": 4.0**6, "minimum_s": 4.0**5, "runs": 3}
     assert [len(timing.seconds) for timing in time_in_turn(opponents, 2, warm=False).values()] == [2, 2, 2]
     assert len(ran) == 12 + 6
 
@@ -293,15 +293,15 @@ def test_random_rows_follow_from_the_seed():
 def test_commit_is_told_only_in_a_clone(monkeypatch):
     answers = {"ls-files": "machine.py", "rev-parse": "abc1234\n", "diff": ""}
     monkeypatch.setattr(machine, "_git", lambda command, *_: answers[command])
-    assert machine.machine_facts()["commit"] == "abc1234"
+    assert machine.machine_metadata()["commit"] == "abc1234"
     answers["diff"] = None
-    assert machine.machine_facts()["commit"] == "abc1234, changed"
+    assert machine.machine_metadata()["commit"] == "abc1234, changed"
     answers["ls-files"] = None
-    facts = machine.machine_facts()
-    assert facts["commit"] is None
-    assert facts["threads"] == torch.get_num_threads()
+    metadata = machine.machine_metadata()
+    assert metadata["commit"] is None
+    assert metadata["threads"] == torch.get_num_threads()
 
 
 def test_no_git_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert machine.machine_facts()["commit"] is None
+    assert machine.machine_metadata()["commit"] is None

@@ -61,8 +61,8 @@ def test_a_run_is_evaluated_into_its_folder(work, capsys):
         written = Evaluation.load(work / "run" / "evaluations" / name)
         assert_same(written, expected)
         assert written.name == name
-        assert written.facts["source"] == f"run/saes/{name}"
-        assert (written.facts["store"], written.facts["store_fingerprint"]) == ("val", store.fingerprint)
+        assert written.metadata["source"] == f"run/saes/{name}"
+        assert (written.metadata["store"], written.metadata["store_fingerprint"]) == ("val", store.fingerprint)
         line = next(line for line in out.splitlines() if line.split()[:1] == [name])
         assert f"{expected.summary['score_mean']:.3f}" in line
         assert f"{expected.summary['explained_variance']:.3f}" in line
@@ -83,7 +83,7 @@ def test_many_models_on_one_pass(work, capsys, monkeypatch):
     assert passes == [37]
     assert sorted(path.name for path in (work / "out").iterdir()) == ["base", "codes", "mono", "x"]
     assert Evaluation.load("out/codes").summary["n_latents"] == 5
-    assert Evaluation.load("out/codes").facts["source"] == "codes.npy"
+    assert Evaluation.load("out/codes").metadata["source"] == "codes.npy"
     assert "r2" not in Evaluation.load("out/codes").summary
     assert 0 < Evaluation.load("out/x").summary["l0"] < M
     assert "JumpReLU" in out
@@ -109,7 +109,7 @@ def test_options_reach_the_evaluation(work, capsys):
     sae = SparseAutoencoder.from_pretrained(work / "alone")
     assert_same(written, evaluate(store, {"a": sae}, center=store.mean, purity=False, n_examples=3)["a"])
     assert written.examples.rows.shape == (M, 3)
-    assert written.facts["centred"] is True
+    assert written.metadata["centred"] is True
     assert "purity_binary" not in written.summary
     assert "centred" in out
 

@@ -36,12 +36,12 @@ def info(capsys: pytest.CaptureFixture[str], path: Path, *argv: str) -> dict[str
     assert main(["info", str(path), *argv]) == 0
     streams = capsys.readouterr()
     assert not streams.err
-    facts: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     for line in streams.out.splitlines():
-        name, _, fact = line.strip().partition("  ")
+        name, _, entry = line.strip().partition("  ")
         if name:
-            facts[name] = fact.strip()
-    return facts
+            metadata[name] = entry.strip()
+    return metadata
 
 
 def refused(capsys: pytest.CaptureFixture[str], path: Path, *argv: str) -> str:
@@ -58,18 +58,18 @@ def test_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = {"name": "clip", "weights": "openai", "preprocessing": {"size": 224, "mean": None}}
     options: dict[str, Any] = {"class_names": names, "encoder": encoder, "image_root": "/data/[x]"}
     store = FeatureStore.create(tmp_path / "s", rows_of(10), labels, rows_per_shard=4, dtype="float16", **options)
-    facts = info(capsys, tmp_path / "s")
-    assert facts["rows"] == "10 in 3 shards of 4"
-    assert facts["width"] == "5"
-    assert facts["stored as"] == "float16"
-    assert facts["labels"].startswith("7 classes, 0 to 4 rows each: cat 4, ant 2, [bold]bee 1, elk 1,")
-    assert facts["encoder"] == "clip, weights openai, preprocessing.size 224"
-    assert facts["image root"] == "/data/[x]"
-    assert facts["fingerprint"] == store.fingerprint
+    metadata = info(capsys, tmp_path / "s")
+    assert metadata["rows"] == "10 in 3 shards of 4"
+    assert metadata["width"] == "5"
+    assert metadata["stored as"] == "float16"
+    assert metadata["labels"].startswith("7 classes, 0 to 4 rows each: cat 4, ant 2, [bold]bee 1, elk 1,")
+    assert metadata["encoder"] == "clip, weights openai, preprocessing.size 224"
+    assert metadata["image root"] == "/data/[x]"
+    assert metadata["fingerprint"] == store.fingerprint
     norms = store.embeddings().double().norm(dim=1)
-    assert facts["norms"] == f"{norms.min():.4g} to {norms.max():.4g}"
-    assert facts["on disk"].endswith("KiB")
-    assert not facts.keys() & {"skipped files", "thumbnails", "verified"}
+    assert metadata["norms"] == f"{norms.min():.4g} to {norms.max():.4g}"
+    assert metadata["on disk"].endswith("KiB")
+    assert not metadata.keys() & {"skipped files", "thumbnails", "verified"}
     assert info(capsys, tmp_path / "s", "--verify")["verified"] == "every file has its sha256"
 
 
@@ -77,15 +77,15 @@ def test_a_bare_store_of_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = torch.arange(1, 9, dtype=torch.uint8).reshape(2, 4)
     thumbnails = torch.zeros(2, 3, 5, 3, dtype=torch.uint8)
     FeatureStore.create(tmp_path / "s", rows, scale=0.25, thumbnails=thumbnails)
-    facts = info(capsys, tmp_path / "s")
-    assert facts["stored as"] == "uint8, value = 0.25 * byte"
-    assert facts["labels"] == "none"
-    assert facts["thumbnails"] == "3 x 5 x 3"
-    assert facts["rows"] == "2 in 1 shard of 65536"
+    metadata = info(capsys, tmp_path / "s")
+    assert metadata["stored as"] == "uint8, value = 0.25 * byte"
+    assert metadata["labels"] == "none"
+    assert metadata["thumbnails"] == "3 x 5 x 3"
+    assert metadata["rows"] == "2 in 1 shard of 65536"
     FeatureStore.create(tmp_path / "one", torch.eye(1, 4))
-    facts = info(capsys, tmp_path / "one")
-    assert "mean cosine" not in facts
-    assert facts["norms"] == "1 to 1, unit rows"
+    metadata = info(capsys, tmp_path / "one")
+    assert "mean cosine" not in metadata
+    assert metadata["norms"] == "1 to 1, unit rows"
 
 
 def test_several_labels_and_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +99,9 @@ def test_several_labels_and_skipped_files(tmp_path: Path, capsys: pytest.Capture
     store = FeatureStore(tmp_path / "s")
     assert class_counts(store).tolist() == [4, 0, 2]
     assert skip_reasons(store)[:2] == [("no image", 2), ("too small", 1)]
-    facts = info(capsys, tmp_path / "s")
-    assert facts["labels"] == "3 classes, several a row, 0 to 4 rows each: 0 4, 2 2, 1 0"
-    assert facts["skipped files"] == "7: 2 no image; 1 too small; 1 unreadable; 1 a; 1 b; ..."
+    metadata = info(capsys, tmp_path / "s")
+    assert metadata["labels"] == "3 classes, several a row, 0 to 4 rows each: 0 4, 2 2, 1 0"
+    assert metadata["skipped files"] == "7: 2 no image; 1 too small; 1 unreadable; 1 a; 1 b; ..."
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
@@ -153,10 +153,10 @@ def test_unusable_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_sae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sae = SparseAutoencoder(5, TopKConfig("topk", n_latents=12, k=3))
     sae.save_pretrained(tmp_path / "sae")
-    facts = info(capsys, tmp_path / "sae")
-    assert (facts["kind"], facts["width"], facts["latents"], facts["k"]) == ("topk", "5", "12", "3")
-    assert facts["parameters"] == str(sum(parameter.numel() for parameter in sae.parameters()))
-    assert facts["inputs.standardise"] == "True"
+    metadata = info(capsys, tmp_path / "sae")
+    assert (metadata["kind"], metadata["width"], metadata["latents"], metadata["k"]) == ("topk", "5", "12", "3")
+    assert metadata["parameters"] == str(sum(parameter.numel() for parameter in sae.parameters()))
+    assert metadata["inputs.standardise"] == "True"
     SparseAutoencoder(5, JumpReluConfig("jump_relu", n_latents=12)).save_pretrained(tmp_path / "jump")
     assert info(capsys, tmp_path / "jump")["kind"] == "jump_relu"
 
@@ -175,10 +175,10 @@ def test_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     sae = SparseAutoencoder(5, TopKConfig("topk", n_latents=12, k=3))
     evaluation = evaluate(store, {"[mine]": sae})["[mine]"]
     evaluation.save(tmp_path / "evaluation")
-    facts = info(capsys, tmp_path / "evaluation")
-    assert "evaluation of [mine]" in facts
-    assert facts["score_mean"] == f"{evaluation.summary['score_mean']:.4g}"
-    assert facts["n_latents"] == "12"
+    metadata = info(capsys, tmp_path / "evaluation")
+    assert "evaluation of [mine]" in metadata
+    assert metadata["score_mean"] == f"{evaluation.summary['score_mean']:.4g}"
+    assert metadata["n_latents"] == "12"
     (tmp_path / "evaluation" / "latents.safetensors").write_bytes(b"torn")
     assert "latents.safetensors" in refused(capsys, tmp_path / "evaluation")
 
@@ -193,16 +193,16 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = TrainingConfig(saes, batch_size=10, epochs=1)
     train_saes(store, config, tmp_path / "run", validation=held_out, progress=False)
     capsys.readouterr()
-    facts = info(capsys, tmp_path / "run")
-    assert facts["state"] == "finished"
-    assert facts["checkpoints"] == "after step 4"
-    assert facts["store"] == str(tmp_path / "store")
-    assert facts["store_fingerprint"] == store.fingerprint
-    assert facts["batch_size"] == "10"
-    assert facts["SAE base"] == "topk, n_latents 12, k 3, lr 0.0001"
-    assert facts["SAE mono"] == "topk, n_latents 12, k 3, mono_weight 0.0003, mono_embeddings inputs, lr 0.0001"
-    assert "evaluations" in facts
-    assert {"base", "mono"} <= {name.split(" ")[0] for name in facts}
+    metadata = info(capsys, tmp_path / "run")
+    assert metadata["state"] == "finished"
+    assert metadata["checkpoints"] == "after step 4"
+    assert metadata["store"] == str(tmp_path / "store")
+    assert metadata["store_fingerprint"] == store.fingerprint
+    assert metadata["batch_size"] == "10"
+    assert metadata["SAE base"] == "topk, n_latents 12, k 3, lr 0.0001"
+    assert metadata["SAE mono"] == "topk, n_latents 12, k 3, mono_weight 0.0003, mono_embeddings inputs, lr 0.0001"
+    assert "evaluations" in metadata
+    assert {"base", "mono"} <= {name.split(" ")[0] for name in metadata}
     assert info(capsys, tmp_path / "run" / "saes" / "mono")["training.mono_weight"] == "0.0003"
     (tmp_path / "run" / "saes").rename(tmp_path / "saes")
     assert info(capsys, tmp_path / "run")["state"] == "not finished"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from monoloss.errors import InputError
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
-from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
+from monoloss.evaluation.result import EVALUATION_FILE, LATENTS, Evaluation
 from support.evaluations import tensors_of
 
 
@@ -60,7 +60,7 @@ def full(evaluation: Evaluation) -> Evaluation:
 
 
 def assert_same(one: Evaluation, other: Evaluation) -> None:
-    assert (one.name, dict(one.facts)) == (other.name, dict(other.facts))
+    assert (one.name, dict(one.metadata)) == (other.name, dict(other.metadata))
     assert list(one.summary) == list(other.summary)
     for key, value in one.summary.items():
         assert value == other.summary[key] or (math.isnan(value) and math.isnan(other.summary[key]))
@@ -86,10 +86,10 @@ def test_round_trip(evaluation, tmp_path):
 
 def test_what_the_files_hold(evaluation, tmp_path):
     folder = evaluation.save(tmp_path / "e")
-    written = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    written = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
     assert written["format_version"] == 1
     assert written["name"] == evaluation.name
-    assert written["facts"] == dict(evaluation.facts)
+    assert written["facts"] == dict(evaluation.metadata)
     assert written["summary"] == {"score_mean": 1 / 3, "lift_mean": None, "n_latents": 3.0, "l0": 0.1}
     columns = load_file(folder / LATENTS)
     assert set(columns) == {"score", "dominant_class", "density", "example_rows", "example_values"}
@@ -146,7 +146,7 @@ def test_a_second_save_that_fails_leaves_the_first(evaluation, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
-@pytest.mark.parametrize("files", [["notes.txt"], [FACTS, "notes.txt"], [LATENTS, "weights.pt"]])
+@pytest.mark.parametrize("files", [["notes.txt"], [EVALUATION_FILE, "notes.txt"], [LATENTS, "weights.pt"]])
 @pytest.mark.door
 def test_other_files_are_not_overwritten(evaluation, tmp_path, files):
     folder = tmp_path / "mine"
@@ -175,18 +175,21 @@ def fewer_columns(folder: Path) -> None:
 
 
 def other_json(folder: Path, **changes: object) -> None:
-    content = json.loads((folder / FACTS).read_text(encoding="utf-8")) | changes
-    (folder / FACTS).write_text(json.dumps(content), encoding="utf-8")
+    content = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8")) | changes
+    (folder / EVALUATION_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 DAMAGES = {
-    "no folder": (FACTS, lambda folder: folder.rename(folder.with_name("away"))),
-    "no json": (FACTS, lambda folder: (folder / FACTS).unlink()),
-    "torn json": (FACTS, lambda folder: (folder / FACTS).write_bytes((folder / FACTS).read_bytes()[:-20])),
-    "another version": (FACTS, lambda folder: other_json(folder, format_version=2)),
-    "a list for the summary": (FACTS, lambda folder: other_json(folder, summary=[1.0])),
-    "text for a number": (FACTS, lambda folder: other_json(folder, summary={"l0": "many"})),
-    "facts of another kind": (FACTS, lambda folder: other_json(folder, facts=3)),
+    "no folder": (EVALUATION_FILE, lambda folder: folder.rename(folder.with_name("away"))),
+    "no json": (EVALUATION_FILE, lambda folder: (folder / EVALUATION_FILE).unlink()),
+    "torn json": (
+        EVALUATION_FILE,
+        lambda folder: (folder / EVALUATION_FILE).write_bytes((folder / EVALUATION_FILE).read_bytes()[:-20]),
+    ),
+    "another version": (EVALUATION_FILE, lambda folder: other_json(folder, format_version=2)),
+    "a list for the summary": (EVALUATION_FILE, lambda folder: other_json(folder, summary=[1.0])),
+    "text for a number": (EVALUATION_FILE, lambda folder: other_json(folder, summary={"l0": "many"})),
+    "facts of another kind": (EVALUATION_FILE, lambda folder: other_json(folder, facts=3)),
     "no latents": (LATENTS, lambda folder: (folder / LATENTS).unlink()),
     "torn latents": (LATENTS, lambda folder: (folder / LATENTS).write_bytes((folder / LATENTS).read_bytes()[:-8])),
     "empty latents": (LATENTS, lambda folder: (folder / LATENTS).write_bytes(b"")),

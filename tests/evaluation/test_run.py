@@ -198,7 +198,7 @@ def test_center_is_taken_off_the_unit_embeddings_only(stores):
     store, center = stores["single"], torch.linspace(-0.1, 0.3, D)
     evaluation = evaluate(store, {"topk": MODELS["topk"]}, center=center)["topk"]
     assert_figures(evaluation, *expected_figures(*all_at_once(MODELS["topk"]), LABELS, center))
-    assert evaluation.facts["centred"] is True
+    assert evaluation.metadata["centred"] is True
 
 
 def test_neither_batches_nor_shards_nor_company_change_the_figures(stores):
@@ -246,11 +246,11 @@ def test_examples_are_the_most_active_rows(stores):
 
 def test_facts(stores):
     evaluations = evaluate(stores["shards"], {"a": MODELS["topk"], "b": MODELS["dense"]})
-    facts = evaluations["a"].facts
-    assert facts["store_fingerprint"] == stores["shards"].fingerprint
-    assert (facts["n_rows"], facts["width"], facts["centred"]) == (N, D, False)
-    assert facts["model"] == repr(MODELS["topk"].config)
-    assert evaluations["b"].facts["model"] == "Dense"
+    metadata = evaluations["a"].metadata
+    assert metadata["store_fingerprint"] == stores["shards"].fingerprint
+    assert (metadata["n_rows"], metadata["width"], metadata["centred"]) == (N, D, False)
+    assert metadata["model"] == repr(MODELS["topk"].config)
+    assert evaluations["b"].metadata["model"] == "Dense"
     assert (evaluations["a"].name, evaluations["b"].name) == ("a", "b")
 
 
@@ -258,7 +258,7 @@ def test_comes_back_from_files(stores, tmp_path):
     for name, evaluation in evaluate(stores["multi"], MODELS).items():
         loaded = Evaluation.load(evaluation.save(tmp_path / name))
         assert loaded.summary == pytest.approx(dict(evaluation.summary), rel=0, abs=0, nan_ok=True)
-        assert loaded.facts == evaluation.facts
+        assert loaded.metadata == evaluation.metadata
         assert set(loaded.latents) == set(evaluation.latents)
 
 

@@ -132,7 +132,7 @@ def test_judged_as_if_a_model_had_made_them(tmp_path):
         assert torch.equal(found["stored"].latents[column].nan_to_num(9), values.nan_to_num(9))
     assert torch.equal(found["stored"].examples.rows, found["made"].examples.rows)
     assert "r2" not in found["stored"].summary
-    assert found["stored"].facts["model"] == "activations in a.npy"
+    assert found["stored"].metadata["model"] == "activations in a.npy"
 
 
 @pytest.mark.door

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoloss.errors import InputError
-from monoloss.files.dataclasses import plain, read_value
+from monoloss.files.dataclasses import read_field, to_plain
 from monoloss.sae.config import (
     AuxLoss,
     BatchTopKConfig,
@@ -76,7 +76,7 @@ ONE_OF_EACH = {
 
 
 def from_plain(content: object, where: str = "config", kinds: Any = SaeConfig) -> Any:
-    return read_value(kinds, content, where, complete=True)
+    return read_field(kinds, content, where, complete=True)
 
 
 def places(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -89,7 +89,7 @@ def places(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dic
 
 @given(CONFIGS)
 def test_there_and_back_through_json(config):
-    content = json.loads(json.dumps(plain(config)))
+    content = json.loads(json.dumps(to_plain(config)))
     back = from_plain(content)
     assert back == config
     assert type(back) is type(config)
@@ -103,7 +103,7 @@ def test_every_variant_is_tried_here():
 @pytest.mark.door
 @pytest.mark.parametrize("variant", ONE_OF_EACH)
 def test_every_key_must_be_there(variant):
-    content = plain(ONE_OF_EACH[variant])
+    content = to_plain(ONE_OF_EACH[variant])
     paths = [path for path, _, _ in places(content)]
     assert len(paths) > len(content)  # the nested ones too
     for path in paths:
@@ -118,7 +118,7 @@ def test_every_key_must_be_there(variant):
 @pytest.mark.door
 @pytest.mark.parametrize("variant", ONE_OF_EACH)
 def test_no_key_is_of_another_type(variant):
-    content = plain(ONE_OF_EACH[variant])
+    content = to_plain(ONE_OF_EACH[variant])
     for path in [path for path, _, _ in places(content)]:
         for wrong in ("8", [8], {}, None) if path != "target_l0" else ("8", [8], {}):
             other = copy.deepcopy(content)
@@ -130,7 +130,7 @@ def test_no_key_is_of_another_type(variant):
 
 
 def changed(variant: str, path: str, value: object) -> dict[str, Any]:
-    content = plain(ONE_OF_EACH[variant])
+    content = to_plain(ONE_OF_EACH[variant])
     *outer, key = path.split(".")
     holder = content
     for name in outer:
@@ -184,7 +184,7 @@ def test_error_texts(content, text):
 
 
 def test_an_integer_may_stand_for_a_number():
-    content = plain(ONE_OF_EACH["jump_relu"])
+    content = to_plain(ONE_OF_EACH["jump_relu"])
     config = from_plain({**content, "target_l0": 3, "l0_weight": 2})
     assert (config.target_l0, config.l0_weight) == (3.0, 2.0)
     assert {type(config.target_l0), type(config.l0_weight)} == {float}

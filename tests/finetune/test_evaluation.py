@@ -19,7 +19,7 @@ from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
-from monoloss.files.dataclasses import plain
+from monoloss.files.dataclasses import to_plain
 from monoloss.files.model_folder import Provenance
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig
 from monoloss.finetune.evaluation import ImageActivations, images_of_run
@@ -78,7 +78,7 @@ def test_activations_follow_the_rows_of_the_store(images, store, batch_size, ima
     parts = [rows.rows(i, min(i + batch_size, N)) for i in range(0, N, batch_size)]
     assert_near(model, torch.cat(parts), activations.flip(0))
     right = logits.argmax(1) == images.labels
-    assert rows.figures() == {"top1": pytest.approx(float(right.float().mean())), "top5": 1.0}
+    assert rows.measures() == {"top1": pytest.approx(float(right.float().mean())), "top5": 1.0}
     assert len(rows) == N
 
 
@@ -117,14 +117,14 @@ def test_an_evaluation_is_that_of_the_activations_in_a_file(images, store, tmp_p
     scores = reference.mono_score_pairwise(store.rows(torch.arange(N)), activations)
     np.testing.assert_allclose(mine.latents["score"].numpy(), scores, rtol=0, atol=bounds.of_score(7))
     assert torch.equal(mine.examples.rows, file.examples.rows)
-    assert mine.facts["model"].startswith("the layer of a fine-tuned test_resnet on imagefolder:")
+    assert mine.metadata["model"].startswith("the layer of a fine-tuned test_resnet on imagefolder:")
 
 
 def test_images_of_other_classes_have_no_accuracy(images, store):
     model = stirred(model_of(small_config(), ["ant", "bee", "dog"])).eval()
     rows = ImageActivations(model, images, store)
     rows.rows(0, N)
-    assert rows.figures() == {}
+    assert rows.measures() == {}
 
 
 def test_classes_are_matched_by_name(images, store):
@@ -133,7 +133,7 @@ def test_classes_are_matched_by_name(images, store):
     rows = ImageActivations(model, images, store)
     rows.rows(0, N)
     expected = torch.tensor([1, 2, 0])[images.labels]
-    assert rows.figures()["top1"] == pytest.approx(
+    assert rows.measures()["top1"] == pytest.approx(
         float((by_hand(model, images).logits.argmax(1) == expected).float().mean())
     )
 
@@ -176,7 +176,7 @@ def a_run(folder: Path, data: DataConfig | None, **options: Any) -> FineTuneMode
     """What `monoloss finetune` leaves of a run, with a model that trained on some data."""
     model = a_model()
     if data is not None:
-        model.provenance = Provenance(training=plain(FineTuneConfig(small_config(), data, **options)))
+        model.provenance = Provenance(training=to_plain(FineTuneConfig(small_config(), data, **options)))
     save_finetuned(model, folder / "model")
     (folder / "config.yaml").touch()
     return model
@@ -215,9 +215,9 @@ def test_the_command_evaluates_a_run_on_its_held_out_images(tmp_path, images, st
     expected = evaluate(store, {"run": ImageActivations(model, images, store, batch_size=5)})["run"]
     assert written.summary == bounds.close_summary(expected.summary, bounds.of_score(N))
     assert written.name == "run"
-    assert written.facts["source"] == str(Path("run") / "model")
-    assert written.facts["backbone"] == "test_resnet"
-    assert written.facts["training"] == model.provenance.training
+    assert written.metadata["source"] == str(Path("run") / "model")
+    assert written.metadata["backbone"] == "test_resnet"
+    assert written.metadata["training"] == model.provenance.training
     assert main([*command, "--images", place, "--join_on", "name", "--out", "mine"]) == 0
     again = Evaluation.load(tmp_path / "mine" / "run")
     assert again.summary == bounds.close_summary(written.summary, bounds.of_score(N))
@@ -249,11 +249,11 @@ def test_a_report_of_a_run_shows_the_images_of_the_rows(tmp_path, capsys, monkey
     assert main(["report", "--progress", "false", "run", "--out", "pages"]) == 0
     assert capsys.readouterr().err == ""
     data = page_data(tmp_path / "pages")
-    items, facts = data["items"]["store-0/0"], data["stores"]["store-0"]
+    items, metadata = data["items"]["store-0/0"], data["stores"]["store-0"]
     assert sorted(row for _, _, row in items) == list(range(N))
     for item, (name, classes, row) in enumerate(items):
         assert (name, classes) == (shown.ids[row], [int(shown.labels()[row])])
-        cell = cell_of(tmp_path / "pages", facts, "store-0", item)
+        cell = cell_of(tmp_path / "pages", metadata, "store-0", item)
         assert np.abs(cell.astype(int) - int(greys[row])).max() <= 6
     activations = ImageActivations(load_finetuned("run/model"), images, shown).rows(0, N)
     latent = int(activations.std(0).argmax())

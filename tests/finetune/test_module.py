@@ -17,7 +17,7 @@ import reference
 from monoloss.errors import InputError
 from monoloss.finetune.config import AugmentationConfig, DataConfig, FineTuneConfig, OptimisationConfig
 from monoloss.finetune.model.model import FineTuneModel
-from monoloss.finetune.module import FineTuneRun
+from monoloss.finetune.module import FineTuneModule
 from monoloss.finetune.optimiser import SgdRecipe, learning_rate_factor, make_sgd
 from monoloss.finetune.run import module_of
 from monoloss.functional.loss import mono_loss
@@ -36,7 +36,7 @@ def settings(backbone: str = "test_resnet", optimisation: OptimisationConfig | N
     return FineTuneConfig(small_config(backbone), DATA, optimisation=optimisation, **options)
 
 
-def run_of(config: FineTuneConfig, model: FineTuneModel | None = None, **options: Any) -> FineTuneRun:
+def run_of(config: FineTuneConfig, model: FineTuneModel | None = None, **options: Any) -> FineTuneModule:
     options = {"steps_per_epoch": 1, "width": D, "validation_embeddings": True, **options}
     run = module_of(config, model or small_model(config.model.backbone), **options)
     run.config = config  # for `fit`
@@ -76,7 +76,7 @@ class Recorder(Callback):
         self.steps.append({name: float(value) for name, value in trainer.logged_metrics.items()})
 
 
-def fit(run: FineTuneRun, batches: Sequence[dict[str, Tensor]], **options: Any) -> list[dict[str, float]]:
+def fit(run: FineTuneModule, batches: Sequence[dict[str, Tensor]], **options: Any) -> list[dict[str, float]]:
     """Train on these batches; what was logged in each step."""
     recorder = Recorder()
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
@@ -95,7 +95,7 @@ def fit(run: FineTuneRun, batches: Sequence[dict[str, Tensor]], **options: Any) 
     return recorder.steps
 
 
-def validate(run: FineTuneRun, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+def validate(run: FineTuneModule, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
     with quiet_lightning():
         trainer = Trainer(accelerator="cpu", **quiet)
@@ -201,8 +201,8 @@ def test_validation_counts_every_row_once(split):
     assert figures["val_purity_weighted"] == pytest.approx(purity["mean_weighted"], rel=1e-5)
     assert figures["val_alive"] == float((activations > 0).any(0).sum())
     exact = float(class_purity(activations, targets, len(CLASSES)).mean_weighted)
-    assert run.figures["purity_weighted"] == pytest.approx(exact, rel=1e-12)  # float32 holds 7 digits
-    assert figures == {f"val_{name}": pytest.approx(value, rel=1e-6) for name, value in run.figures.items()}
+    assert run.measures["purity_weighted"] == pytest.approx(exact, rel=1e-12)  # float32 holds 7 digits
+    assert figures == {f"val_{name}": pytest.approx(value, rel=1e-6) for name, value in run.measures.items()}
 
 
 def test_top_5_of_many_classes():
@@ -370,4 +370,4 @@ def test_what_does_not_fit_together():
     with pytest.raises(InputError, match=text):
         run_of(config)
     with pytest.raises(InputError, match="model: got a Linear"):
-        FineTuneRun(torch.nn.Linear(1, 1), SgdRecipe(lambda _: 1.0))
+        FineTuneModule(torch.nn.Linear(1, 1), SgdRecipe(lambda _: 1.0))

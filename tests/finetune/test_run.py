@@ -23,7 +23,7 @@ from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_f
 from monoloss.finetune.images.seeds import seed_of
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel
-from monoloss.finetune.module import FineTuneRun
+from monoloss.finetune.module import FineTuneModule
 from monoloss.finetune.optimiser import make_sgd
 from monoloss.finetune.run import decay_of, fine_tune, open_data, sgd_of, training_batches, validation_batches
 from monoloss.finetune.run_folder import validation_measures
@@ -160,7 +160,7 @@ class StopIn:
     """Something that happens in the middle of some batches, counted from 1."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, batch: int, signum: int | None = None) -> None:
-        real, self.n_batches = FineTuneRun.training_step, 0
+        real, self.n_batches = FineTuneModule.training_step, 0
 
         def hit(module: Any, batch_: Any, batch_idx: int) -> Any:
             self.n_batches += 1
@@ -170,7 +170,7 @@ class StopIn:
                 signal.raise_signal(signum)
             return real(module, batch_, batch_idx)
 
-        monkeypatch.setattr(FineTuneRun, "training_step", hit)
+        monkeypatch.setattr(FineTuneModule, "training_step", hit)
 
 
 @pytest.fixture

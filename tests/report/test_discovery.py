@@ -90,7 +90,7 @@ def moved(place: Path, folder: Path) -> list[LocatedEvaluation]:
     shutil.copytree(place / "runs" / "a", folder / "run")
     found = find_evaluations([folder / "run"])
     return [
-        replace(one, evaluation=replace(one.evaluation, facts=one.evaluation.facts | {"store_folder": "../gone"}))
+        replace(one, evaluation=replace(one.evaluation, metadata=one.evaluation.metadata | {"store_folder": "../gone"}))
         for one in found
     ]
 
@@ -163,9 +163,9 @@ def test_what_training_writes_is_found(tmp_path):
         curves = {curve.measure: curve for curve in training_curves(one)}
         assert {"loss", "score", "explained_variance", "l0", "dead"} <= set(curves)
         assert list(curves["loss"].steps) == [1, 3, 5]
-        assert one.evaluation.facts["training"]["mono_weight"] == (0.1 if one.sae == "mono" else 0)
-    facts = {key: value for key, value in found[0].evaluation.facts.items() if key != "store_folder"}
-    bare = replace(found[0], evaluation=replace(found[0].evaluation, facts=facts))
+        assert one.evaluation.metadata["training"]["mono_weight"] == (0.1 if one.sae == "mono" else 0)
+    metadata = {key: value for key, value in found[0].evaluation.metadata.items() if key != "store_folder"}
+    bare = replace(found[0], evaluation=replace(found[0].evaluation, metadata=metadata))
     assert [one.folder for one in find_stores([bare])] == [store.folder]  # as the run's configuration says
 
 
@@ -174,7 +174,7 @@ def test_the_run_of_an_evaluation_elsewhere_is_that_of_its_sae(place, tmp_path, 
     (tmp_path / "run" / "saes" / "mono").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     (one,) = find_evaluations([place / "runs" / "a" / "evaluations" / "mono"])
-    facts = one.evaluation.facts | {"source": "run/saes/mono"}
-    replace(one.evaluation, facts=facts).save(tmp_path / "out" / "mine")
+    metadata = one.evaluation.metadata | {"source": "run/saes/mono"}
+    replace(one.evaluation, metadata=metadata).save(tmp_path / "out" / "mine")
     (found,) = find_evaluations([tmp_path / "out"])
     assert (found.run, found.sae) == ((tmp_path / "run").resolve(), "mono")

@@ -20,14 +20,14 @@ CLIP = {"name": "vit_large_patch14_clip_224", "weights": "datacompxl"}
 SUMMARY = {"score_mean": 0.5, "score_mean_zero_filled": 0.4, "r2": 0.8, "chance": 0.1, "n_latents": 8192.0}
 
 
-def some(name="mine", weight=0.0, score=0.5, **facts):
+def some(name="mine", weight=0.0, score=0.5, **metadata):
     latents = {"score": torch.tensor([score, torch.nan, torch.nan]), "density": torch.tensor([0.5, 0.1, 0.0])}
-    facts = {
+    metadata = {
         "model": "TopKConfig(variant='topk', n_latents=8192, k=64, tied=True, aux=AuxLoss(k=512))",
         "training": {"mono_weight": weight},
-    } | facts
+    } | metadata
     summary = SUMMARY | {"score_mean": score, "score_mean_zero_filled": score / 3}
-    return Evaluation(name, facts, summary, latents, Examples.none(3, 1))
+    return Evaluation(name, metadata, summary, latents, Examples.none(3, 1))
 
 
 def overview(*evaluations, figures=(), **options):
@@ -116,8 +116,8 @@ def test_every_term_of_the_pages_is_explained():
     ],
 )
 def test_published_figures_stand_beside_their_own_setting_only(changed, there):
-    facts = {**IMAGENET, "encoder": CLIP} | changed
-    evaluation = some(**facts)
+    metadata = {**IMAGENET, "encoder": CLIP} | changed
+    evaluation = some(**metadata)
     assert bool(published_beside(evaluation)) == there
     page = overview(evaluation)
     assert ("paper, with MonoLoss" in page) == there

@@ -11,7 +11,7 @@ from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
-from monoloss.report.run_facts import settings_of
+from monoloss.report.run_metadata import settings_of
 from monoloss.report.runs import baseline_of, report_runs
 from support.evaluations import tensors_of
 from support.reports import N, as_written_before, some_models, some_store
@@ -26,8 +26,8 @@ def judged(store, weights, variant="topk", m=24, **options) -> list[Evaluation]:
     return list(evaluate(store, some_models(weights, variant, m), n_examples=2, **options).values())
 
 
-def renamed(evaluation: Evaluation, name: str, **facts: object) -> Evaluation:
-    return replace(evaluation, name=name, facts={**evaluation.facts, **facts})
+def renamed(evaluation: Evaluation, name: str, **metadata: object) -> Evaluation:
+    return replace(evaluation, name=name, metadata={**evaluation.metadata, **metadata})
 
 
 def test_the_one_without_monoloss_is_the_baseline_of_its_kind(store):
@@ -71,29 +71,29 @@ def test_models_that_are_no_saes_are_one_group(store, tmp_path):
         files[name] = StoredActivations(tmp_path / f"{name}.pt")
     runs = report_runs(list(evaluate(store, files, n_examples=2).values()))
     assert [(run.group, run.is_baseline) for run in runs] == [("Other models", True), ("Other models", False)]
-    facts = dict(runs[1].facts)
-    assert facts["Model"] == "activations in b.pt, 7 latents"
-    assert "Loss" not in facts
-    assert dict(runs[0].facts)["Data"] == "val, 90 rows of width 32"
+    metadata = dict(runs[1].metadata)
+    assert metadata["Model"] == "activations in b.pt, 7 latents"
+    assert "Loss" not in metadata
+    assert dict(runs[0].metadata)["Data"] == "val, 90 rows of width 32"
 
 
 def test_facts_say_what_was_run(store):
     base, mono = judged(store, {"base": 0.0, "mono": 0.1})
-    training = mono.facts["training"] | {"mono_memory": 0.9, "mono_center": True}
+    training = mono.metadata["training"] | {"mono_memory": 0.9, "mono_center": True}
     encoder = {"name": "vit_small", "weights": "augreg", "preprocessing": None}
     mono = renamed(mono, "mono", training=training, encoder=encoder, centred=True, source="run/saes/mono")
-    assert settings_of(base).facts(base) == [
+    assert settings_of(base).metadata(base) == [
         ("Data", "val, 90 rows of width 32"),
         ("Scored on", "embeddings as they are"),
         ("Model", "TopK, 24 latents, k = 3"),
         ("Loss", "without MonoLoss"),
         ("Training", "2 epochs, learning rate 0.001, seed 0"),
-        ("Evaluated with", f"monoloss {base.facts['monoloss_version']}"),
+        ("Evaluated with", f"monoloss {base.metadata['monoloss_version']}"),
     ]
-    facts = dict(settings_of(mono).facts(mono))
-    assert (facts["Encoder"], facts["Encoder weights"]) == ("vit_small", "augreg")
-    assert facts["Loss"] == "MonoLoss, weight 0.1, memory 0.9, centred"
-    assert (facts["Scored on"], facts["Source"]) == ("centred embeddings", "run/saes/mono")
+    metadata = dict(settings_of(mono).metadata(mono))
+    assert (metadata["Encoder"], metadata["Encoder weights"]) == ("vit_small", "augreg")
+    assert metadata["Loss"] == "MonoLoss, weight 0.1, memory 0.9, centred"
+    assert (metadata["Scored on"], metadata["Source"]) == ("centred embeddings", "run/saes/mono")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_facts_say_what_was_run(store):
 )
 def test_the_model_is_known_from_new_and_from_older_files(store, variant, title):
     (evaluation,) = judged(store, {"one": 0.1}, variant)
-    model = evaluation.facts["model"].replace("aux=None", "aux=AuxLoss(k=16, weight=0.03125)")
+    model = evaluation.metadata["model"].replace("aux=None", "aux=AuxLoss(k=16, weight=0.03125)")
     evaluation = renamed(evaluation, "one", model=model)
     assert settings_of(evaluation).long_title == title
     old = settings_of(as_written_before(evaluation))

@@ -11,7 +11,7 @@ from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.report.sprites import sheet_of, write_sheets
 from support.reports import N, cell_of, image_files, some_store
 
-FACTS = {"per_sheet": 256, "sheet_columns": 16, "sheet_suffix": "webp"}
+EVALUATION_FILE = {"per_sheet": 256, "sheet_columns": 16, "sheet_suffix": "webp"}
 
 
 def test_every_row_is_in_its_cell(tmp_path):
@@ -29,7 +29,7 @@ def test_every_row_is_in_its_cell(tmp_path):
     ]  # fmt: skip
     assert sum(done) == 530
     for item in (0, 1, 15, 16, 255, 256, 300, 511, 512, 529):
-        cell = cell_of(folder, {**FACTS, "cell": 16}, "store-0", item).astype(float)
+        cell = cell_of(folder, {**EVALUATION_FILE, "cell": 16}, "store-0", item).astype(float)
         expected = images[rows[item]].astype(float).repeat(8, 0).repeat(8, 1)
         errors = [
             np.abs(cell.mean((0, 1)) - images[rows[other]].mean((0, 1))).sum() for other in range(530) if other != item

@@ -16,7 +16,7 @@ from monoloss.runs.checkpoints import checkpoints_in, step_of
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training import run as training
 from monoloss.training.config_files import read_config
-from monoloss.training.module import SaeRun
+from monoloss.training.module import SaeTrainingModule
 from monoloss.training.run import train_saes
 from support.resumed_runs import ALL_FOUR, all_bits, config_of
 from support.training_runs import a_run, training_store
@@ -131,14 +131,14 @@ def test_a_place_that_cannot_be_written(store):
 def test_what_has_diverged_is_not_saved(store, tmp_path, monkeypatch):
     """The last good checkpoint stays, and the error names the SAE."""
     config = a_run({"good": ALL_FOUR["topk"], "evil": ALL_FOUR["vanilla"]}, checkpoint_every_steps=1, epochs=2)
-    step = SaeRun.optimizer_step
+    step = SaeTrainingModule.optimizer_step
 
     def broken(self, *args):
         step(self, *args)
         if self.global_step + 1 == 4:
             torch.nn.init.constant_(self.by_name()["evil"].decoder_bias, torch.nan)
 
-    monkeypatch.setattr(SaeRun, "optimizer_step", broken)
+    monkeypatch.setattr(SaeTrainingModule, "optimizer_step", broken)
     with pytest.raises(
         InputError, match=r"saes\.evil: got weights that are no finite numbers after step 4; expected a "
     ):

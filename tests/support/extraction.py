@@ -58,7 +58,7 @@ class FakeEncoder:
     Args:
         patches: rows of patches.
         on_call: what to do with the rows of the call of a number, from 0.
-        facts: instead of its own.
+        metadata: instead of its own.
     """
 
     def __init__(
@@ -66,11 +66,15 @@ class FakeEncoder:
         *,
         patches: bool = False,
         on_call: Callable[[int, Tensor], Tensor] | None = None,
-        facts: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self.width = WIDTH
         self.patch_grid = (2, 2) if patches else None
-        self.facts = facts or {"name": "fake", "weights": {"random": 0}, "preprocessing": {"input_size": [3, 4, 4]}}
+        self.metadata = metadata or {
+            "name": "fake",
+            "weights": {"random": 0},
+            "preprocessing": {"input_size": [3, 4, 4]},
+        }
         self.device = torch.device("cpu")
         self.transform = to_pixels
         self.calls = 0

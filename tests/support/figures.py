@@ -102,7 +102,7 @@ def tiles(figure: Figure) -> list[tuple[float, float, int | None]]:
 
 def every_figure(names: list[str]) -> list[Figure]:
     evaluations = [evaluation(name, [0.2, 0.5, 0.4], shift=0.01 * i) for i, name in enumerate(names)]
-    named = [dataclasses.replace(e, facts={"class_names": (3 * names)[:3]}) for e in evaluations]
+    named = [dataclasses.replace(e, metadata={"class_names": (3 * names)[:3]}) for e in evaluations]
     by_group = {name: evaluations[i:] for i, name in enumerate(names)}
     return [
         trade_off(by_group, title=" ".join(names)),

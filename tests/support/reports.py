@@ -64,11 +64,11 @@ def some_evaluations(store: FeatureStore, n_examples: int = 4, **options: Any) -
 
 def as_written_before(evaluation: Evaluation) -> Evaluation:
     """Without what earlier versions did not keep."""
-    facts = {k: v for k, v in evaluation.facts.items() if k not in ("sae", "training", "store_folder", "store")}
+    metadata = {k: v for k, v in evaluation.metadata.items() if k not in ("sae", "training", "store_folder", "store")}
     missing: dict[str, None] = dict.fromkeys(
         ("middle_examples", "bottom_examples", "histogram", "top_classes", "decoder_directions")
     )
-    return replace(evaluation, facts=facts, **missing)
+    return replace(evaluation, metadata=metadata, **missing)
 
 
 def image_files(root: Path, rows: range) -> list[str]:

@@ -15,7 +15,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config import SaeTraining, TrainingConfig
-from monoloss.training.module import SaeRun
+from monoloss.training.module import SaeTrainingModule
 from monoloss.training.run import train_saes
 from support.saes import bits_of, some_config
 from support.training_runs import AUX, a_run
@@ -57,16 +57,16 @@ def config_of(**options: Any) -> TrainingConfig:
 
 def kill_at_batch(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """End in the n-th batch from now on, when memory and counters have seen it and the weights have not."""
-    calls, step = [], SaeRun.training_step
+    calls, step = [], SaeTrainingModule.training_step
 
-    def killed(self: SaeRun, batch: Tensor, batch_idx: int) -> Tensor:
+    def killed(self: SaeTrainingModule, batch: Tensor, batch_idx: int) -> Tensor:
         calls.append(batch_idx)
         loss = step(self, batch, batch_idx)
         if len(calls) == n:
             raise Killed
         return loss
 
-    monkeypatch.setattr(SaeRun, "training_step", killed)
+    monkeypatch.setattr(SaeTrainingModule, "training_step", killed)
 
 
 def train_until_killed(

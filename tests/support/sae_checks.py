@@ -133,4 +133,4 @@ def check_every_row_is_read_once_in_order(folder: Path) -> None:
     spy = Spy()
     evaluation = evaluate(store, {"spy": spy}, batch_size=16)["spy"]
     assert torch.equal(torch.cat(spy.seen), store.embeddings())
-    assert evaluation.facts["n_rows"] == 103
+    assert evaluation.metadata["n_rows"] == 103

@@ -12,7 +12,7 @@ from monoloss.runs.config_files import first_difference
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import (
-    RunConfig,
+    TrainingRecord,
     config_text,
     read_config,
 )
@@ -78,7 +78,7 @@ def test_every_variant_comes_back_equal(tmp_path, variant):
         loggers=["wandb", "tensorboard"],
         seed=0,
     )
-    config = RunConfig(training, "a store: é", "a1", None, None)
+    config = TrainingRecord(training, "a store: é", "a1", None, None)
     (tmp_path / "run.yaml").write_text(config_text(config), encoding="utf-8")
     assert read_config(tmp_path / "run.yaml") == config
     assert type(read_config(tmp_path / "run.yaml").training.saes[variant].sae) is type(

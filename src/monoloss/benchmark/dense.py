@@ -78,8 +78,8 @@ class DenseSae(nn.Module):
         reconstruction = (codes @ self.decoder_weight + self.decoder_bias) * spread + shift
         active = codes > 0
         self.samples_since_active.add_(len(inputs)).masked_fill_(active.any(0), 0)
-        figures = [(reconstruction - target).square().mean(), codes.abs().sum(1).mean(), active.float().sum(1).mean()]
-        return DensePass(codes, reconstruction, target), torch.stack(figures)
+        measures = [(reconstruction - target).square().mean(), codes.abs().sum(1).mean(), active.float().sum(1).mean()]
+        return DensePass(codes, reconstruction, target), torch.stack(measures)
 
     def _scaled(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         target = normalize(inputs)

@@ -16,7 +16,7 @@ from monoloss.version import __version__
 _PACKAGE = Path(__file__).parents[1]
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_metadata() -> dict[str, Any]:
     """Processor, threads, versions, and the commit where the package runs from a clone."""
     return {
         "processor": _processor(),
@@ -30,7 +30,7 @@ def machine_facts() -> dict[str, Any]:
 
 def write_measured(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
     """Write figures as JSON, with the facts of the machine under `about`."""
-    write_json(path, {"about": machine_facts(), **result}, format_version=1)
+    write_json(path, {"about": machine_metadata(), **result}, format_version=1)
 
 
 def _processor() -> str:

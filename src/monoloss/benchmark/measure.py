@@ -28,7 +28,7 @@ class Timing(NamedTuple):
         """Seconds of the fastest run."""
         return min(self.seconds)
 
-    def facts(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         """For a file."""
         return {"median_s": self.median, "minimum_s": self.minimum, "runs": len(self.seconds)}
 

@@ -241,7 +241,7 @@ def _result(
 ) -> dict[str, Any]:
     found = {
         line.name: {
-            "measured": {str(n): timings[n][line.name].facts() for n in line.measured},
+            "measured": {str(n): timings[n][line.name].as_dict() for n in line.measured},
             "extrapolated": {str(n): {"seconds": seconds} for n, seconds in line.extrapolated.items()},
         }
         for line in lines

@@ -107,8 +107,8 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     )
     groups: dict[str, list[Evaluation]] = {}
     for name, evaluation in evaluations.items():
-        facts = {**evaluation.facts, "source": sources[name].path}
-        replace(evaluation, name=folders[name].name, facts=facts).save(folders[name])
+        metadata = {**evaluation.metadata, "source": sources[name].path}
+        replace(evaluation, name=folders[name].name, metadata=metadata).save(folders[name])
         group = _GROUPS.get(sources[name].kind) or VARIANTS[models[name].config.variant]
         groups.setdefault(group, []).append(evaluation)
     console = Console()

@@ -62,11 +62,11 @@ def _fine_tune(config: FineTuneConfig, run: Path, *, resume: bool, progress: boo
     from monoloss.runs.layout import MODEL
 
     fine_tune(config, run, resume=resume, progress=progress)
-    console, figures = Console(), validation_measures(run)
-    if figures:
+    console, measures = Console(), validation_measures(run)
+    if measures:
         table = Table(title="held out")
-        for name in figures:
+        for name in measures:
             table.add_column(name.replace("_", " "), justify="right")
-        table.add_row(*(f"{value:.0f}" if name == "alive" else f"{value:.4f}" for name, value in figures.items()))
+        table.add_row(*(f"{value:.0f}" if name == "alive" else f"{value:.4f}" for name, value in measures.items()))
         console.print(table)
     console.print(f"model: {run / MODEL}", soft_wrap=True, markup=False, highlight=False)

@@ -50,10 +50,10 @@ def info(path: str, *, verify: bool = False, skipped: bool = False, classes: boo
 
 def store_table(store: FeatureStore) -> Table:
     """A feature store in a few lines."""
-    return facts_table("feature store", store.folder, _store_facts(store))
+    return metadata_table("feature store", store.folder, _store_metadata(store))
 
 
-def facts_table(title: str, folder: Path, facts: Iterable[tuple[str, object]]) -> Table:
+def metadata_table(title: str, folder: Path, metadata: Iterable[tuple[str, object]]) -> Table:
     """Two columns under the name of a folder; what is None is left out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -64,9 +64,9 @@ def facts_table(title: str, folder: Path, facts: Iterable[tuple[str, object]]) -
     )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, fact in (("folder", folder.resolve()), *facts):
-        if fact is not None:
-            table.add_row(name, Text(_printable(fact)))
+    for name, entry in (("folder", folder.resolve()), *metadata):
+        if entry is not None:
+            table.add_row(name, Text(_printable(entry)))
     return table
 
 
@@ -90,8 +90,8 @@ def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) ->
     store = FeatureStore(folder)
     if verify:
         store.verify()
-    facts = [*_store_facts(store), *([("verified", "every file has its sha256")] if verify else [])]
-    parts: list[RenderableType] = [facts_table("feature store", folder, facts)]
+    metadata = [*_store_metadata(store), *([("verified", "every file has its sha256")] if verify else [])]
+    parts: list[RenderableType] = [metadata_table("feature store", folder, metadata)]
     if classes:
         if not store.has_labels:
             raise InputError("classes", f"{folder}, a store without labels", "a store that was written with labels")
@@ -121,11 +121,11 @@ def _list_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 def _describe(folder: Path, kind: str) -> list[RenderableType]:
     if kind == "sae":
-        return [facts_table("SAE", folder, _sae_facts(folder))]
+        return [metadata_table("SAE", folder, _sae_metadata(folder))]
     return _run_parts(folder) if kind == "run" else _evaluation_parts(folder)
 
 
-def _store_facts(store: FeatureStore) -> list[tuple[str, object]]:
+def _store_metadata(store: FeatureStore) -> list[tuple[str, object]]:
     from monoloss.data.store.summary import bytes_on_disk, mean_cosine, skip_reasons
 
     manifest = store.manifest
@@ -174,12 +174,12 @@ def _class_names(store: FeatureStore) -> list[str]:
     return store.class_names or [str(number) for number in range(store.n_classes)]
 
 
-def _sae_facts(folder: Path) -> list[tuple[str, object]]:
-    from monoloss.files.dataclasses import plain
+def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
+    from monoloss.files.dataclasses import to_plain
     from monoloss.sae.model import SparseAutoencoder
 
     sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole checkpoint
-    config = plain(sae.config)
+    config = to_plain(sae.config)
     origin = sae.provenance
     return [
         ("kind", config.pop("variant")),
@@ -205,22 +205,22 @@ def _run_parts(folder: Path) -> list[RenderableType]:
     config = run_to_dict(read_config(run.config_file))
     checkpoints = checkpoints_in(run.checkpoints)
     steps = ", ".join(str(step_of(file)) for file in checkpoints)
-    facts: list[tuple[str, object]] = [
+    metadata: list[tuple[str, object]] = [
         ("state", "finished" if run.is_finished else "not finished"),
         ("checkpoints", f"after step {steps}" if steps else "none"),
         *((f"SAE {name}", _sae_line(sae)) for name, sae in config.pop("saes").items()),
         *_flat(config),
     ]
     evaluated = sorted(file.parent for file in (run.path / EVALUATIONS).glob("*/evaluation.json"))
-    return [facts_table("run", folder, facts), *_evaluation_table(evaluated)]
+    return [metadata_table("run", folder, metadata), *_evaluation_table(evaluated)]
 
 
 def _evaluation_parts(folder: Path) -> list[RenderableType]:
     from monoloss.evaluation.result import Evaluation
 
     evaluation = Evaluation.load(folder)
-    facts = [*_flat(evaluation.facts), *((name, _figure(value)) for name, value in evaluation.summary.items())]
-    return [facts_table(f"evaluation of {evaluation.name}", folder, facts)]
+    metadata = [*_flat(evaluation.metadata), *((name, _figure(value)) for name, value in evaluation.summary.items())]
+    return [metadata_table(f"evaluation of {evaluation.name}", folder, metadata)]
 
 
 def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
@@ -232,9 +232,9 @@ def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
     return [evaluation_table({"SAEs": [Evaluation.load(folder) for folder in folders]}, "evaluations")]
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
+def _flat(metadata: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
     """Each value under its dotted name."""
-    for name, value in facts.items():
+    for name, value in metadata.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
@@ -249,8 +249,8 @@ def _sae_line(training: Mapping[str, Any]) -> str:
     return ", ".join([kind, _one_line({**sizes, **(mono if "mono_weight" in mono else {}), "lr": training["lr"]})])
 
 
-def _one_line(facts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in _flat(facts) if value is not None)
+def _one_line(metadata: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _flat(metadata) if value is not None)
 
 
 def _encoder(encoder: Mapping[str, Any] | None) -> str | None:
@@ -269,6 +269,6 @@ def _plural(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
-def _printable(fact: object) -> str:
+def _printable(entry: object) -> str:
     """As text that every terminal takes: file names may hold bytes that are no text."""
-    return str(fact).encode("utf-8", "backslashreplace").decode("utf-8")
+    return str(entry).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -51,9 +51,9 @@ def report(
     console = Console()
     there = {one.fingerprint for one in stores}
     gone = {
-        str(one.evaluation.facts.get("store") or f"of {one.evaluation.name}"): None
+        str(one.evaluation.metadata.get("store") or f"of {one.evaluation.name}"): None
         for one in found
-        if one.evaluation.facts.get("store_fingerprint") not in there
+        if one.evaluation.metadata.get("store_fingerprint") not in there
     }
     for name in gone:
         text = f"The store {name} is not where it was: its rows are shown without images; --store FOLDER names it."

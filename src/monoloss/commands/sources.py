@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from monoloss.errors import InputError
-from monoloss.evaluation.result import FACTS, FORMAT_VERSION, check_evaluation_folder
+from monoloss.evaluation.result import EVALUATION_FILE, FORMAT_VERSION, check_evaluation_folder
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.files.hub import HUB
 from monoloss.files.json import read_json
@@ -121,7 +121,7 @@ def evaluation_folders(
     """
     if out is not None and Path(out).is_dir():
         for entry in Path(out).iterdir():
-            if not (entry.is_dir() and (entry / FACTS).is_file()):
+            if not (entry.is_dir() and (entry / EVALUATION_FILE).is_file()):
                 raise InputError("out", f"{out}, which holds {entry.name}", "a new folder, or one with evaluations")
     folders = {source.name: source.folder if out is None else Path(out) / source.name for source in sources}
     for place, count in Counter(folder.resolve() for folder in folders.values()).items():
@@ -129,9 +129,9 @@ def evaluation_folders(
             raise InputError("saes", f"the SAE of {place} twice", "each once, or names of their own and an out folder")
     for folder in folders.values():
         check_evaluation_folder(folder)
-        if out is None and judged and (folder / FACTS).is_file():
-            facts = read_json(folder / FACTS, format_version=FORMAT_VERSION).get("facts")
-            if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in judged.items()):
+        if out is None and judged and (folder / EVALUATION_FILE).is_file():
+            metadata = read_json(folder / EVALUATION_FILE, format_version=FORMAT_VERSION).get("facts")
+            if not isinstance(metadata, dict) or any(metadata.get(key) != value for key, value in judged.items()):
                 expected = "--out with another folder for this one"
                 raise InputError(str(folder), "an evaluation on another store, or centred otherwise", expected)
     return folders

@@ -12,7 +12,7 @@ from monoloss.errors import InputError
 
 if TYPE_CHECKING:
     from monoloss.data.store import FeatureStore
-    from monoloss.training.config_files import RunConfig
+    from monoloss.training.config_files import TrainingRecord
 
 
 SETTINGS_IN = "monoloss.training.config_files"  # they may be given as options too
@@ -64,7 +64,7 @@ def train(
     _train(run, Path(folder), resume=resume is not None, progress=progress)
 
 
-def _train(config: RunConfig, run: Path, *, resume: bool, progress: bool) -> None:
+def _train(config: TrainingRecord, run: Path, *, resume: bool, progress: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
 

@@ -60,11 +60,11 @@ class ByPosition(Protocol):
 class SelfDescribing(Protocol):
     """A model that adds measures of its own, and says where it comes from; models need not."""
 
-    def figures(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         """Measures for the summary, once every row was asked for."""
         ...
 
-    def model_facts(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """Facts for its evaluation, in plain values."""
         ...
 

@@ -21,7 +21,7 @@ class EvaluationRecord:
     """
 
     name: str
-    facts: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     summary: Mapping[str, float]
     latents: Mapping[str, Tensor]
     examples: Examples

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from monoloss.evaluation.charts.overview_view import OverviewView
 
 FORMAT_VERSION = 1
-FACTS, LATENTS = "evaluation.json", "latents.safetensors"
+EVALUATION_FILE, LATENTS = "evaluation.json", "latents.safetensors"
 _MIDDLE, _BOTTOM = ("middle_rows", "middle_values"), ("bottom_rows", "bottom_values")
 _CLASSES = ("top_classes", "top_class_counts")
 PairT = TypeVar("PairT")
@@ -42,7 +42,7 @@ def check_evaluation_folder(folder: str | Path) -> None:
         monoloss.errors.InputError: ...: got a file; expected a path for a folder
     """
     folder = Path(folder)
-    if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {FACTS, LATENTS}:
+    if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {EVALUATION_FILE, LATENTS}:
         raise InputError(str(folder), "a folder with other files", "a new folder, or one with an evaluation only")
     check_new_folder(folder, allow_full=True)
 
@@ -53,8 +53,8 @@ class Evaluation(EvaluationRecord):
 
     Attributes:
         name: of the model.
-        facts: what was evaluated: store, its folder and fingerprint, encoder, number of rows, model, and of a SAE its
-            configuration and training; the command line adds the model's "source".
+        metadata: what was evaluated: store, its folder and fingerprint, encoder, number of rows, model, and of a SAE
+            its configuration and training; the command line adds the model's "source".
         summary: one number a measure; NaN where undefined. ``score_mean``, ``score_median`` and ``score_p90`` over
             defined latents, ``score_mean_zero_filled`` over all; ``chance``, ``lift_mean``, ``n_eff_median``, ``l0``,
             ``n_latents``, ``n_alive``; with labels ``purity_binary``, ``purity_weighted`` (means over latents with an
@@ -95,8 +95,8 @@ class Evaluation(EvaluationRecord):
         check_evaluation_folder(folder)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in {**self.latents, **self._parts()}.items()}
         with atomic_folder(folder, replace=True) as temporary:
-            content = {"name": self.name, "facts": dict(self.facts), "summary": dict(self.summary)}
-            write_json(temporary / FACTS, content, format_version=FORMAT_VERSION)
+            content = {"name": self.name, "facts": dict(self.metadata), "summary": dict(self.summary)}
+            write_json(temporary / EVALUATION_FILE, content, format_version=FORMAT_VERSION)
             save_tensors(tensors, temporary / LATENTS)
         return folder
 
@@ -107,16 +107,16 @@ class Evaluation(EvaluationRecord):
         Raises:
             InputError: a file is missing, torn or of another version; the error names it.
         """
-        content = read_json(Path(folder) / FACTS, format_version=FORMAT_VERSION)
-        file = Path(folder) / FACTS
+        content = read_json(Path(folder) / EVALUATION_FILE, format_version=FORMAT_VERSION)
+        file = Path(folder) / EVALUATION_FILE
         try:
             summary = {k: math.nan if v is None else float(v) for k, v in content["summary"].items()}
-            name, facts = str(content["name"]), dict(content["facts"])
+            name, metadata = str(content["name"]), dict(content["facts"])
             file = Path(folder) / LATENTS
             columns = load_file(file)
             return cls(
                 name,
-                facts,
+                metadata,
                 summary,
                 examples=Examples(columns.pop("example_rows"), columns.pop("example_values")),
                 middle_examples=_pair(Examples, columns, *_MIDDLE),

@@ -26,8 +26,8 @@ from monoloss.evaluation.protocol import (
     modes,
 )
 from monoloss.evaluation.result import Evaluation
-from monoloss.evaluation.sums import LatentFigures, LatentSums, Wanted
-from monoloss.files.dataclasses import plain
+from monoloss.evaluation.sums import LatentMeasures, LatentSums, Wanted
+from monoloss.files.dataclasses import to_plain
 from monoloss.functional.moments import unit_rows
 from monoloss.functional.purity import ClassPurityResult, join_latents
 from monoloss.functional.score import chance, lift, summary_of_latents
@@ -121,14 +121,14 @@ def evaluate(
         raise InputError("purity", f"True for {store.folder}, which has no labels", "a store with labels")
     with _in_eval_mode(models):
         wanted = Wanted(judge_purity, center, n_examples, latents_per_pass)
-        figures = {name: _Figures(name, model, store, wanted) for name, model in models.items()}
-        while unfinished := [part for part in figures.values() if not part.is_finished]:
+        measures = {name: _EvaluationInProgress(name, model, store, wanted) for name, model in models.items()}
+        while unfinished := [part for part in measures.values() if not part.is_finished]:
             for batch in _shown(store, batch_size, progress):
                 for part in unfinished:
                     part.add(batch)
             for part in unfinished:
                 part.end_pass()
-    return {name: part.evaluation() for name, part in figures.items()}
+    return {name: part.evaluation() for name, part in measures.items()}
 
 
 def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
@@ -151,14 +151,14 @@ def _in_eval_mode(models: dict[str, Encoder | ByPosition]) -> Iterator[None]:
             module.training = training
 
 
-class _Figures:
+class _EvaluationInProgress:
     """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
 
     def __init__(self, name: str, model: Encoder | ByPosition, store: FeatureStore, wanted: Wanted) -> None:
         self.name, self.model, self.store, self.wanted = name, model, store, wanted
         self.n_latents: int | None = None
         self.chance = torch.tensor(torch.nan)
-        self.blocks: list[LatentFigures] = []
+        self.blocks: list[LatentMeasures] = []
         self.first = 0  # latent of this pass
         self.sums: LatentSums | None = None
         self.reconstruction: Reconstruction | None = None
@@ -201,7 +201,7 @@ class _Figures:
         top_classes = [block.top_classes for block in self.blocks if block.top_classes is not None]
         return Evaluation(
             self.name,
-            self._facts(),
+            self._metadata(),
             self._summary(purity),
             self._columns(purity),
             examples=Examples.join_latents([block.examples for block in self.blocks]),
@@ -240,9 +240,9 @@ class _Figures:
         if self.reconstruction is not None:
             quality = self.reconstruction.summary()
             summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
-        return summary | (self.model.figures() if isinstance(self.model, SelfDescribing) else {})
+        return summary | (self.model.measures() if isinstance(self.model, SelfDescribing) else {})
 
-    def _facts(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         return {
             "monoloss_version": __version__,
             "store": self.store.folder.resolve().name,
@@ -268,11 +268,11 @@ def _directions(model: Encoder | ByPosition) -> Tensor | None:
 def _origin(model: Encoder | ByPosition) -> dict[str, Any]:
     """The configuration of a SAE, and how it was trained if that is known; what other models say of themselves."""
     if isinstance(model, SelfDescribing):
-        return model.model_facts()
+        return model.model_metadata()
     if not isinstance(model, SparseAutoencoder):
         return {}
     training = model.provenance.training
-    return {"sae": plain(model.config)} | ({} if training is None else {"training": dict(training)})
+    return {"sae": to_plain(model.config)} | ({} if training is None else {"training": dict(training)})
 
 
 def _model_text(model: Encoder | ByPosition) -> str:

@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
     latents_per_pass: int | None
 
 
-class LatentFigures(NamedTuple):
+class LatentMeasures(NamedTuple):
     """What was found about some latents, one row each."""
 
     score: Tensor
@@ -47,12 +47,12 @@ class LatentSums:
     """The sums of some latents of one model, batch after batch in stored order."""
 
     def __init__(self, m: int, device: torch.device, store: FeatureStore, wanted: Wanted) -> None:
-        home, k = sums_device(device), wanted.n_examples
+        sums_dev, k = sums_device(device), wanted.n_examples
         self.n_rows, self.n_latents, self.n_examples = 0, m, k
         self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
-        self.highest, self.lowest = (ExtremeRows(m, k, home, largest=largest) for largest in (True, False))
-        self.sampled = SampledRows(m, SAMPLE_SIZE * k, home)
-        self.histogram = torch.zeros(m, N_BINS, dtype=torch.int64, device=home)
+        self.highest, self.lowest = (ExtremeRows(m, k, sums_dev, largest=largest) for largest in (True, False))
+        self.sampled = SampledRows(m, SAMPLE_SIZE * k, sums_dev)
+        self.histogram = torch.zeros(m, N_BINS, dtype=torch.int64, device=sums_dev)
         self.purity: ClassPurity | None = None
         if wanted.purity:
             self.purity = ClassPurity(m, store.n_classes, sync_on_compute=False).to(device)
@@ -67,9 +67,9 @@ class LatentSums:
             rows.add(activations, self.n_rows)
         self.n_rows += len(embeddings)
 
-    def result(self) -> LatentFigures:
+    def result(self) -> LatentMeasures:
         """Measures of the latents over all rows added."""
-        return LatentFigures(
+        return LatentMeasures(
             score=self.score.compute(),
             n_eff=n_eff(self.score.sums),
             counts=self.histogram.sum(1),

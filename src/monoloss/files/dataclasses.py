@@ -18,7 +18,7 @@ _VARIANT = "variant"
 _LARGE = 2**63  # no count is larger, and float() takes it
 
 
-def build(kind: type[BuiltT], content: object, where: str, *, complete: bool = False, **given: Any) -> BuiltT:
+def from_mapping(kind: type[BuiltT], content: object, where: str, *, complete: bool = False, **given: Any) -> BuiltT:
     """A dataclass from a mapping of its fields.
 
     Args:
@@ -41,7 +41,7 @@ def build(kind: type[BuiltT], content: object, where: str, *, complete: bool = F
     for name, field in kinds.items():
         if name in content:
             value = content[name] if complete else _filled(field, content[name])
-            values[name] = read_value(hints[name], value, f"{prefix}{name}", complete=complete)
+            values[name] = read_field(hints[name], value, f"{prefix}{name}", complete=complete)
         elif name not in given and (complete or (field.default is MISSING and field.default_factory is MISSING)):
             raise InputError(f"{prefix}{name}", "nothing", _expected(hints[name]))
     try:
@@ -51,7 +51,7 @@ def build(kind: type[BuiltT], content: object, where: str, *, complete: bool = F
         raise InputError(f"{prefix}{argument}", error.got, error.expected) from None
 
 
-def read_value(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
+def read_field(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
     """A plain value as what an annotation says; a union of dataclasses is decided by the key ``variant``.
 
     Raises:
@@ -71,15 +71,15 @@ def _read_one(hint: Any, value: Any, where: str, *, complete: bool, expected: st
     """A value of one kind."""
     origin, choices = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, where, complete=complete)
+        return from_mapping(hint, value, where, complete=complete)
     if origin is Literal:
         check_choice(where, value, choices)
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         check_type(where, value, Mapping, "keys and values")
-        value = {key: read_value(choices[1], item, f"{where}.{key}", complete=complete) for key, item in value.items()}
+        value = {key: read_field(choices[1], item, f"{where}.{key}", complete=complete) for key, item in value.items()}
     elif isinstance(origin, type) and issubclass(origin, Sequence):
         check_type(where, value, list | tuple, f"a list of {_expected(choices[0])}")
-        value = tuple(read_value(choices[0], item, where, complete=complete) for item in value)
+        value = tuple(read_field(choices[0], item, where, complete=complete) for item in value)
     elif hint not in _WORDS:
         raise TypeError(f"no rule how a file holds {hint}")
     elif hint is float and type(value) is int and abs(value) < _LARGE:
@@ -89,13 +89,13 @@ def _read_one(hint: Any, value: Any, where: str, *, complete: bool, expected: st
     return value
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Nested dataclasses, mappings and sequences as new dicts, lists and plain values."""
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_known(content: Iterable[object], known: Sequence[object], prefix: str = "") -> None:
@@ -118,7 +118,7 @@ def _filled(field: Field[Any], content: Any) -> Any:
     default = field.default if field.default is not MISSING else None
     if field.default_factory is not MISSING:
         default = field.default_factory()
-    return {**plain(default), **content} if is_dataclass(default) and isinstance(content, Mapping) else content
+    return {**to_plain(default), **content} if is_dataclass(default) and isinstance(content, Mapping) else content
 
 
 def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: bool) -> Any:
@@ -137,7 +137,7 @@ def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: boo
         if key not in own and others:
             got, expected = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
             raise InputError(f"{where}.{key}", got, expected)
-    return build(kind, value, where, complete=complete)
+    return from_mapping(kind, value, where, complete=complete)
 
 
 def _expected(hint: Any) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder
-from monoloss.files.dataclasses import check_known, read_value
+from monoloss.files.dataclasses import check_known, read_field
 from monoloss.files.json import write_json
 from monoloss.files.tensors import save_tensors
 from monoloss.version import __version__
@@ -104,7 +104,7 @@ def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str])
         if key not in content:
             raise InputError(f"{where}: {key}", "nothing", "a value for this key")
     for key in ("library", "library_version"):
-        read_value(str, content[key], f"{where}: {key}")
+        read_field(str, content[key], f"{where}: {key}")
     try:
         return Provenance(**{name: content[name] for name in described})
     except InputError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from monoloss.files.dataclasses import build, check_known, plain
+from monoloss.files.dataclasses import check_known, from_mapping, to_plain
 from monoloss.files.yaml import to_yaml
 from monoloss.finetune.config import FineTuneConfig
 from monoloss.runs.config_files import read_settings
@@ -47,13 +47,15 @@ def read_finetune(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> 
     """
     content = read_settings(file, options)
     check_known(content, (*SETTINGS, *_FINGERPRINTS))
-    config = build(FineTuneConfig, {key: content[key] for key in content if key in SETTINGS}, "")
-    return build(FineTuneRecord, {key: content[key] for key in content if key in _FINGERPRINTS}, "", config=config)
+    config = from_mapping(FineTuneConfig, {key: content[key] for key in content if key in SETTINGS}, "")
+    return from_mapping(
+        FineTuneRecord, {key: content[key] for key in content if key in _FINGERPRINTS}, "", config=config
+    )
 
 
 def record_to_dict(record: FineTuneRecord) -> dict[str, Any]:
     """A run as nested plain values: every key, defaults too."""
-    content = shared_last(plain(record.config))
+    content = shared_last(to_plain(record.config))
     return {**content, **{name: getattr(record, name) for name in _FINGERPRINTS}}
 
 

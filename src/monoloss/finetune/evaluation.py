@@ -14,7 +14,7 @@ from monoloss.checks import check_number, check_type
 from monoloss.data.images import open_images
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.files.dataclasses import build
+from monoloss.files.dataclasses import from_mapping
 from monoloss.finetune.config import DataConfig
 from monoloss.finetune.images.batches import ImageBatch, JoinedImages, ValidationBatches
 from monoloss.finetune.images.join import JoinOn, images_of_rows
@@ -117,7 +117,7 @@ class ImageActivations(nn.Module):
         self._pass = current._replace(next_row=stop, left=found[stop - start :])
         return found[: stop - start]
 
-    def figures(self) -> dict[str, float]:
+    def measures(self) -> dict[str, float]:
         """Accuracy over the rows asked for since row 0: ``top1`` and ``top5``.
 
         Nothing where the images have classes that the model does not know.
@@ -125,7 +125,7 @@ class ImageActivations(nn.Module):
         n, top1, top5 = self._counts.tolist()
         return {"top1": top1 / n, "top5": top5 / n} if n and self._class_numbers is not None else {}
 
-    def model_facts(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """The model's ``backbone``, and its ``training`` if that is known."""
         training = self.model.provenance.training
         known = {} if training is None else {"training": dict(training)}
@@ -171,7 +171,7 @@ def images_of_run(model: FineTuneModel, join_on: JoinOn | None = None) -> RunIma
     settings = (model.provenance.training or {}).get("data")
     if settings is None:
         raise InputError("images", "nothing", "the images of the store: the model does not say on what it was trained")
-    data = build(DataConfig, settings, "training.data", complete=True)
+    data = from_mapping(DataConfig, settings, "training.data", complete=True)
     if not data.validates:
         raise InputError("images", "nothing", "the images of the store: the model's run had no held-out ones")
     return RunImages(LabelledImages(open_images(**data.source(held_out=True))), join_on or data.join_on)

@@ -23,7 +23,7 @@ from monoloss.metrics import ClassPurity, MonoScore
 from monoloss.precision import sums_device
 
 
-class FineTuneRun(LightningModule):
+class FineTuneModule(LightningModule):
     """Cross-entropy plus ``mono_weight`` times MonoLoss of the new layer's activations, by SGD.
 
     A batch is a mapping with ``images`` ``(n, 3, h, w)``; ``targets`` ``(n,)``, or where it is mixed ``(n, n_classes)``
@@ -74,7 +74,7 @@ class FineTuneRun(LightningModule):
         self.score = None if score_width is None else MonoScore(score_width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
         self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
-        self.figures: dict[str, float] = {}
+        self.measures: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
         """SGD, and a schedule by steps."""
@@ -86,20 +86,20 @@ class FineTuneRun(LightningModule):
         """The loss of one batch."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
         task = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.label_smoothing)
-        figures = {"task_loss": task.detach()}
+        measures = {"task_loss": task.detach()}
         loss = task
         if self.mono_loss is not None:
             with _divergence(f"in step {self.global_step + 1}"):
                 mono = self.mono_loss(batch["embeddings"], output.activations.float())
             loss = task + self.mono_weight * mono
-            figures["mono_loss"] = mono.detach()
+            measures["mono_loss"] = mono.detach()
         if self._logs_now(batch_idx):
             if not torch.isfinite(loss.detach()):
                 raise _diverged(f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
-            figures |= {"loss": loss.detach(), "lr": torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])}
+            measures |= {"loss": loss.detach(), "lr": torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])}
             if targets.ndim == 1:
-                figures["top1"] = (output.logits.detach().argmax(1) == targets).float().mean()
-            self.log_dict(figures)
+                measures["top1"] = (output.logits.detach().argmax(1) == targets).float().mean()
+            self.log_dict(measures)
         return loss
 
     def configure_gradient_clipping(
@@ -114,7 +114,7 @@ class FineTuneRun(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
-        self.figures = {}
+        self.measures = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
         if self.score is not None:
@@ -142,7 +142,7 @@ class FineTuneRun(LightningModule):
             raise _diverged(f"a loss of {loss} in the validation")
         with _divergence("in the validation"):  # a GPU finds it here
             purity = self.purity.summary()
-        figures = {
+        measures = {
             "loss": loss / n,
             "top1": top1 / n,
             "top5": top5 / n,
@@ -152,9 +152,9 @@ class FineTuneRun(LightningModule):
         }
         if self.score is not None:
             score = self.score.summary()
-            figures |= {"score": score.mean, "score_zero_filled": score.mean_zero_filled}
-        self.figures = {name: float(value) for name, value in figures.items()}
-        tensors = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in self.figures.items()}
+            measures |= {"score": score.mean, "score_zero_filled": score.mean_zero_filled}
+        self.measures = {name: float(value) for name, value in measures.items()}
+        tensors = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in self.measures.items()}
         self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
 
     def check_finite(self) -> None:

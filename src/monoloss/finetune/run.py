@@ -17,7 +17,7 @@ from monoloss.checks import check_type
 from monoloss.data.images import open_images
 from monoloss.distributed import Ranks, processes_per_machine, training_processes
 from monoloss.errors import InputError
-from monoloss.files.dataclasses import plain
+from monoloss.files.dataclasses import to_plain
 from monoloss.files.model_folder import Provenance
 from monoloss.finetune.averaging import AveragedWeights, adjusted_decay
 from monoloss.finetune.config import DataConfig, FineTuneConfig
@@ -31,14 +31,14 @@ from monoloss.finetune.images.transforms import TrainingTransform, evaluation_pr
 from monoloss.finetune.model.backbone import pooled_width
 from monoloss.finetune.model.folder import load_finetuned
 from monoloss.finetune.model.model import FineTuneModel, build_model
-from monoloss.finetune.module import FineTuneRun, sized_mono_loss
+from monoloss.finetune.module import FineTuneModule, sized_mono_loss
 from monoloss.finetune.optimiser import SgdRecipe, learning_rate_factor
 from monoloss.finetune.run_folder import FINETUNE_RUN, finish
 from monoloss.finetune.seeded_steps import SeededSteps
 from monoloss.runs.folder import RunFolder
 from monoloss.runs.saving import Checkpoints, SaveSchedule
 from monoloss.runs.signals import stop_signals
-from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_lightning, resume_at_end
+from monoloss.runs.trainer import check_loggers, fit, make_trainer, print_note, quiet_lightning, resume_at_end
 
 
 class _Parts(NamedTuple):
@@ -46,7 +46,7 @@ class _Parts(NamedTuple):
 
     config: FineTuneConfig
     data: FineTuneData
-    module: FineTuneRun
+    module: FineTuneModule
     train: TrainingBatches
     validation: ValidationBatches | None
     steps_per_epoch: int
@@ -126,7 +126,7 @@ def _train(
         return _fit_and_finish(parts, folder, record_to_dict(record), progress)
     if not ranks.rank:
         folder.write_or_check_config(record_to_dict(record), resume)
-        note(f"{folder.path} is finished: this is its model")
+        print_note(f"{folder.path} is finished: this is its model")
     return load_finetuned(folder.result)
 
 
@@ -204,7 +204,7 @@ def module_of(
     width: int | None = None,
     center: Float[Tensor, " d"] | None = None,
     validation_embeddings: bool = False,
-) -> FineTuneRun:
+) -> FineTuneModule:
     """Build the losses and measures of a run around its model.
 
     Args:
@@ -223,7 +223,7 @@ def module_of(
     mono_loss = None
     if config.mono_weight > 0 and width is not None:
         mono_loss = sized_mono_loss(model.width, width, memory=config.mono_memory, center=center)
-    return FineTuneRun(
+    return FineTuneModule(
         model,
         sgd_of(config, steps_per_epoch),
         label_smoothing=config.optimisation.label_smoothing,
@@ -241,11 +241,13 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
     place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
     train = training_batches(config, data, model.preprocessing, **place)
     validation = None if data.validation is None else validation_batches(config, data, model.preprocessing, **place)
-    model.preprocessing = plain(evaluation_preprocessing(model.preprocessing, **_evaluation(config)))
+    model.preprocessing = to_plain(evaluation_preprocessing(model.preprocessing, **_evaluation(config)))
     store = data.train.store
-    model.provenance = Provenance(training=plain(config))  # with the place of the images, to evaluate the model there
+    model.provenance = Provenance(
+        training=to_plain(config)
+    )  # with the place of the images, to evaluate the model there
     if store is not None:
-        model.provenance = Provenance(store.manifest.encoder, store.fingerprint, plain(config))
+        model.provenance = Provenance(store.manifest.encoder, store.fingerprint, to_plain(config))
     steps_per_epoch = len(train) // config.accumulate_batches
     last = config.epochs * steps_per_epoch
     config = replace(config, log_every_steps=min(config.log_every_steps, last))  # a short run logs its last step
@@ -264,9 +266,9 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
 def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any], progress: bool) -> FineTuneModel:
     """Train to the last step, from the newest checkpoint if there is one; validate and save what came of it."""
     module = parts.module
-    start = folder.newest_checkpoint(identity, note)
+    start = folder.newest_checkpoint(identity, print_note)
     parts.ranks.wait()  # nobody writes a checkpoint before all have looked
-    figures: dict[str, float] = {}
+    measures: dict[str, float] = {}
     with quiet_lightning(), stop_signals() as stop:
         if not resume_at_end(module, start, parts.n_steps):
             callbacks: list[Callback] = [SeededSteps(parts.config.seed, parts.ranks.rank)]
@@ -284,14 +286,14 @@ def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any
             trainer = _trainer(parts, folder.path, callbacks, progress)
             fit(trainer, module, parts.train, start, stop, folder.path, parts.validation)
             if parts.config.epochs % parts.config.validate_every_epochs == 0:
-                figures = module.figures
-        if parts.validation is not None and not figures:
+                measures = module.measures
+        if parts.validation is not None and not measures:
             trainer = _trainer(parts, folder.path, [], progress)
             trainer.validate(module, parts.validation, verbose=False)
-            figures = module.figures
+            measures = module.measures
     model = module.model.cpu().eval()
     if not parts.ranks.rank:
-        finish(folder, model, figures)
+        finish(folder, model, measures)
     parts.ranks.wait()
     return load_finetuned(folder.result)
 

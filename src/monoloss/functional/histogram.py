@@ -70,9 +70,9 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
         ([2, 1], 3)
     """
     check_activations(activations)
-    m, home = activations.shape[1], sums_device(activations.device)
+    m, sums_dev = activations.shape[1], sums_device(activations.device)
     if into is None:
-        into = torch.zeros(m, N_BINS, dtype=torch.int64, device=home)
+        into = torch.zeros(m, N_BINS, dtype=torch.int64, device=sums_dev)
     elif into.shape != (m, N_BINS) or into.dtype != torch.int64:
         raise InputError("into", f"shape {tuple(into.shape)}, dtype {into.dtype}", f"int64 counts ({m}, {N_BINS})")
     if activations.device.type == "cpu":
@@ -84,9 +84,9 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
         active = (values > 0).nonzero().squeeze(1)
         if len(active) < len(values):
             latents, values = latents[active], values[active]
-        _count(latents.to(home) * N_BINS + _bins(values.to(home)), cells)
+        _count(latents.to(sums_dev) * N_BINS + _bins(values.to(sums_dev)), cells)
         return into
-    first_bins = torch.arange(m, device=home) * N_BINS
+    first_bins = torch.arange(m, device=sums_dev) * N_BINS
     for _, block in dense_blocks(activations):
         _count((first_bins + _bins(block.clamp(min=0))).view(-1), cells)  # what is not active falls into bin 0
         into[:, 0] -= (block <= 0).sum(0)

@@ -90,8 +90,8 @@ def batch_scores(
     h = unit_rows(embeddings, center)
     moments, world = global_moments(h, activations, process_group, sync=sync)
     shared = _shared_minimum(activations, moments, process_group, sync=world > 1)
-    own = world == 1 and shared is None
-    return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), own))
+    is_local_about_zero = world == 1 and shared is None
+    return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), is_local_about_zero))
 
 
 class Memory(NamedTuple):
@@ -138,7 +138,7 @@ def remembered_scores(
         total = merge(old, batch, fade=fade, reuse=True)
     step = memory.step + 1
     gain = (1.0 - fade ** step.to(total.u)) / (1.0 - fade)
-    summed = _Summed(total, _takes_part(total), None, world * gain, own=False)
+    summed = _Summed(total, _takes_part(total), None, world * gain, is_local_about_zero=False)
     return *_attach(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
 
 
@@ -172,7 +172,7 @@ class _Summed(NamedTuple):
     defined: Tensor
     shared: Tensor | None
     gain: Tensor | float
-    own: bool
+    is_local_about_zero: bool
 
 
 def _attach(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
@@ -232,7 +232,7 @@ class _Scores(torch.autograd.Function):
         similarities = w_squared = None
         if codes is not None and ctx.needs_input_grad[1]:  # here, so that w need not be kept
             similarities = sampled_matmul(codes, h.to(dtype), moments.w.to(device=h.device, dtype=dtype))
-            w_squared = _w_squared(codes, similarities, moments.u) if summed.own else None
+            w_squared = _w_squared(codes, similarities, moments.u) if summed.is_local_about_zero else None
         scores = torch.where(summed.defined, score_of(moments, undefined="zero", w_squared=w_squared), 0.0)
         if similarities is not None and summed.shared is None and not ctx.needs_input_grad[0]:
             ctx.summed = summed._replace(moments=replace(moments, w=moments.w.new_zeros(()).expand_as(moments.w)))

@@ -155,13 +155,13 @@ def class_counts(
     """
     check_activations(activations)
     _check_labels(labels, n_classes, activations)
-    n_latents, home = activations.shape[1], sums_device(activations.device)
+    n_latents, sums_dev = activations.shape[1], sums_device(activations.device)
     if into is not None and into.rows.shape != (n_latents, n_classes):
         raise InputError("into", f"counts of shape {tuple(into.rows.shape)}", f"shape {(n_latents, n_classes)}")
     n_not_finite = count_not_finite(activations)
-    counts = PurityCounts.zeros(n_latents, n_classes, home) if into is None else into
+    counts = PurityCounts.zeros(n_latents, n_classes, sums_dev) if into is None else into
     counts.n_not_finite.add_(n_not_finite)
-    table = _label_table(labels.to(home))
+    table = _label_table(labels.to(sums_dev))
     if isinstance(activations, SparseActivations):
         _count_sparse(activations, table, counts)
     else:
@@ -192,13 +192,13 @@ def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: Pu
 
 def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) -> None:
     """The same sums in the same order, some latents at a time, without a list of the active entries."""
-    home, labelled = counts.rows.device, table.n_labels > 0
+    sums_dev, labelled = counts.rows.device, table.n_labels > 0
     one_class = bool((table.n_labels == 1).all())
-    copies = torch.arange(len(labelled), device=home).repeat_interleave(table.n_labels)
+    copies = torch.arange(len(labelled), device=sums_dev).repeat_interleave(table.n_labels)
     n_latents = max(1, _BLOCK_ENTRIES // max(1, len(copies)))
     for start in range(0, activations.shape[1], n_latents):
         latents = slice(start, start + n_latents)
-        z = activations.detach()[:, latents].to(home).double().clamp(min=0.0) * labelled[:, None]
+        z = activations.detach()[:, latents].to(sums_dev).double().clamp(min=0.0) * labelled[:, None]
         active = (z > 0).double()
         counts.n_active[latents] += active.sum(0)
         counts.active_mass[None, latents].index_add_(0, torch.zeros_like(labelled, dtype=torch.int64), z)

@@ -90,10 +90,10 @@ class ReconstructionSums:
         """
         _check_pair(inputs, reconstruction)
         width = inputs.shape[1]
-        home = sums_device(inputs.device)
-        sums, n_rows = cls.zeros(width, home), max(1, _BLOCK_ELEMENTS // width)
+        sums_dev = sums_device(inputs.device)
+        sums, n_rows = cls.zeros(width, sums_dev), max(1, _BLOCK_ELEMENTS // width)
         for start in range(0, inputs.shape[0], n_rows):
-            x, y = (whole[start : start + n_rows].detach().to(home).double() for whole in (inputs, reconstruction))
+            x, y = (whole[start : start + n_rows].detach().to(sums_dev).double() for whole in (inputs, reconstruction))
             sums = sums.merge(_sums_of_block(x, y, start))
         return sums
 

@@ -187,7 +187,7 @@ def active_entries(
             By default all that are active.
     """
     activations = activations.detach()
-    home = sums_device(activations.device)
+    sums_dev = sums_device(activations.device)
     wanted = chosen or _is_active
     if isinstance(activations, SparseActivations):
         parts = (
@@ -198,10 +198,10 @@ def active_entries(
             kept = wanted(EntryBlock(values, rows, latents)).nonzero().squeeze(1)
             if len(kept) < len(values):
                 rows, latents, values = rows[kept], latents[kept], values[kept]
-            yield ActiveEntries(rows.to(home), latents.to(home), values.to(home).double())
+            yield ActiveEntries(rows.to(sums_dev), latents.to(sums_dev), values.to(sums_dev).double())
         return
     for start, block in dense_blocks(activations):
-        numbers = torch.arange(start, start + len(block), device=home)
+        numbers = torch.arange(start, start + len(block), device=sums_dev)
         rows, latents = wanted(EntryBlock(block, numbers[:, None], None)).nonzero(as_tuple=True)
         yield ActiveEntries(rows + start, latents, block[rows, latents].double())
 

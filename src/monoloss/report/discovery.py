@@ -12,7 +12,7 @@ from monoloss.data.store import FeatureStore
 from monoloss.data.store.format import MANIFEST
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.overview import TrainingCurve
-from monoloss.evaluation.result import FACTS, Evaluation
+from monoloss.evaluation.result import EVALUATION_FILE, Evaluation
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, SAES
 
 _PLACES = ("*", f"{EVALUATIONS}/*", f"*/{EVALUATIONS}/*")  # of evaluations, below a folder
@@ -69,7 +69,7 @@ def find_stores(evaluations: Sequence[LocatedEvaluation], given: Sequence[str | 
     Raises:
         InputError: a given folder is no store, or one that none of the evaluations was made on.
     """
-    wanted = {str(one.evaluation.facts.get("store_fingerprint")) for one in evaluations}
+    wanted = {str(one.evaluation.metadata.get("store_fingerprint")) for one in evaluations}
     stores: dict[str, FeatureStore] = {}
     for path in given:
         store = FeatureStore(path)
@@ -77,14 +77,14 @@ def find_stores(evaluations: Sequence[LocatedEvaluation], given: Sequence[str | 
             raise InputError("store", f"{path}, on which no evaluation was made", "a store that one was made on")
         stores[store.fingerprint] = store
     for one in evaluations:
-        if one.evaluation.facts.get("store_fingerprint") in stores:
+        if one.evaluation.metadata.get("store_fingerprint") in stores:
             continue
         for folder in _places_of_store(one):
             try:
                 store = FeatureStore(folder)
             except InputError:
                 continue  # unfinished, damaged or of another version: as good as gone
-            if store.fingerprint == one.evaluation.facts.get("store_fingerprint"):
+            if store.fingerprint == one.evaluation.metadata.get("store_fingerprint"):
                 stores[store.fingerprint] = store
                 break
     return list(stores.values())
@@ -112,12 +112,14 @@ def training_curves(located: LocatedEvaluation) -> list[TrainingCurve]:
 
 
 def _evaluations_at(path: Path) -> Iterator[Path]:
-    if (path / FACTS).is_file():
+    if (path / EVALUATION_FILE).is_file():
         yield path
         return
     for pattern in _PLACES:
         for folder in sorted(path.glob(pattern)):
-            if (folder / FACTS).is_file() and not any(part.startswith(".") for part in folder.relative_to(path).parts):
+            if (folder / EVALUATION_FILE).is_file() and not any(
+                part.startswith(".") for part in folder.relative_to(path).parts
+            ):
                 yield folder
 
 
@@ -125,7 +127,7 @@ def _locate(folder: Path) -> LocatedEvaluation:
     evaluation, whole = Evaluation.load(folder), folder.resolve()
     if whole.parent.name == EVALUATIONS and (whole.parents[1] / CONFIG_FILE).is_file():
         return LocatedEvaluation(folder, evaluation, whole.parents[1], whole.name)
-    source = evaluation.facts.get("source")  # the folder of a SAE, as the user wrote it
+    source = evaluation.metadata.get("source")  # the folder of a SAE, as the user wrote it
     if isinstance(source, str) and Path(source).is_dir():
         sae = Path(source).resolve()
         if sae.parent.name == SAES and (sae.parents[1] / CONFIG_FILE).is_file():
@@ -157,8 +159,8 @@ def _named_apart(located: list[LocatedEvaluation]) -> list[LocatedEvaluation]:
 
 def _places_of_store(one: LocatedEvaluation) -> Iterator[Path]:
     """Where the store of an evaluation may be; folders that hold a manifest."""
-    facts, run = one.evaluation.facts, one.run
-    places = [one.folder / str(facts["store_folder"])] if "store_folder" in facts else []
+    metadata, run = one.evaluation.metadata, one.run
+    places = [one.folder / str(metadata["store_folder"])] if "store_folder" in metadata else []
     if run is not None:
         places += [run / folder for folder in _stores_in_config(run / CONFIG_FILE)]
         places += sorted((run / "stores").glob("*"))

@@ -174,7 +174,7 @@ def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]
     beside = {key for pairs in published.values() for key in pairs}
     main = [m for m in there if m.key in _MAIN and (m.key != "r2" or "r2" in beside)]
     everything = [_row(run, group, summaries, there) for group in groups for run in group]
-    shared, different = _facts(runs)
+    shared, different = _metadata(runs)
     weights = [(run.is_baseline, run.settings.mono_weight) for group in groups if len(group) > 1 for run in group]
     return {
         "subtitle": _subtitle(runs),
@@ -185,9 +185,9 @@ def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]
         "groups": [_group(group, summaries, published, main) for group in groups],
         "measures": there,
         "everything": everything,
-        "shared_facts": shared,
+        "shared_metadata": shared,
         "fact_headings": different,
-        "fact_rows": [(run.name, [dict(run.facts).get(name, DASH) for name in different]) for run in runs],
+        "fact_rows": [(run.name, [dict(run.metadata).get(name, DASH) for name in different]) for run in runs],
         "figures": figures,
         "published": _published_table(),
         "published_source": SOURCE,
@@ -202,13 +202,13 @@ _FEW = 5.0  # effective rows below which a score says little
 
 
 def _subtitle(runs: Sequence[ReportRun]) -> list[str]:
-    facts = [run.evaluation.facts for run in runs]
-    stores = list(dict.fromkeys((f.get("store"), f.get("n_rows")) for f in facts))
+    metadata = [run.evaluation.metadata for run in runs]
+    stores = list(dict.fromkeys((f.get("store"), f.get("n_rows")) for f in metadata))
     parts = [f"{len(runs)} evaluation{'s' * (len(runs) > 1)}"]
     parts += [f"{n_rows:,} rows of {name}" if isinstance(n_rows, int) else str(name) for name, n_rows in stores[:3]]
     if len(stores) > 3:
         parts.append(f"{len(stores) - 3} more stores")
-    classes = {len(names) for f in facts if isinstance(names := f.get("class_names"), list)}
+    classes = {len(names) for f in metadata if isinstance(names := f.get("class_names"), list)}
     if len(classes) == 1:
         parts.append(f"{classes.pop():,} classes")
     return [part for part in parts if part != "None"]
@@ -285,10 +285,10 @@ def _group(
     return Group(runs[0].group, rows)
 
 
-def _facts(runs: Sequence[ReportRun]) -> tuple[list[tuple[str, str]], list[str]]:
+def _metadata(runs: Sequence[ReportRun]) -> tuple[list[tuple[str, str]], list[str]]:
     """The facts that all runs share, and the headings of those that differ."""
-    headings = list(dict.fromkeys(heading for run in runs for heading, _ in run.facts))
-    values = {heading: [dict(run.facts).get(heading, DASH) for run in runs] for heading in headings}
+    headings = list(dict.fromkeys(heading for run in runs for heading, _ in run.metadata))
+    values = {heading: [dict(run.metadata).get(heading, DASH) for run in runs] for heading in headings}
     shared = [(heading, found[0]) for heading, found in values.items() if len(set(found)) == 1]
     return shared, [heading for heading, found in values.items() if len(set(found)) > 1]
 

@@ -17,7 +17,7 @@ from monoloss.data.images.row_images import Pictures, pictures_of
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.overview import OverviewFigure, TrainingCurve, overview_figures
-from monoloss.evaluation.result import FACTS, LATENTS, Evaluation
+from monoloss.evaluation.result import EVALUATION_FILE, LATENTS, Evaluation
 from monoloss.files.atomic import atomic_folder, check_new_folder
 from monoloss.functional.histogram import histogram_edges
 from monoloss.report.latent_data import BLOCK, columns_of, shown_rows, write_latents
@@ -91,16 +91,16 @@ def write_report(  # noqa: PLR0913 - each is an option
     figures = overview_figures(groups, curves)
     shown = _shown_stores(runs, None if images is None else Path(images))
     with atomic_folder(out, replace=True) as folder:
-        facts, notes = {}, []
+        metadata, notes = {}, []
         for key, one in shown.items():
             missing: list[int] = []
             if one.pictures is not None:
                 with terminal.progress("writing", len(one.rows), "images", shown=progress) as advance:
                     missing = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
             _write_items(folder / "data" / key, key, one)
-            facts[key] = _store_facts(one, image_size) | {"missing": missing}
+            metadata[key] = _store_metadata(one, image_size) | {"missing": missing}
             if missing:
-                images_of = f"{len(missing):,} of {len(one.rows):,} images of {one.facts.get('store', key)}"
+                images_of = f"{len(missing):,} of {len(one.rows):,} images of {one.metadata.get('store', key)}"
                 notes.append(f"{images_of} cannot be read: their ids are shown.")
         _write_pages(folder, runs, figures, title, notes)
         n_latents = sum(len(run.evaluation.examples.rows) for run in runs)
@@ -108,10 +108,10 @@ def write_report(  # noqa: PLR0913 - each is an option
             for run in runs:
                 write_latents(folder / "data" / run.key, run, runs, shown[run.store_key].rows, advance)
         script = folder / "data" / "runs.js"
-        write_script(script, "runs", [_run_facts(run, shown[run.store_key]) for run in runs])
+        write_script(script, "runs", [_run_data(run, shown[run.store_key]) for run in runs])
         with script.open("a", encoding="ascii", newline="\n") as file:
             for place, value in (
-                ("stores", facts),
+                ("stores", metadata),
                 ("histogram_edges", short_all(histogram_edges().tolist())),
                 ("terms", {key: term._asdict() for key, term in TERMS.items()}),
             ):
@@ -123,13 +123,13 @@ class _ShownStore(NamedTuple):
     """A store as far as the report shows it.
 
     Attributes:
-        facts: of an evaluation that was made on it.
+        metadata: of an evaluation that was made on it.
         store: it itself; None where it is gone.
         rows: numbers of the rows that some latent shows, ascending; their places here are the items of the report.
         pictures: where their images come from; None where there are none.
     """
 
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     store: FeatureStore | None
     rows: Int[Tensor, " items"]
     pictures: Pictures | None
@@ -146,7 +146,7 @@ def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _
         rows = shown_rows([run.evaluation for run in of_store])
         if store is not None and pictures is not None and pictures.root is not None and len(rows):
             pictures = _if_there(store, rows, pictures, asked=pictures.root == images)
-        shown[key] = _ShownStore(dict(of_store[0].evaluation.facts), store, rows, pictures)
+        shown[key] = _ShownStore(dict(of_store[0].evaluation.metadata), store, rows, pictures)
     if images is not None and all(one.pictures is None or one.pictures.root != images for one in shown.values()):
         expected = "stores that know the paths of their rows; without images their thumbnails are shown"
         raise InputError("images", f"{images} for stores without paths", expected)
@@ -216,12 +216,12 @@ def _labels(store: FeatureStore | None, rows: Tensor) -> list[list[int]]:
     return found
 
 
-def _store_facts(one: _ShownStore, cell: int) -> dict[str, object]:
-    names = one.facts.get("class_names") if one.store is None else one.store.class_names
+def _store_metadata(one: _ShownStore, cell: int) -> dict[str, object]:
+    names = one.metadata.get("class_names") if one.store is None else one.store.class_names
     return {
-        "name": one.facts.get("store"),
+        "name": one.metadata.get("store"),
         "n_items": len(one.rows),
-        "n_rows": one.facts.get("n_rows"),
+        "n_rows": one.metadata.get("n_rows"),
         "per_sheet": PER_SHEET,
         "sheet_columns": COLUMNS,
         "sheet_suffix": sheet_suffix(),
@@ -231,7 +231,7 @@ def _store_facts(one: _ShownStore, cell: int) -> dict[str, object]:
     }
 
 
-def _run_facts(run: ReportRun, one: _ShownStore) -> dict[str, object]:
+def _run_data(run: ReportRun, one: _ShownStore) -> dict[str, object]:
     evaluation = run.evaluation
     return {
         "key": run.key,
@@ -247,7 +247,7 @@ def _run_facts(run: ReportRun, one: _ShownStore) -> dict[str, object]:
         "has_decoder": evaluation.decoder_directions is not None,
         "has_labels": "dominant_class" in evaluation.latents,
         "multi_label": one.store is not None and one.store.multi_label,
-        "facts": run.facts,
+        "facts": run.metadata,
     }
 
 
@@ -256,6 +256,6 @@ def _check_out(out: Path) -> None:
     found = {file.name for file in out.iterdir()} if out.is_dir() else set()
     if found and not (found <= _OF_A_REPORT and (out / "data" / "runs.js").is_file()):
         raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier report's")
-    if any((folder / FACTS).is_file() and (folder / LATENTS).is_file() for folder in out.resolve().parents):
+    if any((folder / EVALUATION_FILE).is_file() and (folder / LATENTS).is_file() for folder in out.resolve().parents):
         raise InputError("out", f"{out}, within an evaluation", "a folder elsewhere")
     check_new_folder(out, allow_full=True)

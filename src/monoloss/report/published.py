@@ -87,13 +87,13 @@ def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
 
     A setting is the encoder, the data, and the SAE: its variant, its 8192 latents, its k of 64.
     """
-    facts, model = evaluation.facts, str(evaluation.facts.get("model"))
+    metadata, model = evaluation.metadata, str(evaluation.metadata.get("model"))
     variant = _first_group(r"variant='(\w+)'", model)
     k = _first_group(r"\bk=(\d+)", model.partition("aux=")[0])
     sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (variant in ("jump_relu", "vanilla") or k == str(_K))
-    if variant not in VARIANTS or not sizes or facts.get("centred"):
+    if variant not in VARIANTS or not sizes or metadata.get("centred"):
         return {}
-    data, encoder = _data_of(facts), _encoder_of(facts.get("encoder"))
+    data, encoder = _data_of(metadata), _encoder_of(metadata.get("encoder"))
     return {
         setting.measure: pairs[variant]
         for setting, pairs in PUBLISHED.items()
@@ -106,13 +106,13 @@ def _first_group(pattern: str, text: str) -> str | None:
     return match[1] if match else None
 
 
-def _data_of(facts: Mapping[str, object]) -> str | None:
-    name = re.sub(r"[^a-z]", "", str(facts.get("store")).lower())
+def _data_of(metadata: Mapping[str, object]) -> str | None:
+    name = re.sub(r"[^a-z]", "", str(metadata.get("store")).lower())
     if "openimages" in name:
         return "OpenImages"
-    classes = facts.get("class_names")
+    classes = metadata.get("class_names")
     n_classes = len(classes) if isinstance(classes, list) else _IMAGENET_CLASSES
-    whole = facts.get("n_rows") == _IMAGENET_ROWS and n_classes == _IMAGENET_CLASSES
+    whole = metadata.get("n_rows") == _IMAGENET_ROWS and n_classes == _IMAGENET_CLASSES
     return "ImageNet" if "imagenet" in name and whole else None
 
 

@@ -14,7 +14,7 @@ from monoloss.errors import InputError
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
-from monoloss.report.run_facts import Settings, settings_of
+from monoloss.report.run_metadata import Settings, settings_of
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class ReportRun:
         return self.evaluation.name
 
     @property
-    def facts(self) -> list[tuple[str, str]]:
+    def metadata(self) -> list[tuple[str, str]]:
         """What was run, as labels and texts."""
-        return self.settings.facts(self.evaluation)
+        return self.settings.metadata(self.evaluation)
 
 
 def report_runs(
@@ -85,7 +85,7 @@ def report_runs(
     store_keys: dict[str, str] = {}
     runs = []
     for number, (evaluation, known, group) in enumerate(zip(evaluations, settings, groups, strict=True)):
-        fingerprint = str(evaluation.facts.get("store_fingerprint"))
+        fingerprint = str(evaluation.metadata.get("store_fingerprint"))
         runs.append(
             ReportRun(
                 f"run-{number}",
@@ -125,9 +125,9 @@ def _groups(evaluations: Sequence[Evaluation], settings: Sequence[Settings]) -> 
     """The name of the group of each: as short as tells the groups of this report apart."""
     keys, texts = [], []
     for evaluation, known in zip(evaluations, settings, strict=True):
-        facts, centred = evaluation.facts, bool(evaluation.facts.get("centred"))
-        keys.append((known.key, str(facts.get("store_fingerprint")), centred))
-        longest = f"{known.long_title}, {facts.get('store')}" + ", centred" * centred
+        metadata, centred = evaluation.metadata, bool(evaluation.metadata.get("centred"))
+        keys.append((known.key, str(metadata.get("store_fingerprint")), centred))
+        longest = f"{known.long_title}, {metadata.get('store')}" + ", centred" * centred
         texts.append((known.title, known.long_title, longest))
     names: dict[object, str] = {}
     for length in range(3):

@@ -58,5 +58,5 @@ def chance_line(evaluations: Mapping[str, Evaluation]) -> str:
 
 def cells(evaluation: Evaluation) -> list[str]:
     """The figures of ``COLUMNS`` for one evaluation, a dash where one is undefined or missing."""
-    figures = [(evaluation.summary.get(column.key, math.nan), column.form) for column in COLUMNS]
-    return ["-" if math.isnan(value) else format(value, form) for value, form in figures]
+    measures = [(evaluation.summary.get(column.key, math.nan), column.form) for column in COLUMNS]
+    return ["-" if math.isnan(value) else format(value, form) for value, form in measures]

@@ -8,7 +8,7 @@ from typing import Any
 
 from monoloss.checks import check_type
 from monoloss.errors import InputError
-from monoloss.files.dataclasses import plain
+from monoloss.files.dataclasses import to_plain
 from monoloss.files.yaml import from_yaml
 
 
@@ -35,7 +35,7 @@ def read_settings(
     content = from_yaml(text, str(file))
     check_type(str(file), content, Mapping, "a YAML mapping of keys and values")
     try:
-        content = plain(content)  # anchors share what they name; an option is meant for one place
+        content = to_plain(content)  # anchors share what they name; an option is meant for one place
     except RecursionError:
         raise InputError(str(file), "an anchor inside of itself", "nested keys and values") from None
     for key, value in options:

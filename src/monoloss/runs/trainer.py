@@ -73,7 +73,7 @@ def fit(
         trainer.fit(module, batches, held_out, ckpt_path=path, weights_only=True)
         stop.check()  # for what came after the last step
     except StopRequested:
-        note(f"stopped after step {trainer.global_step}, and saved; --resume {run} goes on from there")
+        print_note(f"stopped after step {trainer.global_step}, and saved; --resume {run} goes on from there")
         raise
 
 
@@ -95,7 +95,7 @@ def _loggers(config: RunSettings, run: Path) -> list[Logger]:
     return loggers
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A line on the terminal, beside the results."""
     Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 

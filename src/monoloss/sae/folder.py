@@ -20,7 +20,7 @@ from torch import nn
 from monoloss.checks import check_type
 from monoloss.errors import InputError, first_line
 from monoloss.files.atomic import atomic_folder
-from monoloss.files.dataclasses import plain, read_value
+from monoloss.files.dataclasses import read_field, to_plain
 from monoloss.files.hub import HUB
 from monoloss.files.json import read_json
 from monoloss.files.model_folder import (
@@ -202,8 +202,8 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         """The model card that ``save_pretrained`` writes; its arguments are the same."""
         check_type("license", license, str | None, "a text or None")
         check_type("provenance", self.provenance, Provenance, "a Provenance")
-        facts = {**plain(self.config), **asdict(self.provenance), "monoloss_version": __version__}
-        text = model_card_text(self.d_in, facts, evaluation)
+        metadata = {**to_plain(self.config), **asdict(self.provenance), "monoloss_version": __version__}
+        text = model_card_text(self.d_in, metadata, evaluation)
         tags = [*(self._hub_mixin_info.model_card_data.tags or ()), self.config.variant]
         data = ModelCardData(library_name=LIBRARY, license=license, tags=tags)
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
@@ -211,7 +211,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the two files that make a model into a folder that is there."""
         write_tensors(save_directory / TENSORS, cast(nn.Module, self))
-        described = {"d_in": self.d_in, "sae": plain(self.config)}
+        described = {"d_in": self.d_in, "sae": to_plain(self.config)}
         write_model_config(save_directory / CONFIG, described, self.provenance, format_version=FORMAT_VERSION)
 
     @classmethod
@@ -222,11 +222,11 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         _check_device(device)
         folder = _folder_of(model_id, hub_options)
         d_in, config, provenance = _read_config(folder / CONFIG)
-        build = cast(Callable[..., _Model], cls)  # the constructor of the model, which this class does not know
+        from_mapping = cast(Callable[..., _Model], cls)  # the constructor of the model, which this class does not know
         with opened_tensors(folder / TENSORS) as file:
             _check_size(file, folder / TENSORS, d_in, config.n_latents)
             try:
-                sae = build(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
+                sae = from_mapping(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
             except InputError as error:
                 raise InputError(f"{folder / CONFIG}: {error.argument}", error.got, error.expected) from None
             module = cast(nn.Module, sae)
@@ -242,8 +242,8 @@ def _read_config(path: Path) -> tuple[int, SaeConfig, Provenance]:
     if content.get("library") != LIBRARY:
         raise InputError(str(path), "a file of another library", "the config.json of a SAE checkpoint of monoloss")
     provenance = read_provenance(str(path), content, ("d_in", "sae"))
-    d_in = read_value(int, content["d_in"], f"{path}: d_in")
-    return d_in, read_value(SaeConfig, content["sae"], f"{path}: sae", complete=True), provenance
+    d_in = read_field(int, content["d_in"], f"{path}: d_in")
+    return d_in, read_field(SaeConfig, content["sae"], f"{path}: sae", complete=True), provenance
 
 
 def _check_size(file: Any, path: Path, d_in: int, n_latents: int) -> None:

@@ -18,42 +18,42 @@ codes = sae.encode(embeddings)  # (n, {d_in}) -> sparse (n, {n_latents})
 """
 
 
-def model_card_text(d_in: int, facts: Mapping[str, object], evaluation: Mapping[str, float] | None) -> str:
+def model_card_text(d_in: int, metadata: Mapping[str, object], evaluation: Mapping[str, float] | None) -> str:
     """The text of a model card, in Markdown.
 
     Args:
         d_in: width of the input rows.
-        facts: nested; ``variant`` and ``n_latents`` among them.
+        metadata: nested; ``variant`` and ``n_latents`` among them.
         evaluation: one number a measure, NaN where undefined.
 
     Raises:
         InputError: ``evaluation`` is no mapping of names to numbers.
     """
-    variant, n_latents = facts["variant"], facts["n_latents"]
+    variant, n_latents = metadata["variant"], metadata["n_latents"]
     parts = [
         f"# Sparse autoencoder: {variant}, {n_latents} latents on rows of width {d_in}\n",
         "It writes a row of embeddings as a few active latents and rebuilds the row from them; made with `monoloss`.\n",
         _LOAD.format(d_in=d_in, n_latents=n_latents),
         "## What it is\n",
-        _table(("fact", "value"), _flat({"d_in": d_in, **facts})),
+        _table(("fact", "value"), _flat({"d_in": d_in, **metadata})),
     ]
     if evaluation is not None:
         check_type("evaluation", evaluation, Mapping, "a mapping of names to numbers, as Evaluation.summary")
-        figures = ((str(name), _figure(str(name), value)) for name, value in evaluation.items())
-        parts += ["## Evaluation\n", _table(("measure", "value"), figures)]
+        measures = ((str(name), _number(str(name), value)) for name, value in evaluation.items())
+        parts += ["## Evaluation\n", _table(("measure", "value"), measures)]
     return "\n".join(parts)
 
 
-def _flat(facts: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
+def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
     """Each value under its dotted name; what is not known is left out."""
-    for name, value in facts.items():
+    for name, value in metadata.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", str(value)
 
 
-def _figure(name: str, value: object) -> str:
+def _number(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"evaluation.{name}", repr(value), "a number")
     if math.isnan(value):

@@ -13,7 +13,7 @@ from typing import Any
 
 from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
-from monoloss.files.dataclasses import build, check_known, plain, unknown_key
+from monoloss.files.dataclasses import check_known, from_mapping, to_plain, unknown_key
 from monoloss.files.yaml import to_yaml
 from monoloss.runs.config_files import read_settings
 from monoloss.runs.settings import shared_last
@@ -21,7 +21,7 @@ from monoloss.training.config import MONO_OPTIONS, TrainingConfig
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class TrainingRecord:
     """All that a run is made of.
 
     Attributes:
@@ -39,14 +39,14 @@ class RunConfig:
     validation_fingerprint: str | None = None
 
 
-_PLACES = tuple(field.name for field in fields(RunConfig) if field.name != "training")
+_PLACES = tuple(field.name for field in fields(TrainingRecord) if field.name != "training")
 _FIELDS = tuple(field.name for field in fields(TrainingConfig))
 _SWEEP = "sweep"
 SETTINGS = (*_FIELDS, _SWEEP)
 KEYS = (*_PLACES, *SETTINGS)
 
 
-def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> RunConfig:
+def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> TrainingRecord:
     """Read a run's file, with options over it.
 
     Args:
@@ -60,7 +60,7 @@ def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> Ru
     return run_from_dict(read_settings(file, options, _split))
 
 
-def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
+def run_from_dict(content: Mapping[str, Any]) -> TrainingRecord:
     """The run that nested plain values describe; what they leave out keeps its default.
 
     Raises:
@@ -68,17 +68,17 @@ def run_from_dict(content: Mapping[str, Any]) -> RunConfig:
     """
     check_known(content, KEYS)
     content = _swept(content)
-    training = build(TrainingConfig, {key: content[key] for key in content if key in _FIELDS}, "")
-    return build(RunConfig, {key: content[key] for key in content if key in _PLACES}, "", training=training)
+    training = from_mapping(TrainingConfig, {key: content[key] for key in content if key in _FIELDS}, "")
+    return from_mapping(TrainingRecord, {key: content[key] for key in content if key in _PLACES}, "", training=training)
 
 
-def run_to_dict(config: RunConfig) -> dict[str, Any]:
+def run_to_dict(config: TrainingRecord) -> dict[str, Any]:
     """All of a run as nested plain values: every key, defaults too."""
     places = {name: getattr(config, name) for name in _PLACES}
-    return {**places, **shared_last(plain(config.training))}
+    return {**places, **shared_last(to_plain(config.training))}
 
 
-def config_text(config: RunConfig) -> str:
+def config_text(config: TrainingRecord) -> str:
     """A run as YAML, every key, defaults too."""
     return to_yaml(run_to_dict(config))
 
@@ -136,7 +136,7 @@ def _split(content: Mapping[str, Any], key: str) -> list[str]:
     return [first, name, *(rest.split(".") if rest else [])]
 
 
-def with_place(config: RunConfig, name: str, folder: str | None) -> RunConfig:
+def with_place(config: TrainingRecord, name: str, folder: str | None) -> TrainingRecord:
     """The same on another store: what its fingerprint must be is then open."""
     if folder is None:
         return config

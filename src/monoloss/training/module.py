@@ -36,7 +36,7 @@ class TrainedSae(NamedTuple):
     mono_loss: MonoLoss
 
 
-class SaeRun(LightningModule):
+class SaeTrainingModule(LightningModule):
     """The SAEs of a run with their losses: one optimiser, a parameter group and a clipping norm each.
 
     The loss is the sum over the SAEs, so no SAE's gradient sees another; adding one leaves the rest bit-equal.
@@ -110,8 +110,8 @@ class SaeRun(LightningModule):
             if logged:
                 if not torch.isfinite(loss.detach()):
                     raise _diverged(name, f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
-                figures = {"loss": loss.detach()} | _figures(embeddings, sae, output, terms)
-                self.log_dict({f"{name}/{key}": value for key, value in figures.items()})
+                measures = {"loss": loss.detach()} | _measures(embeddings, sae, output, terms)
+                self.log_dict({f"{name}/{key}": value for key, value in measures.items()})
         return total
 
     def configure_gradient_clipping(
@@ -151,7 +151,7 @@ def _diverged(name: str, got: str) -> InputError:
     return InputError(f"saes.{name}", got, "a smaller lr or mono_weight: its training has diverged")
 
 
-def _figures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:
+def _measures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:
     """What is logged of one batch: detached scalars."""
     with torch.no_grad():
         codes = output.codes.detach()

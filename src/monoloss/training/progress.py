@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-FIGURES = {  # logged name: title, form
+MEASURES = {  # logged name: title, form
     "score": ("score", ".3f"),
     "explained_variance": ("expl. variance", ".3f"),
     "l0": ("L0", ".1f"),
@@ -67,9 +67,9 @@ class TrainingProgress(Callback):
     def _render(self, trainer: Trainer) -> Group:
         table = Table(box=None, pad_edge=False)
         table.add_column("")
-        for title, _ in FIGURES.values():
+        for title, _ in MEASURES.values():
             table.add_column(title, justify="right")
         for name in self.names:
-            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), form) for key, (_, form) in FIGURES.items()]
+            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), form) for key, (_, form) in MEASURES.items()]
             table.add_row(name, *("" if value is None else f"{float(value):{form}}" for value, form in logged))
         return Group(self._progress, table)

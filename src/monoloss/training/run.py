@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
 from monoloss.evaluation.run import evaluate
-from monoloss.files.dataclasses import plain
+from monoloss.files.dataclasses import to_plain
 from monoloss.files.model_folder import Provenance
 from monoloss.losses import MonoLoss
 from monoloss.runs.folder import RunFolder
@@ -21,12 +21,12 @@ from monoloss.runs.layout import EVALUATIONS
 from monoloss.runs.saving import Checkpoints, SaveSchedule
 from monoloss.runs.shuffling import shuffled
 from monoloss.runs.signals import stop_signals
-from monoloss.runs.trainer import check_loggers, fit, make_trainer, note, quiet_lightning, resume_at_end
+from monoloss.runs.trainer import check_loggers, fit, make_trainer, print_note, quiet_lightning, resume_at_end
 from monoloss.sae.model import MIN_CALIBRATION_ROWS, SparseAutoencoder
 from monoloss.training.batches import ShuffledBatches
 from monoloss.training.config import TrainingConfig
 from monoloss.training.config_files import run_to_dict
-from monoloss.training.module import SaeRun, TrainedSae
+from monoloss.training.module import SaeTrainingModule, TrainedSae
 from monoloss.training.progress import TrainingProgress
 from monoloss.training.run_folder import SAE_RUN, load_saes, run_config, save_saes
 from monoloss.training.schedule import check_warmup
@@ -92,7 +92,7 @@ def train_saes(
         folder.write_or_check_config(identity, resume)
         if folder.is_finished:
             saes = load_saes(folder, config.saes)
-            note(f"{folder.path} is finished: these are its SAEs")
+            print_note(f"{folder.path} is finished: these are its SAEs")
             return saes
         store.load_if_small()
         config = replace(config, log_every_steps=min(config.log_every_steps, n_steps))  # a short run logs its last step
@@ -101,7 +101,7 @@ def train_saes(
         return _finish(module, config, store, folder, validation, device)
 
 
-def _module(config: TrainingConfig, store: FeatureStore, n_steps: int) -> SaeRun:
+def _module(config: TrainingConfig, store: FeatureStore, n_steps: int) -> SaeTrainingModule:
     """Build the SAEs and their losses: here the configuration ends."""
     mean = store.mean.float()
     saes = {}
@@ -110,11 +110,11 @@ def _module(config: TrainingConfig, store: FeatureStore, n_steps: int) -> SaeRun
         sae = SparseAutoencoder(store.width, settings.sae, input_mean=input_mean, seed=settings.seed)
         mono_loss = MonoLoss(center=mean if settings.mono_center else None, memory=settings.mono_memory)
         saes[name] = TrainedSae(settings, sae, mono_loss)
-    return SaeRun(saes, n_steps, config.log_every_steps)
+    return SaeTrainingModule(saes, n_steps, config.log_every_steps)
 
 
 def _fit(
-    module: SaeRun,
+    module: SaeTrainingModule,
     config: TrainingConfig,
     batches: ShuffledBatches,
     folder: RunFolder,
@@ -129,7 +129,7 @@ def _fit(
         calibrate(module, batches.store, config.seed, config.batch_size)
         return module.by_name()
 
-    start = folder.newest_checkpoint(identity, note)
+    start = folder.newest_checkpoint(identity, print_note)
     schedule = SaveSchedule(config.checkpoint_every_steps, config.checkpoint_every_minutes, config.keep_checkpoints)
     with quiet_lightning(), stop_signals() as stop:
         callbacks: list[Callback] = [TrainingProgress(tuple(config.saes))] if progress else []
@@ -143,7 +143,7 @@ def _fit(
 
 
 def _finish(
-    module: SaeRun,
+    module: SaeTrainingModule,
     config: TrainingConfig,
     store: FeatureStore,
     folder: RunFolder,
@@ -153,9 +153,9 @@ def _finish(
     """Calibrate, evaluate and save what was trained."""
     module.cpu()
     calibrate(module, store, config.seed, config.batch_size)
-    shared = {key: value for key, value in plain(config).items() if key != "saes"}
+    shared = {key: value for key, value in to_plain(config).items() if key != "saes"}
     for name, settings, sae, _ in module.parts():
-        own = {key: value for key, value in plain(settings).items() if key != "sae"}
+        own = {key: value for key, value in to_plain(settings).items() if key != "sae"}
         sae.eval().provenance = Provenance(
             store.manifest.encoder, store.fingerprint, {"name": name, **own, "run": shared}
         )
@@ -170,7 +170,7 @@ def _finish(
     return module.by_name()
 
 
-def calibrate(module: SaeRun, store: FeatureStore, seed: int, batch_size: int) -> None:
+def calibrate(module: SaeTrainingModule, store: FeatureStore, seed: int, batch_size: int) -> None:
     """Set what inference needs (BatchTopK's threshold) from 16384 training rows, or all there are."""
     rows = shuffled(store.n_rows, seed, -1)[:_CALIBRATION_ROWS]
     for sae in module.by_name().values():

@@ -13,7 +13,7 @@ from monoloss.runs.folder import RunFolder, RunKind
 from monoloss.runs.layout import EVALUATIONS, SAES
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config import TrainingConfig
-from monoloss.training.config_files import RunConfig, read_config, run_to_dict
+from monoloss.training.config_files import TrainingRecord, read_config, run_to_dict
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -23,12 +23,12 @@ def _read(file: Path) -> dict[str, Any]:
 SAE_RUN = RunKind(SAES, _read, "store_fingerprint", movable=("store", "validation"), written=(EVALUATIONS,))
 
 
-def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> RunConfig:
+def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> TrainingRecord:
     """Describe a run on these stores."""
     places: dict[str, FeatureStore] = {"store": store} | ({} if validation is None else {"validation": validation})
     folders = {name: str(place.folder.resolve()) for name, place in places.items()}
     fingerprints = {f"{name}_fingerprint": place.fingerprint for name, place in places.items()}
-    return RunConfig(config, **folders, **fingerprints)
+    return TrainingRecord(config, **folders, **fingerprints)
 
 
 def save_saes(

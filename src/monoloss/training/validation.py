@@ -51,12 +51,12 @@ class Validation(Callback):
         step = trainer.global_step
         if (batch_idx + 1) % self.accumulate_batches or step % self.every_steps:
             return
-        figures: dict[str, float] = {"epoch": trainer.current_epoch}
+        measures: dict[str, float] = {"epoch": trainer.current_epoch}
         for name, evaluation in evaluate(self.store, dict(self._ready()), n_examples=1).items():
             found = {title: evaluation.summary[key] for title, key in VALIDATED.items() if key in evaluation.summary}
-            figures |= {f"{name}/{title}": value for title, value in found.items()}
+            measures |= {f"{name}/{title}": value for title, value in found.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=step - 1)  # steps are counted from 0 in the logs
+            logger.log_metrics(measures, step=step - 1)  # steps are counted from 0 in the logs
             logger.save()
 
 

@@ -192,7 +192,7 @@ def test_patches_of_local_folder(folders, family):
 
 def test_pooling_is_recorded(folders):
     def pooling(family, output):
-        return load_encoder(str(folders[family][1]), output=output, image_size=64).facts["preprocessing"]["pooling"]
+        return load_encoder(str(folders[family][1]), output=output, image_size=64).metadata["preprocessing"]["pooling"]
 
     assert pooling("clip", "layer:blocks.0") == pooling("resnet", "layer:layer1") == "mean of patches"
     assert pooling("clip", "class_token") == pooling("clip", "layer:blocks.0:class") == "class token"
@@ -201,12 +201,12 @@ def test_pooling_is_recorded(folders):
 
 def test_facts_are_plain_and_complete(folders):
     folder = folders["clip"][1]
-    facts = load_encoder(str(folder), dtype="bfloat16").facts
-    assert facts == json.loads(json.dumps(facts))
-    assert set(facts) == {"name", "weights", "preprocessing"}
-    assert facts["weights"] == {"file": "model.safetensors", "sha256": sha256(folder / "model.safetensors")}
-    assert str(folder.parent) not in json.dumps(facts)
-    assert facts["preprocessing"] == {
+    metadata = load_encoder(str(folder), dtype="bfloat16").metadata
+    assert metadata == json.loads(json.dumps(metadata))
+    assert set(metadata) == {"name", "weights", "preprocessing"}
+    assert metadata["weights"] == {"file": "model.safetensors", "sha256": sha256(folder / "model.safetensors")}
+    assert str(folder.parent) not in json.dumps(metadata)
+    assert metadata["preprocessing"] == {
         "input_size": [3, 64, 64],
         "interpolation": "bicubic",
         "mean": pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-4),
@@ -222,7 +222,7 @@ def test_facts_are_plain_and_complete(folders):
 
 def test_random_weights_follow_the_seed():
     first, same, other = (load_encoder("resnet10t", pretrained=False, image_size=32, seed=seed) for seed in (3, 3, 4))
-    assert first.facts["weights"] == {"random": 3}
+    assert first.metadata["weights"] == {"random": 3}
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(first(images), same(images))
     assert not torch.equal(first(images), other(images))
@@ -257,7 +257,7 @@ def test_crops(folders):
 
     def red(crop):  # of a picture whose red grows from left to right, in [0, 1]
         encoder = load_encoder(folder, crop=crop)
-        assert encoder.facts["preprocessing"]["crop_mode"] == (crop or "center")
+        assert encoder.metadata["preprocessing"]["crop_mode"] == (crop or "center")
         image = encoder.transform(picture())
         assert image.shape == (3, 32, 32)
         row = image[0, 16] * 0.5 + 0.5
@@ -266,7 +266,7 @@ def test_crops(folders):
     assert red(None) == red("center") == pytest.approx((0.5 - 0.3, 0.5 + 0.3), abs=0.02)  # .9 of 200 of 300 columns
     assert red("squash") == pytest.approx((0, 1), abs=0.03)  # the whole width
     assert red("border") == pytest.approx((0, 1), abs=0.03)
-    assert load_encoder(folder, crop="squash").facts["preprocessing"]["crop_pct"] == 1.0
+    assert load_encoder(folder, crop="squash").metadata["preprocessing"]["crop_pct"] == 1.0
     grey = load_encoder(folder, crop="border").transform(picture())[:, 0].abs().max()
     assert grey < 0.01  # the mean of the data above the picture
 

@@ -42,7 +42,7 @@ def test_checkpoint_goes_before_the_folder(saved, tmp_path):
     model, file = other_weights(), tmp_path / "own.safetensors"
     save_file(state_of(model), file)
     encoder = load_encoder(str(saved["vit"][1]), checkpoint=str(file))
-    assert encoder.facts["weights"] == {"file": "own.safetensors", "sha256": sha256(file)}
+    assert encoder.metadata["weights"] == {"file": "own.safetensors", "sha256": sha256(file)}
     with torch.no_grad():
         assert torch.equal(encoder(images_for(model)), model.forward_features(images_for(model))[:, 0])
 
@@ -116,7 +116,7 @@ def test_safetensors_go_before_pickles(saved, tmp_path):
     folder = tmp_path / "folder"
     shutil.copytree(saved["vit"][1], folder)
     (folder / "pytorch_model.bin").write_bytes(b"not read")
-    assert load_encoder(str(folder)).facts["weights"]["file"] == "model.safetensors"
+    assert load_encoder(str(folder)).metadata["weights"]["file"] == "model.safetensors"
 
 
 def test_folder_with_a_pickle_only(saved, tmp_path):
@@ -125,7 +125,7 @@ def test_folder_with_a_pickle_only(saved, tmp_path):
     shutil.copy(saved["vit"][1] / "config.json", folder)
     torch.save(state_of(model), folder / "pytorch_model.bin")
     encoder = load_encoder(f"local-dir:{folder}")
-    assert encoder.facts["weights"]["file"] == "pytorch_model.bin"
+    assert encoder.metadata["weights"]["file"] == "pytorch_model.bin"
     assert torch.equal(encoder(images_for(model)), load_encoder(str(saved["vit"][1]))(images_for(model)))
 
 
@@ -196,7 +196,7 @@ def test_folders_that_are_none(saved, tmp_path):
     shutil.copy(saved["vit"][1] / "config.json", tmp_path)
     with pytest.raises(InputError, match=r"without weights; expected one of model\.safetensors, "):
         load_encoder(str(tmp_path))
-    assert load_encoder(str(tmp_path), pretrained=False).facts["weights"] == {"random": 0}
+    assert load_encoder(str(tmp_path), pretrained=False).metadata["weights"] == {"random": 0}
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CLIPModel"], "model_type": "clip"}))
     for content in (
         json.dumps({"architectures": ["CLIPModel"]}),

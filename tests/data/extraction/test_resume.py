@@ -77,15 +77,15 @@ def test_any_missing_shards(tmp_path: Path, missing: list[int], source: Callable
     assert contents_of(tmp_path / "s") == contents_of(whole.folder)
 
 
-def facts(**changes: Any) -> FakeEncoder:
-    return FakeEncoder(facts={**FakeEncoder().facts, **changes})
+def metadata(**changes: Any) -> FakeEncoder:
+    return FakeEncoder(metadata={**FakeEncoder().metadata, **changes})
 
 
 OTHER_RUNS: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
-    (lambda: facts(name="other"), {}, "encoder.name 'fake'; expected 'other', as in this run"),
-    (lambda: facts(weights={"random": 1}), {}, "encoder.weights.random 0; expected 1"),
+    (lambda: metadata(name="other"), {}, "encoder.name 'fake'; expected 'other', as in this run"),
+    (lambda: metadata(weights={"random": 1}), {}, "encoder.weights.random 0; expected 1"),
     (
-        lambda: facts(preprocessing={"input_size": [3, 8, 8]}),
+        lambda: metadata(preprocessing={"input_size": [3, 8, 8]}),
         {},
         r"encoder.preprocessing.input_size \[3, 4, 4\]; expected \[3, 8, 8\]",
     ),

@@ -38,7 +38,7 @@ def test_rows_labels_ids_and_thumbnails_are_those_of_the_folder(tmp_path: Path, 
     thumbnails = store.thumbnails(torch.arange(14))
     assert thumbnails.shape == (14, 5, 5, 3)
     assert [tuple(picture[2, 2].tolist()) for picture in thumbnails] == [color_of(number) for number in range(14)]
-    assert store.manifest.encoder == FakeEncoder().facts
+    assert store.manifest.encoder == FakeEncoder().metadata
     assert store.manifest.source == f"imagefolder:{tmp_path / 'images'}"
     assert store.manifest.image_root == str(tmp_path / "images")
     store.verify()

@@ -101,7 +101,7 @@ def test_bars_are_the_histogram_from_its_first_to_its_last_filled_bin(evaluation
 
 
 def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, store) -> None:
-    named = dataclasses.replace(evaluation, facts={**evaluation.facts, "class_names": ["a", "b", "<c>", "d"]})
+    named = dataclasses.replace(evaluation, metadata={**evaluation.metadata, "class_names": ["a", "b", "<c>", "d"]})
     for latent in range(16):
         bars = class_bars(named, latent)
         assert sum(bar.n_rows for bar in bars) == named.histogram[latent].sum()  # every row has one of four classes

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from monoloss import MonoLoss, mono_loss
 from monoloss.errors import InputError
 from monoloss.finetune.images.mixing import BatchMixing, MixedBatch
-from monoloss.finetune.images.seeds import drawn_from
+from monoloss.finetune.images.seeds import seeded_from
 
 N_CLASSES = 3
 LABELS = torch.tensor([0, 2, 1, 2])
@@ -69,7 +69,7 @@ def test_the_loss_uses_mixed_embeddings() -> None:
 
 def test_torchvisions_own_call_passes_embeddings_unmixed() -> None:
     """Why there is a class of ours."""
-    with drawn_from(0):
+    with seeded_from(0):
         _, _, rows = v2.MixUp(alpha=0.8, num_classes=N_CLASSES)(images(), LABELS, embeddings())
     assert torch.equal(rows, embeddings())
 

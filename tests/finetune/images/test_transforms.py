@@ -97,9 +97,9 @@ def test_evaluation_is_what_timm_does() -> None:
 
 @pytest.mark.parametrize(("resize", "crop"), [(232, 224), (256, 224), (14, 12), (12, 12), (235, 224), (320, 299)])
 def test_evaluation_with_a_size_of_its_own(resize: int, crop: int) -> None:
-    facts = PREPROCESSING | {"input_size": (3, crop, crop), "crop_pct": 0.5}
+    metadata = PREPROCESSING | {"input_size": (3, crop, crop), "crop_pct": 0.5}
     seen = picture(resize, resize)  # resized, it stays as it is
-    made = evaluation_transform(facts, eval_resize=resize)(seen)
+    made = evaluation_transform(metadata, eval_resize=resize)(seen)
     left = round((resize - crop) / 2.0)
     expected = torch.from_numpy(np.asarray(seen)[left : left + crop, left : left + crop].copy()).permute(2, 0, 1)
     torch.testing.assert_close(shown(made), expected / 255, atol=1e-5, rtol=0)

@@ -34,12 +34,12 @@ def saved(whole, tmp_path) -> Path:
     return folder
 
 
-def facts(folder: Path) -> dict:
+def metadata(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
 def change(folder: Path, path: str, value: object) -> None:
-    content = facts(folder)
+    content = metadata(folder)
     place = content
     *parents, last = path.split(".")
     for key in parents:

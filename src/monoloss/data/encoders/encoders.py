@@ -56,7 +56,7 @@ class ImageEncoder:
         width: of a row.
         patch_grid: rows and columns of the patches, if each has a row of its own; else None.
         input_size: `(3, h, w)` of an image after `transform`.
-        facts: `name`, `weights` and `preprocessing`, in plain values, for the record of a feature store.
+        metadata: `name`, `weights` and `preprocessing`, in plain values, for the record of a feature store.
         transform: turns a PIL image in RGB into the model's input, float32 `(3, h, w)`. It can be pickled.
         model: the timm model, in eval mode, without gradients.
         device: where the model is.
@@ -67,7 +67,7 @@ class ImageEncoder:
         model: ImageModel,
         output: EncoderOutput,
         transform: Callable[[Image], Tensor],
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         *,
         width: int,
         patch_grid: Grid | None,
@@ -75,12 +75,12 @@ class ImageEncoder:
         self.model = model.eval().requires_grad_(False)
         self.output = output
         self.transform = transform
-        self.facts = facts
-        self.name: str = facts["name"]
+        self.metadata = metadata
+        self.name: str = metadata["name"]
         self.width = width
         self.patch_grid = patch_grid
-        self.input_size: tuple[int, int, int] = tuple(facts["preprocessing"]["input_size"])
-        self.dtype = _DTYPES[facts["preprocessing"]["dtype"]]
+        self.input_size: tuple[int, int, int] = tuple(metadata["preprocessing"]["input_size"])
+        self.dtype = _DTYPES[metadata["preprocessing"]["dtype"]]
         self.device = next(iter(model.parameters())).device
 
     @torch.no_grad()
@@ -161,7 +161,7 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
 
     Example:
         >>> encoder = load_encoder("resnet10t", pretrained=False, image_size=64)
-        >>> encoder(torch.zeros(2, 3, 64, 64)).shape, encoder.facts["weights"]
+        >>> encoder(torch.zeros(2, 3, 64, 64)).shape, encoder.metadata["weights"]
         (torch.Size([2, 512]), {'random': 0})
     """
     check_choice("dtype", dtype, tuple(_DTYPES))
@@ -202,9 +202,9 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
             raise _wrong_size(config["input_size"], error) from error
     taken = {"output": chosen.name, "pooling": trial.pooling, "patches": patches, "dtype": dtype}
     preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} | taken
-    facts = {"name": empty.pretrained_cfg["architecture"], "weights": record, "preprocessing": preprocessing}
+    metadata = {"name": empty.pretrained_cfg["architecture"], "weights": record, "preprocessing": preprocessing}
     return ImageEncoder(
-        model.to(place), chosen, _transform(config), facts, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
+        model.to(place), chosen, _transform(config), metadata, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
     )
 
 

@@ -24,7 +24,7 @@ from monoloss.data.extraction.resume import check_listing, check_shard, recorded
 from monoloss.data.extraction.shards import ShardBuilder, ShardShape
 from monoloss.data.images.source import ImageSource
 from monoloss.data.store import FeatureStore
-from monoloss.data.store.format import MANIFEST, check_facts, shard_names
+from monoloss.data.store.format import MANIFEST, check_metadata, shard_names
 from monoloss.data.store.patches import PatchGrid
 from monoloss.data.store.writer import FeatureStoreWriter, check_stored_type, checked_encoder, written_shards
 from monoloss.distributed import Ranks, joined_ranks
@@ -42,7 +42,7 @@ class EmbeddingModel(Protocol):
 
     width: int  # of a row
     patch_grid: tuple[int, int] | None  # (height, width) of the patches, if each has a row of its own
-    facts: dict[str, Any]  # `name`, `weights` and `preprocessing`, for the record
+    metadata: dict[str, Any]  # `name`, `weights` and `preprocessing`, for the record
     transform: Callable[[Any], Tensor]  # from a PIL image to `(3, h, w)`; it can be pickled
     device: torch.device  # where the model is
 
@@ -111,17 +111,17 @@ class Extraction:
             rows_per_shard = max(1, min(IMAGES_PER_SHARD, _BYTES_PER_SHARD // bytes_each))
         check_number("rows_per_shard", rows_per_shard, at_least=1, integer=True)
         self._bytes_each = bytes_of_an_image(encoder.width, n_patches, dtype, thumbnails)
-        self._facts = {  # what the store, and each shard of it, says about itself
+        self._metadata = {  # what the store, and each shard of it, says about itself
             "source": source.description if origin is None else origin,
             "image_root": source.image_root,
-            "encoder": checked_encoder(encoder.facts),
+            "encoder": checked_encoder(encoder.metadata),
             "dtype": dtype,
             "scale": None if scale is None else float(scale),
             "class_names": source.class_names,
             "rows_per_shard": rows_per_shard,
             "patch_grid": None if self._grid is None else list(self._grid),
         }
-        self._shape_facts = {
+        self._shape_metadata = {
             "width": encoder.width,
             "labels": source.labels,
             "thumbnails": None if thumbnails is None else [thumbnails, thumbnails, 3],
@@ -131,9 +131,9 @@ class Extraction:
     def run(self) -> FeatureStore:
         """Write what is missing, and open the store."""
         with joined_ranks() as ranks, ExitStack() as held:
-            ranks.check_same({**self._facts, **self._shape_facts, "n_images": self.source.n_images})
+            ranks.check_same({**self._metadata, **self._shape_metadata, "n_images": self.source.n_images})
             if (recorded := recorded_source(self.folder, self.source.image_root)) is not None:
-                self._facts["source"] = recorded
+                self._metadata["source"] = recorded
             report = ExtractionReport(show=self._show and ranks.rank == 0)
             if (self.folder / MANIFEST).exists():
                 return self._finished(report)
@@ -153,7 +153,9 @@ class Extraction:
     def _finished(self, report: ExtractionReport) -> FeatureStore:
         """Open the store that is there already; `InputError` unless this run would write the same."""
         store = FeatureStore(self.folder)
-        check_facts(self.folder / MANIFEST, "a finished store", store.manifest, {**self._facts, **self._shape_facts})
+        check_metadata(
+            self.folder / MANIFEST, "a finished store", store.manifest, {**self._metadata, **self._shape_metadata}
+        )
         n_images = store.n_images + store.manifest.n_skipped
         if self.source.n_images is not None:
             if self.source.n_images != n_images:
@@ -176,15 +178,17 @@ class Extraction:
         else:
             text = check_disk(self.folder, None, 0, self._bytes_each)
         rows = "a row" if self._grid is None else f"{self._grid.n_patches} rows"
-        report.say(f"{text}; {rows} of {self.encoder.width} x {self._facts['dtype']} an image")
-        facts: Mapping[str, Any] = self._facts
-        writer = FeatureStoreWriter(self.folder, **facts, resume=True)
+        report.say(f"{text}; {rows} of {self.encoder.width} x {self._metadata['dtype']} an image")
+        metadata: Mapping[str, Any] = self._metadata
+        writer = FeatureStoreWriter(self.folder, **metadata, resume=True)
         if ranks.rank == 0:
             held.enter_context(only_one(self.folder, "extracting"))
             remove_temporaries(self.folder)
         ranks.wait()  # so that nobody writes before this is done
         if writer.first is not None:
-            check_facts(self.folder / shard_names(writer.first.index)[0], "a shard", writer.first, self._shape_facts)
+            check_metadata(
+                self.folder / shard_names(writer.first.index)[0], "a shard", writer.first, self._shape_metadata
+            )
             if self.source.n_images is not None:
                 self._check_shards(shard for shard in written if ranks.writes(shard))
             report.say(f"going on with {self.folder}: {len(written)} shards are there")

@@ -97,7 +97,7 @@ class ShardHeader:
         return {_HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **content}, allow_nan=False)}
 
 
-def check_facts(path: Path, what: str, found: ShardHeader | Manifest, expected: Mapping[str, object]) -> None:
+def check_metadata(path: Path, what: str, found: ShardHeader | Manifest, expected: Mapping[str, object]) -> None:
     """Raise `InputError`, naming the file and the first difference, unless a shard or a store has certain facts.
 
     Args:

@@ -25,7 +25,7 @@ from monoloss.data.store.format import (
     ShardHeader,
     ShardLines,
     SkippedFile,
-    check_facts,
+    check_metadata,
     lines_text,
     open_tensors,
     shard_names,
@@ -108,12 +108,12 @@ class FeatureStoreWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What every shard of this store says about itself."""
         names = ("dtype", "scale", "class_names", "encoder", "rows_per_shard", "source")
-        facts = {name: getattr(self, name) for name in names}
+        metadata = {name: getattr(self, name) for name in names}
         grid = None if self.patch_grid is None else list(self.patch_grid)
-        return {**facts, "image_root": self._noted_root, "patch_grid": grid}
+        return {**metadata, "image_root": self._noted_root, "patch_grid": grid}
 
     @property
     def _noted_root(self) -> str | None:
@@ -212,7 +212,7 @@ class FeatureStoreWriter:
             thumbnails=None if thumbnails is None else list(thumbnails.shape[1:]),
             norms=norms,
             lines_sha256=hashlib.sha256(lines.encode("ascii")).hexdigest(),
-            **self.facts,
+            **self.metadata,
         )
 
     def finish(self, n_shards: int | None = None) -> None:
@@ -266,7 +266,7 @@ class FeatureStoreWriter:
         for index in self.written:
             path = self.folder / shard_names(index)[0]
             header, _ = open_tensors(path, index)
-            check_facts(path, "a shard", header, self.facts)
+            check_metadata(path, "a shard", header, self.metadata)
             self.first = self.first or header
 
 

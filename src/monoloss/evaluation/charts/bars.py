@@ -54,7 +54,7 @@ def class_bars(evaluation: EvaluationRecord, latent: int) -> list[ClassBar] | No
     top = evaluation.top_classes
     if top is None:
         return None
-    names = evaluation.facts.get("class_names")
+    names = evaluation.metadata.get("class_names")
     pairs = zip(top.classes[latent].tolist(), top.counts[latent].tolist(), strict=True)
     return [ClassBar(class_name(number, names), count) for number, count in pairs if number >= 0]
 
@@ -68,7 +68,7 @@ def latent_measures(evaluation: EvaluationRecord, latent: int) -> dict[str, str]
         if key in columns:
             found[word] = format(columns[key], form) if math.isfinite(columns[key]) else "undefined"
     if (dominant := int(columns.get("dominant_class", -1))) >= 0:
-        found["dominant class"] = class_name(dominant, evaluation.facts.get("class_names"))
+        found["dominant class"] = class_name(dominant, evaluation.metadata.get("class_names"))
     return found
 
 

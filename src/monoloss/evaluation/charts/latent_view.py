@@ -102,7 +102,7 @@ class LatentView:
         self._store = store if store is None or isinstance(store, FeatureStore) else FeatureStore(store)
         if self._store is None and images is not None:
             raise InputError("images", str(images), "the store too: it knows which image a row is")
-        known = evaluation.facts.get("store_fingerprint")
+        known = evaluation.metadata.get("store_fingerprint")
         if self._store is not None and known not in (None, self._store.fingerprint):
             raise InputError("store", f"{self._store.folder}, another store", "the one that was evaluated")
         self.rows = _shown_rows(evaluation, latent, self._store, None if images is None else Path(images))
@@ -122,8 +122,8 @@ class LatentView:
 
     def __repr__(self) -> str:
         measures = latent_measures(self.evaluation, self.latent)
-        facts = ", ".join(f"{word} {value}" for word, value in measures.items())
-        return f"<latent {self.latent} of {self.evaluation.name!r}: {facts}>"
+        metadata = ", ".join(f"{word} {value}" for word, value in measures.items())
+        return f"<latent {self.latent} of {self.evaluation.name!r}: {metadata}>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as a page that opens from the disk, whole or not at all; an older file is replaced.

@@ -114,8 +114,8 @@ def _point(evaluation: EvaluationRecord, measure: str) -> tuple[float, float] | 
 
 
 def _mark(style: RunStyle, evaluation: EvaluationRecord, point: tuple[float, float]) -> go.Scatter:
-    figures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _SHOWN.items()}
-    hover = [f"{word} {value:.3f}" for word, value in figures.items() if math.isfinite(value)]
+    measures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _SHOWN.items()}
+    hover = [f"{word} {value:.3f}" for word, value in measures.items() if math.isfinite(value)]
     return go.Scatter(
         x=[point[0]],
         y=[point[1]],

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from monoloss.checks import check_number
 from monoloss.errors import InputError
-from monoloss.finetune.images.seeds import drawn_from
+from monoloss.finetune.images.seeds import seeded_from
 
 
 class MixedBatch(NamedTuple):
@@ -67,7 +67,7 @@ class BatchMixing:
     ) -> MixedBatch:
         """Mix a batch; `drawn` is what the random choices follow from."""
         targets = F.one_hot(labels, self.n_classes).to(torch.float32)
-        with drawn_from("batch", *drawn):
+        with seeded_from("batch", *drawn):
             kind = self._kinds[int(torch.randint(len(self._kinds), ()))]
             made = kind.make_params([images])
         coefficient = float(made["lam_adjusted"] if "lam_adjusted" in made else made["lam"])

@@ -21,7 +21,7 @@ def seed_of(*parts: int | str) -> int:
 
 
 @contextmanager
-def drawn_from(*parts: int | str) -> Iterator[None]:
+def seeded_from(*parts: int | str) -> Iterator[None]:
     """What torch draws on the CPU follows from the parts alone; afterwards its generator is as it was before.
 
     torchvision's transforms and torch's distributions take no generator, so torch's own is borrowed.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from monoloss.errors import InputError
-from monoloss.finetune.images.seeds import drawn_from
+from monoloss.finetune.images.seeds import seeded_from
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 
@@ -61,7 +61,7 @@ class TrainingTransform:
 
     def __call__(self, picture: Image.Image, *drawn: int) -> Float[Tensor, "3 h w"]:
         """Transform a picture; the random choices follow from the numbers `drawn` alone."""
-        with drawn_from("image", *drawn):
+        with seeded_from("image", *drawn):
             pixels: Tensor = self._transform(picture)
         return pixels
 

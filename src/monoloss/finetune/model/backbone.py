@@ -13,7 +13,7 @@ from monoloss.data.encoders import PRESETS
 from monoloss.data.encoders.encoders import data_config
 from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, first_line, needs_extra
-from monoloss.files.dataclasses import plain
+from monoloss.files.dataclasses import to_plain
 
 _NOT_OF_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _ARGUMENTS = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}
@@ -89,7 +89,7 @@ def load_backbone(
         ),
         "args": {key: value for key, value in get_model_args(model).items() if value is not None},
     }
-    return Backbone(model, width, plain(recipe), plain(preprocessing))
+    return Backbone(model, width, to_plain(recipe), to_plain(preprocessing))
 
 
 def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:

@@ -17,7 +17,7 @@ import torch
 from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 from monoloss.files.atomic import atomic_folder
-from monoloss.files.dataclasses import check_known, plain
+from monoloss.files.dataclasses import check_known, to_plain
 from monoloss.files.json import read_json
 from monoloss.files.model_folder import (
     CONFIG,
@@ -88,8 +88,8 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
         "class_names": list(model.class_names),
         "width": model.width,
         "top_k": model.top_k,
-        "backbone": plain(model.recipe),
-        "preprocessing": plain(model.preprocessing),
+        "backbone": to_plain(model.recipe),
+        "preprocessing": to_plain(model.preprocessing),
     }
     _read_config(CONFIG, model_config(described, model.provenance))  # what could not be read is not written
     with atomic_folder(folder, replace=True) as temporary:

@@ -167,24 +167,24 @@ def _write_heading(axes: Axes, x: float, width: float, evaluation: Evaluation, c
     axes.text(x, 0.08, fit(evaluation.name, width, PLAIN_SIZE, bold=True), weight="bold", va="top")
     score, n = evaluation.latents["score"], len(evaluation.latents["score"])
     n_defined = n - int(score.isnan().sum())
-    facts = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
-    axes.text(x, 0.27, fit(facts, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
+    metadata = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
+    axes.text(x, 0.27, fit(metadata, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
     axes.plot([x, x + width], [0.47, 0.47], color=color, linewidth=2.5, solid_capstyle="butt")
 
 
 def _write_caption(axes: Axes, x: float, y: float, width: float, evaluation: Evaluation, latent: int) -> None:
     """Number, score, lift and purity of a latent, and its most frequent class in what room is left."""
     columns = evaluation.latents
-    facts = f"score {number(columns['score'][latent])}, lift {number(columns['lift'][latent])}"
+    metadata = f"score {number(columns['score'][latent])}, lift {number(columns['lift'][latent])}"
     class_name = ""
     if "purity_binary" in columns and "dominant_class" in columns:
-        facts += f", purity {number(columns['purity_binary'][latent])}"
-        index, names = int(columns["dominant_class"][latent]), evaluation.facts.get("class_names")
+        metadata += f", purity {number(columns['purity_binary'][latent])}"
+        index, names = int(columns["dominant_class"][latent]), evaluation.metadata.get("class_names")
         if index >= 0:
-            facts += ":"
+            metadata += ":"
             class_name = names[index] if names else f"class {index}"
     end = x + width
-    for text, bold in ((f"latent {latent}", True), (facts, False), (class_name, False)):
+    for text, bold in ((f"latent {latent}", True), (metadata, False), (class_name, False)):
         shown = fit(text, end - x, _CAPTION_SIZE, bold=bold)
         axes.text(x, y, shown, size=_CAPTION_SIZE, weight="bold" if bold else "normal")
         x += text_width(shown, _CAPTION_SIZE, bold=bold) + 0.1

@@ -98,22 +98,22 @@ class Settings:
             parts.append("centred")
         return ", ".join(parts)
 
-    def facts(self, evaluation: Evaluation) -> list[tuple[str, str]]:
+    def metadata(self, evaluation: Evaluation) -> list[tuple[str, str]]:
         """What was run, as labels and texts; what is not known is left out."""
-        facts, encoder = evaluation.facts, evaluation.facts.get("encoder")
+        metadata, encoder = evaluation.metadata, evaluation.metadata.get("encoder")
         model = self.long_title if self.variant is not None else f"{self.model}, {self.n_latents} latents"
-        rows = f"{facts['n_rows']} rows of width {facts.get('width')}" if "n_rows" in facts else None
+        rows = f"{metadata['n_rows']} rows of width {metadata.get('width')}" if "n_rows" in metadata else None
         lines = [
             ("Encoder", encoder.get("name") if isinstance(encoder, Mapping) else encoder),
             ("Encoder weights", encoder.get("weights") if isinstance(encoder, Mapping) else None),
-            ("Data", ", ".join(str(part) for part in (facts.get("store"), rows) if part)),
-            ("Scored on", "centred embeddings" if facts.get("centred") else "embeddings as they are"),
+            ("Data", ", ".join(str(part) for part in (metadata.get("store"), rows) if part)),
+            ("Scored on", "centred embeddings" if metadata.get("centred") else "embeddings as they are"),
             ("Backbone", self.backbone),
             ("Model", model),
             ("Loss", self.loss),
             ("Training", self._training_text()),
-            ("Source", facts.get("source")),
-            ("Evaluated with", f"monoloss {facts['monoloss_version']}" if "monoloss_version" in facts else None),
+            ("Source", metadata.get("source")),
+            ("Evaluated with", f"monoloss {metadata['monoloss_version']}" if "monoloss_version" in metadata else None),
         ]
         return [(label, _text(value)) for label, value in lines if value not in (None, "", {})]
 
@@ -134,9 +134,9 @@ class Settings:
 
 def settings_of(evaluation: Evaluation) -> Settings:
     """The settings of the model of an evaluation, also of one that an earlier version has written."""
-    facts, m = evaluation.facts, len(evaluation.examples.rows)
-    model, training = str(facts.get("model", "")), facts.get("training")
-    sae, backbone = facts.get("sae"), facts.get("backbone")
+    metadata, m = evaluation.metadata, len(evaluation.examples.rows)
+    model, training = str(metadata.get("model", "")), metadata.get("training")
+    sae, backbone = metadata.get("sae"), metadata.get("backbone")
     if not isinstance(sae, Mapping):  # written before evaluations kept the configuration itself
         written = _FIELD.findall(model) if re.fullmatch(r"\w+Config\(.*\)", model) else []
         found = dict(reversed(written))  # of equal names the first: the others belong to its parts
