@@ -84,7 +84,7 @@ def _add_product(w: Tensor, codes: SparseActivations, h: Tensor) -> None:
         starts = grouped.offsets[latents.start : latents.stop + 1]
         first, last = int(starts[0]), int(starts[-1])
         if first < last:
-            w[latents] += bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last])
+            w[latents].add_(bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last]))
     if of_long is not None:
         long = is_long.nonzero().squeeze(1)
         sums = _sums_in_parts(grouped.rows[of_long], h, grouped.offsets.diff()[long], weights[of_long])
