@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,17 @@ def test_the_checks_above_see_a_fault():
     assert circle(packages_of(modules, 1)) is not None  # files without a circle, packages with one
     with pytest.raises(AssertionError, match="no floor yet"):
         floor("attic.trunk")
+
+
+def test_every_module_has_a_test_of_its_name():
+    """Or its docstring says where it is tested."""
+    tests, without = Path(__file__).parent, []
+    for path in sorted(SOURCE.rglob("*.py")):
+        relative = path.relative_to(SOURCE)
+        if relative.name in ("__init__.py", "__main__.py", "version.py"):
+            continue
+        elsewhere = re.search(r"Tested in ``tests/([\w/]+\.py)``", ast.get_docstring(ast.parse(path.read_text())) or "")
+        test = tests / (elsewhere.group(1) if elsewhere else relative.parent / f"test_{relative.name}")
+        if not test.is_file():
+            without.append(str(relative))
+    assert without == []
