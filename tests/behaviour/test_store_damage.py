@@ -63,8 +63,8 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     ),
     (lambda f: change_manifest(f, surprise=1), r"manifest\.json: got no manifest of a store .*surprise"),
     (lambda f: change_manifest(f, shards=[{}]), r"manifest\.json: got no manifest of a store"),
-    (lambda f: change_manifest(f, n_rows=11), r"manifest\.json: got figures that contradict each other"),
-    (lambda f: change_manifest(f, mean=[0.0]), r"manifest\.json: got figures that contradict each other"),
+    (lambda f: change_manifest(f, n_rows=11), r"manifest\.json: got numbers that contradict each other"),
+    (lambda f: change_manifest(f, mean=[0.0]), r"manifest\.json: got numbers that contradict each other"),
     (lambda f: change_manifest(f, dtype="float16"), r"shard-00000\.safetensors: got a shard of another store"),
     (
         lambda f: truncate(f / "shard-00002.safetensors"),

@@ -213,7 +213,7 @@ def test_files_that_are_cut_off_or_no_lmdb(tmp_path: Path) -> None:
     (tmp_path / "text.lmdb").write_text("0, 1, 2\n" * 2000, encoding="ascii")
     (tmp_path / "folder").mkdir()
     for name in ("empty.lmdb", "text.lmdb", "folder"):
-        assert f"{name}: got what cannot be read as LMDB" in refused(tmp_path / name)
+        assert f"{name}: got data that cannot be read as LMDB" in refused(tmp_path / name)
     assert "absent: got no such file or folder" in refused(tmp_path / "absent")
 
 

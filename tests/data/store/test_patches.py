@@ -140,9 +140,9 @@ def test_bad_patches(tmp_path: Path) -> None:
     [
         ([3, 2], r"shard-00000\.safetensors: got a shard of another store"),
         (None, r"shard-00000\.safetensors: got a shard of another store"),
-        ([4, 7], r"manifest\.json: got figures that contradict each other"),
-        ([6], r"manifest\.json: got figures that contradict each other"),
-        ("2x3", r"manifest\.json: got figures that contradict each other"),
+        ([4, 7], r"manifest\.json: got numbers that contradict each other"),
+        ([6], r"manifest\.json: got numbers that contradict each other"),
+        ("2x3", r"manifest\.json: got numbers that contradict each other"),
     ],
 )
 def test_a_changed_grid_is_refused(tmp_path: Path, grid: Any, message: str) -> None:
