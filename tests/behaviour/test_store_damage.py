@@ -127,14 +127,3 @@ def test_verify_compares_the_manifest_with_the_shards(store: FeatureStore, field
     (store.folder / "manifest.json").write_text(json.dumps({**manifest, field: changed}), encoding="utf-8")
     with pytest.raises(InputError, match="manifest"):
         FeatureStore(store.folder).verify()
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(
-    "change", [{"n_classes": "x"}, {"norms": "x"}, {"norms": None}, {"mean": None}, {"width": None}]
-)
-def test_a_manifest_of_other_types_is_refused(store: FeatureStore, change: dict[str, object]) -> None:
-    manifest = json.loads((store.folder / "manifest.json").read_text(encoding="utf-8"))
-    (store.folder / "manifest.json").write_text(json.dumps({**manifest, **change}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"manifest\.json"):
-        FeatureStore(store.folder)

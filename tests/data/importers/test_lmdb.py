@@ -14,6 +14,7 @@ import pytest
 import monoloss.data.importers.lmdb
 from monoloss.data.importers.lmdb import import_lmdb
 from monoloss.errors import InputError
+from support.pickles import Touches
 from support.stores import everything_in
 
 ROWS = np.random.default_rng(1).normal(size=(13, 6)).astype(np.float32)
@@ -185,16 +186,6 @@ def test_missing_keys(tmp_path: Path, missing: str, message: str) -> None:
     del entries[missing]
     path = write(tmp_path / "x.lmdb", entries | {"other": b"1"})
     assert message in refused(path, rows_per_shard=2)
-
-
-class Touches:
-    """Pickled, it would make a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
 
 
 def test_other_keys_are_never_unpickled(tmp_path: Path) -> None:

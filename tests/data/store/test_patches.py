@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from monoloss import SparseAutoencoder, TopKConfig, evaluate
 from monoloss.data.extraction.run import extract
@@ -93,21 +92,6 @@ def test_evaluation_and_examples_read_patches_as_rows(tmp_path: Path) -> None:
     assert torch.equal(of_patches.examples.rows, of_rows.examples.rows)
     best = of_patches.examples.rows[of_patches.examples.rows >= 0]
     assert store.thumbnails(best).flatten().tolist() == (best // 6).tolist()
-
-
-def test_a_store_without_patches_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
-    store = FeatureStore.create(tmp_path / "s", rows_of(3), image_root="root")
-    with safe_open(tmp_path / "s" / "shard-00000.safetensors", framework="pt") as file:
-        written = json.loads(file.metadata()["monoloss"])
-    assert not written.keys() & {"patch_grid", "source", "image_root"}
-    assert (store.patch_grid, store.n_images, store.image_ids) == (None, 3, ["0", "1", "2"])
-    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    for name in ("patch_grid", "source"):
-        manifest.pop(name)
-    (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
-    older = FeatureStore(tmp_path / "s")
-    older.verify()
-    assert older.fingerprint == store.fingerprint
 
 
 @pytest.mark.door
