@@ -28,7 +28,7 @@ EMBEDDING_KEYS = ("embeddings", "features")
 LABEL_KEYS = ("labels", "targets")
 ID_KEYS = ("ids",)
 PATH_KEYS = ("paths",)
-_ZIP_START = b"PK\x03\x04"  # what torch has written since 1.6; only such files can be memory-mapped
+_ZIP_START = b"PK\x03\x04"  # of files written by torch 1.6 or later; only they can be memory-mapped
 
 
 def choose_key(

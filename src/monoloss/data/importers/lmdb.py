@@ -107,7 +107,7 @@ def _read_sizes(transaction: Reading, path: str | os.PathLike[str]) -> tuple[int
     if width != max(axes):
         raise InputError(f"{path}, key __shape__", _shown(shape), "one vector for each row, such as (768,)")
     if n_rows > (entries := transaction.stat()["entries"]) - 2:
-        raise InputError(f"{path}, key __len__", f"{n_rows} rows", f"what the {entries} entries of the file can hold")
+        raise InputError(f"{path}, key __len__", f"{n_rows} rows", f"at most {entries - 2}: it has {entries} entries")
     if transaction.get(str(n_rows).encode()) is not None:
         raise InputError(f"{path}, key {n_rows}", "a row", f"none after the {n_rows} rows that __len__ promises")
     return n_rows, width

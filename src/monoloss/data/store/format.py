@@ -80,7 +80,7 @@ class ShardHeader:
     lines_sha256: str  # sha256 of the shard's .jsonl
     # [height, width] of the grid of patches if the rows are patches of images; None if a row is an image
     patch_grid: list[int] | None = None
-    source: str | None = None  # where images were read from, as the user wrote it; None for rows that came as arrays
+    source: str | None = None  # where images were read from, as the user wrote it; None for rows given as arrays
     image_root: str | None = None  # the folder that paths are relative to; None without `source`
 
     def check_same_store(self, other: ShardHeader, name: str) -> None:

@@ -207,7 +207,7 @@ class FeatureStore:
 
     def load_if_small(self) -> FeatureStore:
         """Load the embeddings unless they are loaded or exceed a quarter of the machine's memory; return the store."""
-        memory = self.n_bytes * 4  # where the system does not tell
+        memory = self.n_bytes * 4  # on a system that does not report its memory
         if hasattr(os, "sysconf"):
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if not self._shards.is_loaded and self.n_bytes <= memory // 4:

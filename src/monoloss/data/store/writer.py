@@ -110,12 +110,8 @@ class FeatureStoreWriter:
         names = ("dtype", "scale", "class_names", "encoder", "rows_per_shard", "source")
         metadata = {name: getattr(self, name) for name in names}
         grid = None if self.patch_grid is None else list(self.patch_grid)
-        return {**metadata, "image_root": self._stored_root, "patch_grid": grid}
-
-    @property
-    def _stored_root(self) -> str | None:
-        """The image root in the headers of the shards, compared when a run resumes; None without a source."""
-        return None if self.source is None else self.image_root
+        image_root = None if self.source is None else self.image_root  # compared when an extraction resumes
+        return {**metadata, "image_root": image_root, "patch_grid": grid}
 
     @property
     def written(self) -> list[int]:
@@ -239,7 +235,7 @@ class FeatureStoreWriter:
             for name in lines.ids:
                 if shard_of_id.setdefault(name, index) != index:
                     got = f"{name!r} twice (shards {shard_of_id[name]} and {index})"
-                    raise InputError("ids", got, "an id of its own for every row")
+                    raise InputError("ids", got, "a different id for every row")
             headers.append(header)
             shards.append(ShardFiles.of(header.n_rows, tensor_file, line_file))
             unit_sum = unit_sum + tensors["unit_sum"]
@@ -321,7 +317,7 @@ def checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] |
     """Return the metadata of an encoder as JSON reads them back; `InputError` for other keys or values of no JSON."""
     if encoder is None:
         return None
-    expected = "name, weights and preprocessing, of what JSON can hold"
+    expected = "name, weights and preprocessing, with values that JSON can hold"
     if set(encoder) != {"name", "weights", "preprocessing"}:
         raise InputError("encoder", f"the keys {sorted(encoder)}", expected)
     try:
