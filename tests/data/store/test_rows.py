@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"ids": list("abc")}, "ids: got 3 rows; expected as many as embeddings has, 10"),
     ({"paths": list("abc")}, "paths: got 3 rows"),
     ({"thumbnails": torch.zeros(9, 2, 2, 3, dtype=torch.uint8)}, "thumbnails: got 9 rows"),
-    ({"ids": list("abcdefghib")}, r"ids: got 'b' twice \(rows 1 and 9\); expected a different id"),
+    ({"ids": list("abcdefghib")}, r"ids: got 'b' twice \(rows 1 and 9\); expected an id of its own"),
     ({"ids": [*"abcdefghi", 3]}, r"ids: got 3 \(row 9\); expected strings"),
     ({"labels": torch.tensor([0] * 7 + [-1, 0, 0])}, r"labels: got -1 \(row 7, id '7'\); expected labels from 0"),
     (

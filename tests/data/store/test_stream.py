@@ -65,7 +65,7 @@ def test_what_is_wrong_with_all_rows_is_said_before_one_is_read(tmp_path: Path) 
         ((3,), RowColumns(), r"embeddings: got shape \(3,\); expected \(rows, width\), each at least 1"),
         ((0, 2), RowColumns(), r"embeddings: got shape \(0, 2\); expected"),
         ((3, 2), RowColumns(paths=["a"]), "paths: got 1 rows; expected as many as embeddings has, 3"),
-        ((3, 2), RowColumns(ids=["a", "b", "a"]), r"ids: got 'a' twice \(rows 0 and 2\); expected a different id"),
+        ((3, 2), RowColumns(ids=["a", "b", "a"]), r"ids: got 'a' twice \(rows 0 and 2\); expected an id of its own"),
     ]:
         with pytest.raises(InputError, match=message):
             write_rows(tmp_path / "s", shape, read, columns)

@@ -149,7 +149,7 @@ def test_shards_that_do_not_fit_together(tmp_path: Path) -> None:
     writer.write_shard(1, rows_of(2), ["c", "d"])
     with pytest.raises(InputError, match=r"shard-00002\.safetensors: got a shard too many; expected shards 0 to 1"):
         writer.finish(n_shards=2)
-    with pytest.raises(InputError, match=r"ids: got 'a' twice \(shards 0 and 2\); expected a different id"):
+    with pytest.raises(InputError, match=r"ids: got 'a' twice \(shards 0 and 2\); expected an id of its own"):
         writer.finish()
     assert not (tmp_path / "s" / MANIFEST).exists()
 

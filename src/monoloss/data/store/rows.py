@@ -35,7 +35,7 @@ def check_ids(ids: Sequence[str], first_row: int) -> None:
             raise InputError("ids", f"{name!r} (row {row})", "strings")
         if row_of_id.setdefault(name, row) != row:
             got = f"{name!r} twice (rows {row_of_id[name]} and {row})"
-            raise InputError("ids", got, "a different id for every row")
+            raise InputError("ids", got, "an id of its own for every row")
 
 
 def encode_rows(

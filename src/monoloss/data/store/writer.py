@@ -235,7 +235,7 @@ class FeatureStoreWriter:
             for name in lines.ids:
                 if shard_of_id.setdefault(name, index) != index:
                     got = f"{name!r} twice (shards {shard_of_id[name]} and {index})"
-                    raise InputError("ids", got, "a different id for every row")
+                    raise InputError("ids", got, "an id of its own for every row")
             headers.append(header)
             shards.append(ShardFiles.of(header.n_rows, tensor_file, line_file))
             unit_sum = unit_sum + tensors["unit_sum"]
