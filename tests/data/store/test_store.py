@@ -254,7 +254,7 @@ def test_reading_outside_the_store_is_refused(store: FeatureStore) -> None:
             loaded.rows(torch.tensor([0.0]))
     with pytest.raises(InputError, match="batch_size: got 0"):
         store.batches(0)
-    with pytest.raises(InputError, match=r"thumbnails: got .* a store without; expected a store that was written with"):
+    with pytest.raises(InputError, match=r"thumbnails: got .* a store without thumbnails; expected a store that was"):
         store.thumbnails(torch.tensor([0]))
 
 

@@ -85,7 +85,7 @@ def test_a_writer_that_fails_leaves_an_unfinished_folder_that_can_be_resumed(
     assert everything_in(tmp_path / "resumed") == everything_in(tmp_path / "whole")
     for name in everything_in(tmp_path / "whole"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    with pytest.raises(InputError, match="resumed: got a finished store; expected an unfinished one"):
+    with pytest.raises(InputError, match="resumed: got a finished store; expected an unfinished store to resume"):
         write(tmp_path / "resumed", resume=True)
 
 
