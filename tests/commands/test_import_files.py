@@ -173,7 +173,7 @@ def test_progress_bar(source: Any, capsys: pytest.CaptureFixture[str]) -> None:
         ("npz", ["--class_names", "absent.txt"], "absent.txt: got No such file or directory"),
         ("npz", ["--kind", "npy"], "x.npz: got an archive of arrays; expected an .npy file"),
         ("npy", ["--kind", "npz"], "x.npy: got a single array; expected an .npz file"),
-        ("npy", ["--kind", "lmdb"], "x.npy: got what cannot be read as LMDB"),
+        ("npy", ["--kind", "lmdb"], "x.npy: got data that cannot be read as LMDB"),
         ("npy", ["--kind", "pt"], "x.npy: got an unreadable file"),
         ("npy", ["--kind", "dataset"], "x.npy: got a file of another kind; expected a folder of save_to_disk"),
         ("npz", ["--rows_per_shard", "0"], "rows_per_shard: got 0; expected an integer at least 1"),

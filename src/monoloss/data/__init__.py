@@ -1,1 +1,1 @@
-"""Embeddings on disk: feature stores, and what makes them from arrays and other people's files."""
+"""Embeddings on disk: feature stores, and the functions that write them from images, arrays and other files."""

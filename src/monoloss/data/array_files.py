@@ -1,4 +1,4 @@
-"""Arrays in files of others: memory-mapped where the format allows it, never executed; errors name the file."""
+"""Readers of .npy, .npz and .pt files: memory-mapped where possible, no code executed, errors name the file."""
 
 from __future__ import annotations
 
@@ -28,24 +28,28 @@ EMBEDDING_KEYS = ("embeddings", "features")
 LABEL_KEYS = ("labels", "targets")
 ID_KEYS = ("ids",)
 PATH_KEYS = ("paths",)
-_ZIP_START = b"PK\x03\x04"  # what torch has written since 1.6; only such files can be memory-mapped
+_ZIP_START = b"PK\x03\x04"  # of files written by torch 1.6 or later; only they can be memory-mapped
 
 
 def choose_key(
-    argument: str, key: str | None, usual: Sequence[str], there: Collection[str], path: str | os.PathLike[str]
+    argument: str, key: str | None, usual: Sequence[str], present_keys: Collection[str], path: str | os.PathLike[str]
 ) -> str | None:
-    """Choose the key that is given, or else the only usual one there; None if there is none, or for an empty key."""
-    found = [name for name in usual if name in there] if key is None else [key] if key else []
-    if len(found) > 1:
-        raise InputError(argument, f"no choice between {' and '.join(found)} in {path}", "one of them")
-    if found and found[0] not in there:
-        raise InputError(argument, repr(key), f"one of the keys of {path}: {', '.join(there)}")
-    return found[0] if found else None
+    """Return `key` if it is given, else the only usual key of the file; None if it has none, or for an empty `key`.
+
+    Raises:
+        InputError: naming `argument`: the file has several usual keys, or lacks `key`.
+    """
+    candidates = [name for name in usual if name in present_keys] if key is None else [key] if key else []
+    if len(candidates) > 1:
+        raise InputError(argument, f"no choice between {' and '.join(candidates)} in {path}", "one of them")
+    if candidates and candidates[0] not in present_keys:
+        raise InputError(argument, repr(key), f"one of the keys of {path}: {', '.join(present_keys)}")
+    return candidates[0] if candidates else None
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str], what: str = "file") -> Iterator[None]:
-    """Turn whatever a library raises for an unreadable file into an `InputError` that names the file."""
+    """Turn every error of a library that reads the file `path` into an `InputError` that names the file."""
     try:
         yield
     except InputError:
@@ -58,7 +62,7 @@ def reading(path: str | os.PathLike[str], what: str = "file") -> Iterator[None]:
 
 
 def open_npy(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
-    """Open the array of an .npy file, memory-mapped."""
+    """Open the array of an .npy file, memory-mapped; pickled arrays are refused."""
     if zipfile.is_zipfile(path):
         raise InputError(str(path), "an archive of arrays", "an .npy file; archives end in .npz")
     with reading(path, "array"):
@@ -67,7 +71,7 @@ def open_npy(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
 
 @contextmanager
 def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
-    """Open an .npz file; `read_member` reads its arrays."""
+    """Open an .npz file, whose arrays `read_member` reads."""
     with reading(path, "archive"), Path(path).open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, ndarray):
@@ -76,35 +80,35 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
 
 
 def read_member(archive: NpzFile, path: str | os.PathLike[str], key: str) -> Shaped[ndarray, "..."]:
-    """Read one array of an .npz file."""
+    """Read the array `key` of an opened .npz file; `path` is for errors."""
     with reading(path, f"array {key!r}"):
         member: ndarray = archive[key]
     return member
 
 
 def open_pt(path: str | os.PathLike[str]) -> Any:
-    """Open what a file of torch.save holds, memory-mapped where its format allows it.
+    """Load a file of torch.save, memory-mapped if it has the format of torch 1.6 or later; nothing is executed.
 
     Raises:
-        InputError: the file cannot be read, or holds anything but tensors and plain containers; nothing is executed.
+        InputError: the file cannot be read, or holds anything but tensors and plain containers.
     """
     expected = "a file of torch.save with nothing but tensors, strings, numbers, lists and dicts"
     try:
         with Path(path).open("rb") as file:
             is_zip = file.read(len(_ZIP_START)) == _ZIP_START
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what torch has to say about other formats it then refuses
+            warnings.simplefilter("ignore", UserWarning)  # about formats that torch then refuses
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=is_zip)
     except OSError as error:
         raise InputError(str(path), error.strerror or "an unreadable file", expected) from error
     except Exception as error:  # a broken pickle can raise anything
         foreign = re.search(r"(?i)unsupported global:? (?:GLOBAL )?([\w.]+)", str(error))
-        got = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to execute it
+        got = f"a pickle with {foreign[1]} in it" if foreign else "an unreadable file"  # torch advises to run it
         raise InputError(str(path), f"{got}; nothing of it was executed", expected) from error
 
 
 def plain_tensor(path: str | os.PathLike[str], tensor: Tensor) -> Tensor:
-    """Detach a tensor; `InputError` unless its rows can be sliced on the CPU."""
+    """Return a detached tensor of the file `path`; `InputError` unless it is dense, not quantized and on the CPU."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
         raise InputError(str(path), f"a tensor that is {kind}", "ordinary tensors, as .to_dense() makes them")
@@ -112,22 +116,22 @@ def plain_tensor(path: str | os.PathLike[str], tensor: Tensor) -> Tensor:
 
 
 def check_array(name: str, values: object) -> None:
-    """Raise `InputError` for what is neither a tensor nor an array."""
+    """Raise `InputError`, naming `name`, unless the values are a tensor or a NumPy array."""
     if not isinstance(values, Tensor | ndarray):
         raise InputError(name, type(values).__name__, "a torch tensor or a NumPy array")
 
 
 def dtype_name(values: AnyArray) -> str:
-    """Name the type of the numbers as NumPy and torch both do."""
+    """Return the name of the dtype as NumPy and torch both spell it, such as "float32"."""
     return values.dtype.name if isinstance(values, ndarray) else str(values.dtype).removeprefix("torch.")
 
 
 def to_tensor(name: str, values: AnyArray) -> Shaped[Tensor, "..."]:
-    """Turn an array into a tensor on the CPU; arrays are copied: a part of a memory-mapped file is read here."""
+    """Return values as a tensor on the CPU; NumPy arrays are copied, which reads a memory-mapped part of a file."""
     check_array(name, values)
     if isinstance(values, Tensor):
         return values.detach().cpu()
     try:
         return torch.from_numpy(array(values, dtype=values.dtype.newbyteorder("=")))
     except TypeError as error:
-        raise InputError(name, f"dtype {values.dtype}", "numbers of a type that torch knows") from error
+        raise InputError(name, f"dtype {values.dtype}", "numbers of a dtype that torch has") from error

@@ -14,6 +14,7 @@ import pytest
 import monoloss.data.importers.lmdb
 from monoloss.data.importers.lmdb import import_lmdb
 from monoloss.errors import InputError
+from support.pickles import Touches
 from support.stores import everything_in
 
 ROWS = np.random.default_rng(1).normal(size=(13, 6)).astype(np.float32)
@@ -154,7 +155,7 @@ def test_a_shape_that_is_no_tuple_of_integers(tmp_path: Path, shape: str) -> Non
             "key 0: got 24 bytes; expected a row of 4000000000 bytes: 1000000000 float32",
         ),
         ({"__shape__": b"(7,)"}, "key 0: got 24 bytes; expected a row of 28 bytes"),
-        ({"__len__": b"1000000000"}, "key __len__: got 1000000000 rows; expected what the 15 entries of the file can"),
+        ({"__len__": b"1000000000"}, "key __len__: got 1000000000 rows; expected at most 13: it has 15 entries"),
         ({"__len__": b"12"}, "key 12: got a row; expected none after the 12 rows that __len__ promises"),
         ({"__len__": b"0"}, "key __len__: got b'0'; expected the number of rows in decimal"),
         ({"__len__": b"-1"}, "key __len__: got b'-1'"),
@@ -187,16 +188,6 @@ def test_missing_keys(tmp_path: Path, missing: str, message: str) -> None:
     assert message in refused(path, rows_per_shard=2)
 
 
-class Touches:
-    """Pickled, it would make a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
-
-
 def test_other_keys_are_never_unpickled(tmp_path: Path) -> None:
     path = write(tmp_path / "x.lmdb", entries_of(ROWS) | {"__keys__": pickle.dumps(Touches(tmp_path / "hit"))})
     assert len(import_lmdb(path, tmp_path / "s")) == 13
@@ -213,7 +204,7 @@ def test_files_that_are_cut_off_or_no_lmdb(tmp_path: Path) -> None:
     (tmp_path / "text.lmdb").write_text("0, 1, 2\n" * 2000, encoding="ascii")
     (tmp_path / "folder").mkdir()
     for name in ("empty.lmdb", "text.lmdb", "folder"):
-        assert f"{name}: got what cannot be read as LMDB" in refused(tmp_path / name)
+        assert f"{name}: got data that cannot be read as LMDB" in refused(tmp_path / name)
     assert "absent: got no such file or folder" in refused(tmp_path / "absent")
 
 

@@ -1,3 +1,5 @@
+"""NumPy files: which arrays are read, and how wrong ones are named."""
+
 from __future__ import annotations
 
 import os
@@ -11,14 +13,11 @@ import torch
 
 from monoloss.data.importers.numpy import import_npy, import_npz
 from monoloss.errors import InputError
+from support.stores import everything_in
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 LABELS = np.array([0, 2, 1, 1, 0, 2, 2], dtype=np.int16)
 NAMES = [f"folder/é {i}.png" for i in range(7)]
-
-
-def everything_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize("embeddings_key", ["embeddings", "features"])

@@ -13,6 +13,7 @@ import torch
 
 from monoloss.data.importers.torch import import_pt
 from monoloss.errors import InputError
+from support.pickles import Touches
 from support.stores import everything_in, rows_of
 
 ROWS = rows_of(7, 4)
@@ -113,16 +114,6 @@ def test_rows_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [(options["weights_only"], options["mmap"]) for options in asked] == [(True, True), (True, False)]
 
 
-class Touches:
-    """Unpickled, it would make a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
-
-
 @pytest.mark.door
 @pytest.mark.parametrize("as_zip", [True, False])
 @pytest.mark.parametrize("where", ["alone", "beside", "as a key"])
@@ -177,12 +168,6 @@ def test_nobody_is_advised_to_execute_a_file(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: Any, options: dict[str, Any], message: str) -> None:
     assert message in refused(saved(tmp_path / "x.pt", content), **options)
-
-
-@pytest.mark.door
-def test_a_key_and_a_file_for_the_same_column(tmp_path: Path) -> None:
-    path = saved(tmp_path / "x.pt", {"features": ROWS, "labels": LABELS})
-    assert "labels_key: got 'labels' beside the file" in refused(path, labels_key="labels", labels_path="y.npy")
 
 
 @pytest.mark.door

@@ -1,1 +1,1 @@
-"""Hugging Face datasets: opened, and their Arrow columns read."""
+"""Access to Hugging Face datasets: opening them, and reading their Arrow columns."""

@@ -1,4 +1,4 @@
-"""Hugging Face datasets: opened, a split chosen, read as Arrow tables; what cannot be read is named."""
+"""Opening of Hugging Face datasets, choice of a split, reading as Arrow tables; errors name the dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasets.exceptions import DatasetsError
 from monoloss.errors import InputError, first_line
 from monoloss.files.hub import HUB
 
-AnyDataset: TypeAlias = Any  # the package carries no types: a Dataset or an IterableDataset, of one split
+AnyDataset: TypeAlias = Any  # one split, a Dataset or an IterableDataset; the package `datasets` has no types
 
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -24,20 +24,20 @@ _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 def open_dataset(
     path: str | os.PathLike[str], subset: str | None, *, streaming: bool = True
 ) -> AnyDataset | Mapping[str, AnyDataset]:
-    """The dataset, or its splits by name. Of a stream no row is read yet; else the package keeps a copy on the disk."""
-    place, name = Path(path), os.fspath(path)
+    """Open a dataset or its splits by name; with `streaming` rows are read later, else a copy is made in the cache."""
+    file, name = Path(path), os.fspath(path)
     with reading_dataset(path):
         if name.startswith(HUB):
             return datasets.load_dataset(name.removeprefix(HUB), subset, streaming=streaming)
         if subset is not None:
             raise InputError("subset", repr(subset), f"none: {path} is not on the Hub")
-        if place.is_file() and place.suffix in _FILES:
-            # its name is a pattern to the package
-            return datasets.load_dataset(_FILES[place.suffix], data_files=glob.escape(name), streaming=streaming)
-        if place.is_dir():
-            saved = any((place / file).is_file() for file in ("state.json", "dataset_dict.json"))
+        if file.is_file() and file.suffix in _FILES:
+            # escaped, as the package takes the name for a pattern
+            return datasets.load_dataset(_FILES[file.suffix], data_files=glob.escape(name), streaming=streaming)
+        if file.is_dir():
+            saved = any((file / saved_file).is_file() for saved_file in ("state.json", "dataset_dict.json"))
             return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=streaming)
-    got = "a file of another kind" if place.exists() else "no such file or folder"
+    got = "a file of another kind" if file.exists() else "no such file or folder"
     expected = f"a folder of save_to_disk, .parquet or .arrow files, or a Hub name written {HUB}USER/NAME"
     raise InputError(str(path), got, expected)
 
@@ -45,7 +45,7 @@ def open_dataset(
 def choose_split(
     opened: AnyDataset | Mapping[str, AnyDataset], split: str | None, path: str | os.PathLike[str]
 ) -> AnyDataset:
-    """The split that is asked for, or the only one."""
+    """Return the split of that name, or the only split; `InputError` if it is absent, or None of several."""
     if not isinstance(opened, Mapping):
         if split is not None and split != str(opened.split):
             raise InputError("split", repr(split), f"none: {path} holds a single split")
@@ -58,7 +58,7 @@ def choose_split(
 
 
 def features_of(dataset: AnyDataset, path: str | os.PathLike[str]) -> Any:
-    """The columns and their types; of the first row, where the dataset does not say."""
+    """Return the columns and their types, read off the first row if the dataset does not declare them."""
     if dataset.features is not None:
         return dataset.features
     first = next(arrow_tables(dataset, 1, path), None)
@@ -68,7 +68,7 @@ def features_of(dataset: AnyDataset, path: str | os.PathLike[str]) -> Any:
 
 
 def class_names_of(features: Any, column: str | None) -> list[str] | None:
-    """The names of a ClassLabel, or of lists of them."""
+    """Return the class names of a column of ClassLabel or of lists of them; None for any other column."""
     if column is None:
         return None
     kind = getattr(features[column], "feature", features[column])
@@ -76,7 +76,7 @@ def class_names_of(features: Any, column: str | None) -> list[str] | None:
 
 
 def arrow_tables(dataset: AnyDataset, batch_size: int, path: str | os.PathLike[str]) -> Iterator[pa.Table]:
-    """Arrow tables of `batch_size` rows, the last one of those that are left."""
+    """Yield the rows as Arrow tables of `batch_size` rows; the last may have fewer."""
     with reading_dataset(path):
         tables = iter(dataset.with_format("arrow").iter(batch_size=batch_size))
     while True:
@@ -89,9 +89,9 @@ def arrow_tables(dataset: AnyDataset, batch_size: int, path: str | os.PathLike[s
 
 @contextmanager
 def reading_dataset(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what the package raises for unreadable data into an `InputError` that names the dataset."""
+    """Turn every error of the package for unreadable data into an `InputError` that names the dataset `path`."""
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what it raises
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # else it logs the errors that it raises
     try:
         yield
     except InputError:

@@ -1,1 +1,1 @@
-"""Arrays in files of others into a feature store."""
+"""Importers: write the arrays of .npy, .npz, .pt and LMDB files and of Hugging Face datasets as a feature store."""

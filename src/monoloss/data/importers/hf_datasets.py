@@ -1,4 +1,4 @@
-"""Hugging Face datasets with a column of embeddings -> FeatureStore, a shard of rows at a time."""
+"""Import of Hugging Face datasets with a column of embeddings, a shard of rows at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from monoloss.data.store.stream import ShardRows, usual_dtype, write_shards
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder
 
-# Columns of datasets are named in the singular or the plural.
-_USUAL = {
+_USUAL_NAMES = {  # columns of datasets are named in the singular or the plural
     "embeddings_key": (*EMBEDDING_KEYS, "embedding", "feature"),
     "labels_key": (*LABEL_KEYS, "label", "target"),
     "ids_key": (*ID_KEYS, "id"),
@@ -39,31 +38,27 @@ def import_dataset(
     paths_key: str | None = None,
     **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
-    """Write the columns of a Hugging Face dataset as a store; other columns are not read.
+    """Write columns of a Hugging Face dataset as a store, and open it; the other columns are not read.
 
-    Columns that are not given are looked for: `embeddings`, `embedding`, `features` or `feature` (one of them must be
-    there); `labels`, `label`, `targets` or `target`; `ids` or `id`; `paths` or `path`. An empty name leaves out what
-    would be found. Without ids the paths are the ids as well, without both the row numbers are.
+    Columns that are not given are chosen by name: `embeddings`, `embedding`, `features` or `feature` (required);
+    `labels`, `label`, `targets` or `target`; `ids` or `id`; `paths` or `path`. Give "" for no such column. Without ids,
+    the paths become the ids; without both, the row numbers.
 
     Args:
         path: a folder of `save_to_disk`; a .parquet or .arrow file, or a folder of such files; or a name on the Hugging
-            Face Hub written `hf-hub:USER/NAME`, which is read over the network while it is imported.
+            Face Hub written `hf-hub:USER/NAME`, which is read over the network during the import.
         folder: the store; it does not exist yet or is empty.
-        split: which split, where there are several.
-        subset: which configuration of a dataset on the Hub, where there are several.
+        split: name of the split; required if the dataset has several.
+        subset: configuration of a dataset on the Hub; required if the dataset has several.
         embeddings_key: column of the rows: lists of numbers, all of one length.
-        labels_key: column of the labels: a ClassLabel (its names are taken over) or integers; for several labels a row
-            lists of them (integers need `class_names`), or lists of bool, one for each class.
+        labels_key: column of the labels: a ClassLabel (its names become `class_names`) or integers; for several labels
+            a row, lists of them (integers need `class_names`) or lists of bool, one for each class.
         ids_key: column of the ids: strings or integers.
-        paths_key: column of the paths relative to the image root: strings, or nothing where one is not known.
+        paths_key: column of the paths relative to the image root: strings, or null for an unknown path.
         **options: see `ImportOptions` and `StoreOptions`; rows of bytes need `scale`.
 
-    Returns:
-        The store, open.
-
     Raises:
-        InputError: the dataset, the split or a column cannot be read, or the rows cannot be stored. No folder appears
-            then.
+        InputError: the dataset, the split or a column cannot be read, or the rows cannot be stored; no folder is made.
 
     Example:
         >>> import tempfile, pyarrow, pyarrow.parquet
@@ -78,7 +73,7 @@ def import_dataset(
     files = importing.ColumnFiles.read(options, keys)
     dataset = choose_split(open_dataset(path, subset), split, path)
     features = features_of(dataset, path)
-    columns = _Columns(str(path), *files.choose_keys(keys, list(features), path, _USUAL), files)
+    columns = _Columns(str(path), *files.choose_keys(keys, list(features), path, _USUAL_NAMES), files)
     dtype = value_dtype(features.arrow_schema.field(columns.embeddings).type, f"{path}, column {columns.embeddings}")
     if options.get("class_names") is None:
         options["class_names"] = class_names_of(features, columns.labels)
@@ -90,7 +85,7 @@ def import_dataset(
             n_rows += table.num_rows
         if n_rows == 0:
             raise InputError(str(path), "a dataset without rows", "at least one row")
-        check_same_rows(n_rows, **files._asdict())  # a file with rows to spare
+        check_same_rows(n_rows, **files._asdict())  # a labels, ids or paths file may have more rows
 
     with importing.import_progress(options, getattr(dataset, "num_rows", None)) as advance:
         write_shards(folder, shards, advance, **importing.store_options(options, usual_dtype(dtype)))
@@ -98,7 +93,7 @@ def import_dataset(
 
 
 class _Columns(NamedTuple):
-    """Which columns are read, and what comes from files instead."""
+    """The columns to read, by use, and the columns that are read from files instead."""
 
     path: str
     embeddings: str
@@ -109,11 +104,11 @@ class _Columns(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The columns to read, each once."""
+        """The names of the columns to read, each once."""
         return list(dict.fromkeys(name for name in self[1:5] if name is not None))
 
     def read(self, table: pa.Table, options: importing.ImportOptions, first_row: int) -> ShardRows:
-        """Read a table, which starts at row `first_row` of the dataset."""
+        """Read the rows of a table whose first row is row `first_row` of the dataset."""
 
         def name(column: str) -> str:
             return f"{self.path}, column {column}"

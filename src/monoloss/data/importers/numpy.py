@@ -1,4 +1,4 @@
-"""NumPy files -> FeatureStore. Arrays in memory are written by `FeatureStore.create` itself."""
+"""Import of NumPy files. `FeatureStore.create` writes arrays that are in memory."""
 
 from __future__ import annotations
 
@@ -20,27 +20,23 @@ def import_npz(
     paths_key: str | None = None,
     **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
-    """Write the arrays of an .npz file as a store.
+    """Write the arrays of an .npz file as a store, and open it.
 
-    A key that is not given is looked for: `embeddings` or `features` (one of them must be there); `labels` or
-    `targets`; `ids`; `paths`. An empty key leaves out what would be found. Without ids the paths are the ids as well,
-    without both the row numbers are.
+    A key that is not given is chosen by name: `embeddings` or `features` (required); `labels` or `targets`; `ids`;
+    `paths`. Give "" for no such column. Without ids, the paths become the ids; without both, the row numbers.
 
     Args:
         path: the .npz file; pickled arrays in it are refused.
         folder: the store; it does not exist yet or is empty.
-        embeddings_key: of the rows, `(n, d)`.
-        labels_key: of the labels, `(n,)` integers or `(n, n_classes)` bool.
-        ids_key: of the ids, `(n,)` strings or integers.
-        paths_key: of the paths relative to the image root, `(n,)` strings.
+        embeddings_key: key of the rows, `(n, d)`.
+        labels_key: key of the labels, `(n,)` integers or `(n, n_classes)` bool.
+        ids_key: key of the ids, `(n,)` strings or integers.
+        paths_key: key of the paths relative to the image root, `(n,)` strings.
         **options: see `ImportOptions` and `StoreOptions`; rows of bytes need `scale`.
 
-    Returns:
-        The store, open.
-
     Raises:
-        InputError: the file or a key cannot be read (the error lists the keys that are there), or the arrays cannot be
-            stored; no folder appears then.
+        InputError: the file or a key cannot be read (the error lists the keys of the file), or the arrays cannot be
+            stored; no folder is made.
 
     Example:
         >>> import tempfile, numpy as np
@@ -68,19 +64,16 @@ def import_npy(
     folder: str | os.PathLike[str],
     **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
-    """Write an .npy file of embeddings as a store; it is memory-mapped and read a shard at a time.
+    """Write an .npy file of embeddings as a store, and open it; the file is memory-mapped and read a shard at a time.
 
     Args:
         path: the .npy file of the rows, `(n, d)`; pickled arrays are refused.
         folder: the store; it does not exist yet or is empty.
-        **options: see `ImportOptions` (labels, ids and paths come from files of their own; by default the ids are the
-            row numbers) and `StoreOptions`; rows of bytes need `scale`.
-
-    Returns:
-        The store, open.
+        **options: see `ImportOptions` (labels, ids and paths are read from other files; by default the ids are the row
+            numbers) and `StoreOptions`; rows of bytes need `scale`.
 
     Raises:
-        InputError: a file cannot be read, or the arrays cannot be stored; no folder appears then.
+        InputError: a file cannot be read, or the arrays cannot be stored; no folder is made.
 
     Example:
         >>> import tempfile, numpy as np

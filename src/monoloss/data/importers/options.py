@@ -1,4 +1,4 @@
-"""What every importer takes, and how it finds labels, ids and paths."""
+"""Options of all importers; the choice of labels, ids and paths; writing the store."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from monoloss.errors import InputError
 from monoloss.files.text import read_lines
 
 USUAL = {"embeddings_key": EMBEDDING_KEYS, "labels_key": LABEL_KEYS, "ids_key": ID_KEYS, "paths_key": PATH_KEYS}
-Keys: TypeAlias = Mapping[str, str | None]  # the keys that are given, by argument
+Keys: TypeAlias = Mapping[str, str | None]  # the keys that the user gives, by argument
 
 
 class ImportOptions(StoreOptions, total=False):
-    """How other people's files become a store: keyword arguments of every importer, beside those of `StoreOptions`.
+    """Options of every importer, as keyword arguments, in addition to `StoreOptions`.
 
     Args:
-        labels_path: a file with the labels, where the source holds none: an .npy file, or a text file with an integer
-            on each line. It goes before labels that would be found under a usual name.
-        ids_path: a file with the ids: an .npy file of strings or integers, or a text file with one on each line.
-        paths_path: a file with the paths relative to the image root, likewise.
+        labels_path: a file with the labels: an .npy file, or a text file with an integer on each line. It replaces
+            labels of the source that have a usual name.
+        ids_path: a file with the ids: an .npy file of strings or integers, or a text file with an id on each line.
+        paths_path: a file with the paths relative to the image root, in the same formats.
         progress: show a progress bar; needs the extra `cli`.
     """
 
@@ -51,7 +51,7 @@ class ImportOptions(StoreOptions, total=False):
 
 
 class ColumnFiles(NamedTuple):
-    """Labels, ids and paths from files of their own; None for a column without one."""
+    """Labels, ids and paths from `labels_path`, `ids_path` and `paths_path`; None for a column without a file."""
 
     labels: Shaped[ndarray, "..."] | None
     ids: list[str] | None
@@ -59,7 +59,7 @@ class ColumnFiles(NamedTuple):
 
     @classmethod
     def read(cls, options: ImportOptions, keys: Keys | None = None) -> ColumnFiles:
-        """Read the files that are named; a column with both a key and a file is refused."""
+        """Read the files named in the options; `InputError` for a column with both a key in `keys` and a file."""
         for name, key in (keys or {}).items():
             file = options.get(name.replace("_key", "_path"))
             if key is not None and file is not None:
@@ -74,22 +74,22 @@ class ColumnFiles(NamedTuple):
     def choose_keys(
         self,
         keys: Keys,
-        there: Collection[str],
+        present_keys: Collection[str],
         path: str | os.PathLike[str],
         usual: Mapping[str, Sequence[str]] = USUAL,
     ) -> tuple[str, str | None, str | None, str | None]:
-        """Choose the keys of embeddings, labels, ids and paths in a source; None for a column of a file, or of none."""
+        """Choose the keys of embeddings, labels, ids and paths; None for columns that are absent or read from files."""
         embeddings, *others = (
-            choose_key(argument, keys[argument], usual[argument], there, path) if file is None else None
+            choose_key(argument, keys[argument], usual[argument], present_keys, path) if file is None else None
             for argument, file in zip(usual, (None, *self), strict=True)
         )
         if not embeddings:
-            raise no_embeddings(path, there, usual["embeddings_key"])
+            raise no_embeddings(path, present_keys, usual["embeddings_key"])
         labels, ids, paths = others
         return embeddings, labels, ids, paths
 
     def part(self, start: int, stop: int) -> ColumnFiles:
-        """Slice the columns: rows `start` to `stop` (exclusive)."""
+        """Return the columns of the rows `start` to `stop` (exclusive)."""
         columns: list[Any] = [None if column is None else column[start:stop] for column in self]
         return ColumnFiles(*columns)
 
@@ -99,7 +99,7 @@ class ColumnFiles(NamedTuple):
         ids: Sequence[str] | None = None,
         paths: Sequence[str | None] | None = None,
     ) -> RowColumns:
-        """Complete the columns of a source: files go before its own; without ids, the paths are the ids as well."""
+        """Combine these columns with those of a source: files take precedence; without ids, the paths are the ids."""
         labels = labels if self.labels is None else self.labels
         ids = ids if self.ids is None else self.ids
         paths = paths if self.paths is None else self.paths
@@ -107,22 +107,22 @@ class ColumnFiles(NamedTuple):
 
 
 def store_options(options: ImportOptions, usual_dtype: str) -> StoreOptions:
-    """Those options that say how the store is written; `usual_dtype` where no stored type is asked for."""
-    own = ImportOptions.__annotations__.keys() - StoreOptions.__annotations__.keys()
-    kept: dict[str, Any] = {name: value for name, value in options.items() if name not in own}
-    return cast("StoreOptions", {"dtype": usual_dtype, **kept})
+    """Return the `StoreOptions` among the options, with `usual_dtype` as the dtype if none is given."""
+    import_only = ImportOptions.__annotations__.keys() - StoreOptions.__annotations__.keys()
+    given: dict[str, Any] = {name: value for name, value in options.items() if name not in import_only}
+    return cast("StoreOptions", {"dtype": usual_dtype, **given})
 
 
 def no_embeddings(
-    path: str | os.PathLike[str], there: Collection[str], usual: Sequence[str] = EMBEDDING_KEYS
+    path: str | os.PathLike[str], present_keys: Collection[str], usual: Sequence[str] = EMBEDDING_KEYS
 ) -> InputError:
-    """Make the error for a source whose embeddings cannot be found."""
+    """Return the error for a source that has none of the usual keys of embeddings."""
     expected = f"embeddings_key, or one of the keys {', '.join(usual)}"
-    return InputError(str(path), f"the keys {', '.join(there) or '(none)'}", expected)
+    return InputError(str(path), f"the keys {', '.join(present_keys) or '(none)'}", expected)
 
 
 def import_progress(options: ImportOptions, n_rows: int | None) -> AbstractContextManager[Callable[..., None]]:
-    """Show a progress bar of rows, if one is asked for."""
+    """Show a progress bar of rows if the options ask for one; calling what it yields advances the bar."""
     return terminal.progress("importing", n_rows, "rows", shown=options.get("progress", False))
 
 
@@ -142,14 +142,14 @@ def write_store(
     columns: RowColumns,
     options: ImportOptions,
 ) -> FeatureStore:
-    """Write rows that can be asked for by number as a store, and open it; see `write_rows`."""
+    """Write a store of the rows that `read(start, stop)` returns, and open it; see `write_rows`."""
     with import_progress(options, shape[0] if shape else None) as advance:
         write_rows(folder, shape, read, columns, advance, **store_options(options, usual_dtype(dtype)))
     return FeatureStore(folder)
 
 
 def strings(values: Shaped[ndarray, "..."], name: str) -> list[str]:
-    """Ids or paths as a list of strings."""
+    """Return ids or paths as a list of strings; `InputError` unless they are strings or integers, `(n,)`."""
     if values.ndim != 1 or values.dtype.kind not in "USiu":
         raise InputError(name, f"{values.dtype} of shape {values.shape}", "strings or integers of shape (rows,)")
     plain = values.tolist()
@@ -161,6 +161,7 @@ def _is_npy(path: str | os.PathLike[str]) -> bool:
 
 
 def _label_file(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
+    """Read labels from an .npy file, or from a text file with an integer on each line."""
     if _is_npy(path):
         return open_npy(path)
     labels = np.empty(len(lines := read_lines(path)), dtype=np.int64)
@@ -173,4 +174,5 @@ def _label_file(path: str | os.PathLike[str]) -> Shaped[ndarray, "..."]:
 
 
 def _string_file(path: str | os.PathLike[str], name: str) -> list[str]:
+    """Read the column `name` from an .npy file, or from a text file with a string on each line."""
     return strings(open_npy(path), name) if _is_npy(path) else read_lines(path)

@@ -1,4 +1,4 @@
-"""Files of torch.save -> FeatureStore. Nothing but tensors and plain containers is unpickled."""
+"""Import of files of torch.save; nothing but tensors and plain containers is unpickled."""
 
 from __future__ import annotations
 
@@ -27,31 +27,27 @@ def import_pt(
     paths_key: str | None = None,
     **options: Unpack[importing.ImportOptions],
 ) -> FeatureStore:
-    """Write a .pt file as a store: a dict of columns, a dict from path to row, or a single tensor of rows.
+    """Write a .pt file, which holds a dict of columns, a dict from path to row or a tensor, as a store, and open it.
 
-    - `{"features" or "embeddings": (n, d), "paths", "ids", "labels": ...}`: columns are found as by `import_npz`.
-    - `{path: (d,) or (1, d), ...}`: a row for each path, in the order of the dict; the paths are the ids as well.
-      Integers instead of paths become ids.
+    - `{"features" or "embeddings": (n, d), "paths", "ids", "labels": ...}`: columns are chosen as by `import_npz`.
+    - `{path: (d,) or (1, d), ...}`: a row for each path, in the order of the dict; the paths become the ids. Numbers
+      instead of paths become ids only.
     - a tensor `(n, d)`.
 
-    The file is memory-mapped where its format allows it, and read with `weights_only=True`: a pickle that holds
-    anything but tensors, strings, numbers and containers is refused, and nothing in it is executed.
+    The file is memory-mapped if it has the format of torch 1.6 or later, and read with `weights_only=True`: a pickle
+    with anything but tensors, strings, numbers and containers is refused, and nothing in it is executed.
 
     Args:
         path: the .pt file.
         folder: the store; it does not exist yet or is empty.
-        embeddings_key: of the rows, `(n, d)`. This and the following are for a dict of columns.
-        labels_key: of the labels: a tensor or list, `(n,)` integers or `(n, n_classes)` bool.
-        ids_key: of the ids: a list of strings or integers, or a tensor of integers.
-        paths_key: of the paths relative to the image root: a list of strings.
+        embeddings_key: key of the rows, `(n, d)`. Keys are given only for a dict of columns.
+        labels_key: key of the labels: a tensor or list, `(n,)` integers or `(n, n_classes)` bool.
+        ids_key: key of the ids: a list of strings or integers, or a tensor of integers.
+        paths_key: key of the paths relative to the image root: a list of strings.
         **options: see `ImportOptions` and `StoreOptions`; rows of bytes need `scale`.
 
-    Returns:
-        The store, open.
-
     Raises:
-        InputError: the file cannot be read, holds other objects, or is none of the three; or the rows cannot be
-            stored. No folder appears then.
+        InputError: the file cannot be read or has none of these forms, or the rows cannot be stored; no folder is made.
 
     Example:
         >>> import tempfile
@@ -90,13 +86,13 @@ def import_pt(
 def _columns(
     path: str | os.PathLike[str], content: Mapping[Any, Any], keys: importing.Keys, files: importing.ColumnFiles
 ) -> tuple[Shaped[Tensor, "..."], RowColumns]:
-    """Find the rows and the other columns in a dict of columns."""
-    there = {str(key): value for key, value in content.items()}
-    key, *others = files.choose_keys(keys, there, path)
-    rows = there[key]
+    """Return the rows and the other columns of a dict of columns."""
+    values = {str(key): value for key, value in content.items()}
+    key, *others = files.choose_keys(keys, values, path)
+    rows = values[key]
     if not isinstance(rows, Tensor):
         raise InputError(f"{path}, embeddings", f"a {type(rows).__name__}", "a tensor of shape (rows, width)")
-    labels, ids, paths = (None if key is None else there[key] for key in others)
+    labels, ids, paths = (None if key is None else values[key] for key in others)
     columns = files.beside(
         None if labels is None else _label_tensor(path, labels),
         None if ids is None else _string_list(path, "ids", ids),
@@ -106,6 +102,7 @@ def _columns(
 
 
 def _label_tensor(path: str | os.PathLike[str], labels: Any) -> Shaped[Tensor, "..."]:
+    """Return labels, a tensor or nested lists, as a tensor; `InputError` if that fails."""
     try:
         return torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -114,6 +111,7 @@ def _label_tensor(path: str | os.PathLike[str], labels: Any) -> Shaped[Tensor, "
 
 
 def _string_list(path: str | os.PathLike[str], name: str, values: Any) -> list[str]:
+    """Return the column `name` as a list of strings; `InputError` unless it holds strings or integers."""
     if isinstance(values, Tensor):
         return importing.strings(values.numpy(), name)
     if not isinstance(values, list | tuple) or not all(type(value) in {str, int} for value in values):
@@ -122,6 +120,7 @@ def _string_list(path: str | os.PathLike[str], name: str, values: Any) -> list[s
 
 
 def _is_row_mapping(content: Any) -> bool:
+    """Return whether the content of a file is a dict from path or number to row, with at least one row."""
     return (
         isinstance(content, Mapping)
         and len(content) > 0
@@ -130,7 +129,7 @@ def _is_row_mapping(content: Any) -> bool:
 
 
 def _row_shape(path: str | os.PathLike[str], names: list[Any], rows: list[Tensor]) -> tuple[int, str]:
-    """Width and dtype of rows that are all alike."""
+    """Return the width and dtype of the rows; `InputError` unless all rows have the same."""
     first = rows[0]
     expected = f"a row of shape ({first.shape[-1] if first.ndim else 'd'},) or (1, d), like the others"
     for name, row in zip(names, rows, strict=True):

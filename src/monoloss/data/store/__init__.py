@@ -1,4 +1,4 @@
-"""The feature store: embeddings, labels, ids and thumbnails of rows, in checksummed shards."""
+"""The feature store: a folder of embeddings, labels, ids and thumbnails of rows, in checksummed shards."""
 
 from monoloss.data.store.store import FeatureStore, StoredBatch
 

@@ -1,18 +1,18 @@
-"""What the files of a feature store hold; `writer` writes them, `store` reads them.
+"""The file format of a feature store, which `writer` writes and `store` reads.
 
-A store is a folder. Shard i covers the source positions `i * rows_per_shard` up to the next shard's first, and is whole
-in itself:
+A store is a folder. Shard i covers the source positions from `i * rows_per_shard` to before `(i + 1) * rows_per_shard`
+and can be read without the others:
 
 - `shard-00000.safetensors`: `embeddings (rows, d)`; `labels (rows,)`, or `label_offsets (rows + 1,)` and `label_values`
-  for several labels a row; `thumbnails (rows, h, w, c)`, if there are any; `unit_sum (d,)`, the float64 sum of its unit
-  rows; and a `ShardHeader` in the metadata.
-- `shard-00000.jsonl`: a line `{"id": ..., "path": ...}` for each row, in row order (the path may be missing), then a
+  for several labels a row; `thumbnails (rows, h, w, c)`, if the store has any; `unit_sum (d,)`, the float64 sum of the
+  shard's rows, each divided by its norm; and a `ShardHeader` in the metadata.
+- `shard-00000.jsonl`: a line `{"id": ..., "path": ...}` for each row, in row order (no path if it is unknown), then a
   line `{"skipped": reason, "position": ..., "path": ...}` for each source file that gave no row.
 
-Where the rows are patches (`patch_grid`), each source position has `grid height * grid width` consecutive rows, in
-reading order; thumbnails and lines are still one an image.
+If the rows are patches of images (`patch_grid`), each source position has `grid height * grid width` consecutive rows,
+from left to right and from top to bottom, but one thumbnail and one line.
 
-`manifest.json` is written last, from the shards; a folder without it is unfinished.
+`manifest.json` is written last, from the shards; a store without it is unfinished.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "uint8": torch.uint8}
 UNIT_NORM_TOLERANCE = 5e-3  # a unit row rounded to bfloat16 is off by up to 2e-3
-_OPTIONAL = ("patch_grid", "source", "image_root")  # left out where they are None: older files have none of them
-_HEADER_KEY = "monoloss"  # one key only: safetensors writes several in a random order, and equal shards must be equal
+_OPTIONAL = ("patch_grid", "source", "image_root")  # left out if None, as files of earlier versions lack them
+_HEADER_KEY = "monoloss"  # one key: safetensors writes several in a random order, but equal shards must be equal files
 
 
 def shard_names(index: int) -> tuple[str, str]:
-    """The names of the two files of shard `index`: tensors, lines."""
+    """Return the names of the two files of shard `index`: the tensor file and the .jsonl file."""
     return f"shard-{index:05d}.safetensors", f"shard-{index:05d}.jsonl"
 
 
 def decode(stored: Shaped[Tensor, "n d"], scale: float | None) -> Float[Tensor, "n d"]:
-    """Stored rows as float32: `stored` itself where it is float32, else a copy; `scale * stored` for bytes."""
+    """Return stored rows as float32: `stored` itself if it is float32, else a copy; `scale * stored` for bytes."""
     rows = stored.to(torch.float32)
     return rows if scale is None else rows.mul_(scale)
 
@@ -56,63 +56,63 @@ def decode(stored: Shaped[Tensor, "n d"], scale: float | None) -> Float[Tensor, 
 class SkippedFile:
     """A source file that gave no row."""
 
-    position: int  # its place in the source, from 0
+    position: int  # number of the file in the source, from 0
     path: str  # relative to the image root
     reason: str  # why it gave no row
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says about itself, and about the store that it belongs to."""
+    """Metadata of a shard and of its store, stored in the tensor file of the shard."""
 
-    index: int  # the shard's number, so that a renamed file is noticed
-    n_rows: int  # rows; 0 where every source file was skipped
+    index: int  # number of the shard, so that a renamed file is noticed
+    n_rows: int  # 0 if every source file was skipped
     width: int  # d
-    dtype: str  # the name of the stored type
+    dtype: str  # name of the stored dtype, a key of `DTYPES`
     scale: float | None  # for bytes, value = scale * byte
-    labels: str | None  # None (there are none), "single" or "multi"
+    labels: str | None  # None (no labels), "single" or "multi"
     n_classes: int  # width of multi-labels, number of class names, or largest label + 1
-    class_names: list[str] | None  # names of the classes, if known
-    thumbnails: list[int] | None  # (h, w, c), if there are any
+    class_names: list[str] | None  # names of the classes 0, 1, ..., if known
+    thumbnails: list[int] | None  # (h, w, c), if the store has any
     norms: list[float] | None  # smallest and largest norm of a stored row; None without rows
     encoder: dict[str, Any] | None  # `name`, `weights` and `preprocessing` of the image model, if known
     rows_per_shard: int  # source positions that each shard covers
-    lines_sha256: str  # of the .jsonl that belongs to it
-    # [height, width] of the grid of patches that are the rows of an image; None where a row is an image
+    lines_sha256: str  # sha256 of the shard's .jsonl
+    # [height, width] of the grid of patches if the rows are patches of images; None if a row is an image
     patch_grid: list[int] | None = None
-    source: str | None = None  # where images were read from, as the user wrote it; None for rows that came as arrays
-    image_root: str | None = None  # the folder that paths are relative to; only where `source` is known
+    source: str | None = None  # where images were read from, as the user wrote it; None for rows given as arrays
+    image_root: str | None = None  # the folder that paths are relative to; None without `source`
 
     def check_same_store(self, other: ShardHeader, name: str) -> None:
-        """Raise `InputError`, naming `name` and what differs, unless this shard can stand in one store with `other`."""
-        own = {"index", "n_rows", "norms", "lines_sha256"} | ({"n_classes"} if self.labels == "single" else set())
+        """Raise `InputError`, naming this shard by `name`, unless it has the store's metadata of the shard `other`."""
+        per_shard = {"index", "n_rows", "norms", "lines_sha256"} | ({"n_classes"} if self.labels == "single" else set())
         for field in fields(self):
             got, expected = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in own and got != expected:
+            if field.name not in per_shard and got != expected:
                 raise InputError(name, f"{field.name} {got!r}", f"{expected!r}, as in shard {other.index}")
 
     def to_metadata(self) -> dict[str, str]:
-        """As safetensors stores it."""
+        """Return the header as metadata of a safetensors file."""
         content = {name: value for name, value in asdict(self).items() if value is not None or name not in _OPTIONAL}
         return {_HEADER_KEY: json.dumps({"format_version": FORMAT_VERSION, **content}, allow_nan=False)}
 
 
-def check_metadata(path: Path, what: str, found: ShardHeader | Manifest, expected: Mapping[str, object]) -> None:
-    """Raise `InputError`, naming the file and the first difference, unless a shard or a store has certain facts.
+def check_metadata(path: Path, what: str, metadata: ShardHeader | Manifest, expected: Mapping[str, object]) -> None:
+    """Raise `InputError`, naming the file and the first difference, unless metadata have the expected values.
 
     Args:
-        path: the file that they were read from.
-        what: what the error calls it.
-        found: its facts.
-        expected: what they must be, by name.
+        path: the file of the metadata.
+        what: what the error calls the file, such as "a shard".
+        metadata: the metadata of a shard or of a store.
+        expected: values by the name of the field; other fields may have any value.
     """
     for name, value in expected.items():
-        for where, got, wanted in _differences(name, getattr(found, name), value):
-            raise InputError(str(path), f"{what} with {where} {_short(got)}", f"{_short(wanted)}, as in this run")
+        for key, got, expected_value in _differences(name, getattr(metadata, name), value):
+            raise InputError(str(path), f"{what} with {key} {_short(got)}", f"{_short(expected_value)}, as in this run")
 
 
 def _differences(name: str, got: Any, expected: Any) -> Iterator[tuple[str, object, object]]:
-    """Where two values of JSON differ, as dotted names, with both values there."""
+    """Yield each difference of two JSON values: its dotted key (after `name`), the value got, the value expected."""
     if isinstance(got, Mapping) and isinstance(expected, Mapping):
         for key in dict.fromkeys([*expected, *got]):
             yield from _differences(f"{name}.{key}", got.get(key), expected.get(key))
@@ -121,15 +121,16 @@ def _differences(name: str, got: Any, expected: Any) -> Iterator[tuple[str, obje
 
 
 def _short(value: object, length: int = 200) -> str:
+    """Return the `repr` of a value, cut after `length` characters."""
     text = repr(value)
     return text if len(text) <= length else text[:length] + "..."
 
 
 def open_tensors(path: Path, index: int) -> tuple[ShardHeader, dict[str, Tensor]]:
-    """The header of shard `index` and its tensors, memory-mapped: nothing is read before it is looked at.
+    """Open the tensor file of shard `index`: its header and its memory-mapped tensors by name.
 
     Raises:
-        InputError: the file is missing or torn, no shard of this version, or another shard.
+        InputError: the file is missing or damaged, of another format version, or holds a shard of another number.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -153,7 +154,7 @@ def open_tensors(path: Path, index: int) -> tuple[ShardHeader, dict[str, Tensor]
 
 
 def lines_text(ids: Sequence[str], paths: Sequence[str | None] | None, skipped: Sequence[SkippedFile]) -> str:
-    """The text of a shard's .jsonl. ASCII, so that no id, whatever it holds, breaks a line or an encoding."""
+    """Return the text of a shard's .jsonl, in ASCII, so that no character of an id breaks a line or an encoding."""
     records: list[dict[str, object]] = [{"id": name} for name in ids]
     for record, path in zip(records, paths or (), strict=paths is not None):
         if path is not None:
@@ -164,7 +165,7 @@ def lines_text(ids: Sequence[str], paths: Sequence[str | None] | None, skipped: 
 
 @dataclass(frozen=True)
 class ShardLines:
-    """A shard's .jsonl: ids and paths in row order, and the skipped files."""
+    """The contents of a shard's .jsonl: ids and paths in row order, and the skipped files."""
 
     ids: list[str]
     paths: list[str | None]
@@ -172,7 +173,7 @@ class ShardLines:
 
     @classmethod
     def read(cls, path: Path, sha256: str) -> ShardLines:
-        """Read a shard's lines; `InputError` where the file is missing or its contents are not those of `sha256`."""
+        """Read a shard's .jsonl; `InputError` if the file is missing or its sha256 is another one."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -191,7 +192,7 @@ class ShardLines:
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """A shard as the manifest lists it: its rows, and size and sha256 of its files by name."""
+    """A shard as the manifest lists it: number of rows, and size and sha256 of each file by its name."""
 
     n_rows: int
     n_bytes: dict[str, int]
@@ -199,16 +200,16 @@ class ShardFiles:
 
     @classmethod
     def of(cls, n_rows: int, *files: Path) -> ShardFiles:
-        """Measure the files of a shard."""
+        """Measure and hash the files of a shard with `n_rows` rows."""
         n_bytes = {file.name: file.stat().st_size for file in files}
         return cls(n_rows, n_bytes, {file.name: sha256(file) for file in files})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is; the fields that it shares with `ShardHeader` mean the same."""
+    """The contents of `manifest.json`; fields without a comment mean what they mean in `ShardHeader`."""
 
-    n_rows: int  # rows of all shards
+    n_rows: int  # number of rows of all shards
     width: int
     dtype: str
     scale: float | None
@@ -217,22 +218,22 @@ class Manifest:
     class_names: list[str] | None
     thumbnails: list[int] | None
     norms: list[float]  # smallest and largest norm of a stored row
-    mean: list[float]  # `(d,)` in float64: the mean of the UNIT rows `e_i / |e_i|`, which is what `center` takes
+    mean: list[float]  # `(d,)`, float64: the mean of the UNIT rows `e_i / |e_i|`, as arguments named `center` expect it
     encoder: dict[str, Any] | None
-    image_root: str | None  # the folder that paths are relative to, if known
+    image_root: str | None  # the folder that paths are relative to, if known; also without `source`
     rows_per_shard: int
     n_skipped: int  # source files that gave no row
     shards: list[ShardFiles]  # in the order of their rows
-    patch_grid: list[int] | None = None  # as in `ShardHeader`
-    source: str | None = None  # as in `ShardHeader`
+    patch_grid: list[int] | None = None
+    source: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json`, whole."""
+        """Write `manifest.json` into the folder, whole or not at all."""
         write_json(folder / MANIFEST, asdict(self), format_version=FORMAT_VERSION)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read `manifest.json`; whatever is wrong with it is an `InputError` that names it."""
+        """Read `manifest.json` of a folder; `InputError` naming the file if it is missing, damaged or contradictory."""
         path = folder / MANIFEST
         content = read_json(path, format_version=FORMAT_VERSION)
         try:
@@ -255,12 +256,12 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise InputError(str(path), f"no manifest of a store ({error})", "the file as it was written") from error
         if not fits:
-            raise InputError(str(path), "figures that contradict each other", "the file as it was written")
+            raise InputError(str(path), "numbers that contradict each other", "the file as it was written")
         return manifest
 
 
 def _is_grid(patch_grid: object, n_rows: list[int]) -> bool:
-    """Whether there is no grid, or one that divides the rows of each shard."""
+    """Return whether `patch_grid` is None, or two positive integers whose product divides the rows of each shard."""
     if patch_grid is None:
         return True
     if not isinstance(patch_grid, list) or len(patch_grid) != 2:

@@ -1,4 +1,4 @@
-"""Rows that are patches of images: row `i` is patch `i % p` of image `i // p`, patches in reading order."""
+"""Rows that are patches of images: row `i` is patch `i % p` of image `i // p`; patches are numbered row by row."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class PatchGrid(NamedTuple):
-    """How many patches an image has, from top to bottom and from left to right."""
+    """The number of patches of an image from top to bottom and from left to right."""
 
     height: int
     width: int
 
     @classmethod
     def checked(cls, grid: Sequence[object] | None) -> PatchGrid | None:
-        """A grid that a user gives; `InputError` for anything but two positive integers, or None."""
+        """Return the grid that a user gives; `InputError` unless it is None or two positive integers."""
         if grid is None:
             return None
         sides = [side for side in grid if isinstance(side, int) and side > 0]
@@ -33,27 +33,27 @@ class PatchGrid(NamedTuple):
 
     @property
     def n_patches(self) -> int:
-        """Rows of an image."""
+        """Number of patches, hence of rows, of an image."""
         return self.height * self.width
 
     def name(self, image_id: str, patch: int) -> str:
-        """The id of a row: that of its image, then row and column of the patch, from 0: "a/b.png#3,5"."""
+        """Return the id of a patch: its image's id with its row and column in the grid, from 0: "a/b.png#3,5"."""
         return f"{image_id}#{patch // self.width},{patch % self.width}"
 
     def positions(self, rows: Int[Tensor, " n"]) -> Int64[Tensor, "n 3"]:
-        """Number of the image, row and column of the patch, for rows of a store."""
+        """Return number of the image, row and column in the grid, `(n, 3)`, of the patches with these row numbers."""
         rows = rows.long()
         patch = rows % self.n_patches
         return torch.stack([rows // self.n_patches, patch // self.width, patch % self.width], dim=1)
 
 
 class PatchRows(Sequence[T], Generic[V, T]):
-    """What each row has, made from what its image has when it is asked for: nothing is held for each patch.
+    """A sequence of one value for each patch, computed on access from the value of the patch's image.
 
     Args:
-        images: what each image has.
-        n_patches: rows of an image.
-        make: what a row has, given what its image has and the number of the patch.
+        images: one value for each image.
+        n_patches: number of patches of an image.
+        make: `make(value, patch)` returns the value of a patch from that of its image and the number of the patch.
     """
 
     def __init__(self, images: Sequence[V], n_patches: int, make: Callable[[V, int], T]) -> None:
@@ -80,7 +80,7 @@ class PatchRows(Sequence[T], Generic[V, T]):
 
 
 def spread_labels(tensors: dict[str, Tensor], n_patches: int) -> dict[str, Tensor]:
-    """The stored labels of images as those of their patches."""
+    """Repeat the stored labels of images, `labels` or `label_offsets` and `label_values`, for each of their patches."""
     if "labels" in tensors:
         return {"labels": tensors["labels"].repeat_interleave(n_patches)}
     if "label_offsets" not in tensors:

@@ -1,4 +1,4 @@
-"""One thing read in the background while the one before it is worked on."""
+"""A thread that reads the next item while the caller works on the current one."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Read = TypeVar("Read")
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], *, ahead: bool = True) -> Iterator[Read]:
-    """``read(item)`` for each item, in their order; while one is worked on, a thread reads the next.
+    """Yield ``read(item)`` for each item, in order; a thread reads the next item while the caller works on this one.
 
-    What ``read`` raises is raised where its result is due. At most two results are there at a time, and nothing is
-    read any more when the iterator has been closed.
+    An exception of ``read(item)`` is raised when that item's result is due. At most two results are in memory at a
+    time. Closing the iterator ends the reading.
 
     Args:
         read: runs in the thread, one call at a time.
-        items: asked for in the caller's thread.
-        ahead: off, everything happens in the caller's thread, when it is due.
+        items: iterated in the caller's thread.
+        ahead: False: no thread; each item is read when the caller asks for it.
     """
     if not ahead:
         yield from map(read, items)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="read_ahead") as thread:
-        due = None
+        current = None
         for item in items:
             following = thread.submit(read, item)
-            if due is not None:
-                yield due.result()
-            due = following
-        if due is not None:
-            yield due.result()
+            if current is not None:
+                yield current.result()
+            current = following
+        if current is not None:
+            yield current.result()

@@ -13,28 +13,28 @@ from torch import Tensor
 from monoloss.data.store.format import MANIFEST, Manifest, open_tensors, shard_names
 from monoloss.errors import InputError
 
-_SHARED = ("width", "dtype", "scale", "labels", "patch_grid", "thumbnails")  # what shards and manifest both say
+_SHARED = ("width", "dtype", "scale", "labels", "patch_grid", "thumbnails")  # must be equal in shards and manifest
 
 
 class MappedShards:
-    """Rows of the shards' tensors, by name and row number.
+    """The tensors of all shards of a store, read by tensor name and row number.
 
     Args:
         folder: the store.
-        manifest: its manifest.
+        manifest: the manifest of the store.
 
     Attributes:
         offsets: number of the first row of each shard, then the number of all rows.
-        device: where embeddings come back.
+        device: the device of the embeddings that are returned.
 
     Raises:
-        InputError: a file is missing or has another size, or its header does not fit the manifest.
+        InputError: a file is missing, or its size or header contradicts the manifest.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._shards = [_open_shard(folder, manifest, index) for index in range(len(manifest.shards))]
-        whole = folder.resolve()  # files are opened again for each read, wherever the process is by then
-        self._files = [whole / shard_names(index)[0] for index in range(len(manifest.shards))]
+        absolute = folder.resolve()  # each read opens a file again, after the working directory may have changed
+        self._files = [absolute / shard_names(index)[0] for index in range(len(manifest.shards))]
         self._loaded: Tensor | None = None  # all embeddings
         self.device = torch.device("cpu")
         self.offsets = [0]
@@ -47,7 +47,7 @@ class MappedShards:
         return self._loaded is not None
 
     def load(self, device: str | torch.device) -> None:
-        """Copy all embeddings to `device`, as they are stored."""
+        """Copy all embeddings to `device` in their stored dtype; later reads return rows of this copy."""
         like = self._shards[0]["embeddings"]
         loaded = torch.empty(self.offsets[-1], like.shape[1], dtype=like.dtype, device=device)
         for shard, file, first in zip(self._shards, self._files, self.offsets, strict=False):
@@ -59,7 +59,7 @@ class MappedShards:
         self._loaded, self.device = loaded, loaded.device
 
     def parts(self, start: int, stop: int | None) -> Iterator[tuple[dict[str, Tensor], int, int]]:
-        """The shards that hold rows `start` to `stop`, each with the first and last + 1 of these rows within it."""
+        """Yield the tensors of each shard with rows from `start` to `stop`, and the range of these rows in it."""
         stop = self.offsets[-1] if stop is None else stop
         if not 0 <= start <= stop <= self.offsets[-1]:
             raise InputError("start, stop", f"{start}, {stop}", f"0 <= start <= stop <= {self.offsets[-1]}")
@@ -70,7 +70,7 @@ class MappedShards:
                 yield shard, max(start, first) - first, min(stop, last) - first
 
     def range(self, name: str, start: int, stop: int | None) -> Shaped[Tensor, "n ..."]:
-        """Consecutive rows; a view of the file where they lie in one shard, so copy before you hand them on."""
+        """Return rows `start` to `stop` of tensor `name`: a view if loaded or all in one shard, else a copy."""
         parts = list(self.parts(start, stop))
         if self._loaded is not None and name == "embeddings":
             return self._loaded[start:stop]
@@ -78,10 +78,12 @@ class MappedShards:
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def read_embeddings(self, start: int, stop: int | None) -> Shaped[Tensor, "n d"]:
-        """Consecutive embeddings as they are stored, a copy: read, not mapped, so that pages do not pile up.
+        """Return a copy of the embeddings of rows `start` to `stop` in their stored dtype.
+
+        The files are read, not mapped, so that no mapped pages fill the memory.
 
         Raises:
-            InputError: a file has become shorter, or cannot be read any more.
+            InputError: a file has become shorter or unreadable since the store was opened.
         """
         if self._loaded is not None:
             return self.range("embeddings", start, stop).clone()
@@ -95,7 +97,7 @@ class MappedShards:
         return rows
 
     def gather(self, name: str, indices: Int[Tensor, " n"], each: int = 1) -> Shaped[Tensor, "n ..."]:
-        """Rows by number, in the order of `indices`; a copy. A tensor may hold one entry for `each` rows."""
+        """Return a copy of rows `indices` of tensor `name`, which has one entry for every `each` rows of the store."""
         expected = f"integers of shape (n,) from 0 to {self.offsets[-1] - 1}"
         if indices.ndim != 1 or indices.dtype not in {torch.int64, torch.int32}:
             raise InputError("indices", f"{indices.dtype} of shape {tuple(indices.shape)}", expected)
@@ -109,14 +111,15 @@ class MappedShards:
             return like.index_select(0, indices // each)
         shard_of_row = torch.bucketize(indices, torch.tensor(self.offsets[1:]), right=True)
         gathered = torch.empty(len(indices), *like.shape[1:], dtype=like.dtype)
-        for number in shard_of_row.unique().tolist():
-            at = (shard_of_row == number).nonzero()[:, 0]
-            gathered[at] = self._shards[number][name].index_select(0, (indices[at] - self.offsets[number]) // each)
+        for shard in shard_of_row.unique().tolist():
+            places = (shard_of_row == shard).nonzero()[:, 0]
+            entries = (indices[places] - self.offsets[shard]) // each
+            gathered[places] = self._shards[shard][name].index_select(0, entries)
         return gathered
 
 
 def _read_rows(file: Path, first: int, rows: Shaped[Tensor, "n d"]) -> None:
-    """Fill ``rows`` with the embeddings of a shard from row ``first`` on."""
+    """Fill `rows` with the embeddings of a shard's tensor file, from row `first` of the shard on."""
     if not rows.numel():
         return
     buffer = rows.view(torch.uint8).numpy().data.cast("B")
@@ -137,6 +140,7 @@ def _read_rows(file: Path, first: int, rows: Shaped[Tensor, "n d"]) -> None:
 
 
 def _open_shard(folder: Path, manifest: Manifest, index: int) -> dict[str, Tensor]:
+    """Return the memory-mapped tensors of a shard; `InputError` if its files contradict the manifest."""
     listed = manifest.shards[index]
     for name, n_bytes in listed.n_bytes.items():
         file = folder / name

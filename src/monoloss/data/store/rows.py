@@ -1,4 +1,4 @@
-"""What may enter a feature store: rows, labels, ids and thumbnails are checked and turned into what a shard stores."""
+"""Checks of the rows, labels, ids and thumbnails given to a feature store, and their conversion to stored tensors."""
 
 from __future__ import annotations
 
@@ -14,45 +14,48 @@ from monoloss.data.array_files import AnyArray, to_tensor
 from monoloss.data.store.format import DTYPES, decode
 from monoloss.errors import InputError
 
-RowName: TypeAlias = Callable[[int], str]  # what an error calls row i of a shard
-MAX_CLASSES = 2**24  # a larger number is an id, or a mistake; counts of classes would fill the memory
+RowName: TypeAlias = Callable[[int], str]  # the name of row i of a shard in errors
+MAX_CLASSES = 2**24  # a larger label is an id or a mistake, and the counts of its classes would fill the memory
 _NOT_FINITE, _OUTSIDE, _ZEROS = "NaN or inf", "a value outside", "only zeros once stored as"
-_BLOCK = 8192  # rows that are in memory as float64 at a time
+_BLOCK = 8192  # rows converted to float64 at a time
 
 
 def check_same_rows(n_rows: int, **others: Sequence[object] | AnyArray | None) -> None:
-    """Raise `InputError` for what has not exactly `n_rows` rows; None is left out."""
+    """Raise `InputError`, naming the argument, unless all of `others` that are not None have `n_rows` rows."""
     for name, other in others.items():
         if other is not None and len(other) != n_rows:
             raise InputError(name, f"{len(other)} rows", f"as many as embeddings has, {n_rows}")
 
 
 def check_ids(ids: Sequence[str], first_row: int) -> None:
-    """Raise `InputError` unless every id is a string of its own."""
-    rows: dict[str, int] = {}
+    """Raise `InputError` unless all ids are strings and differ; errors number the rows from `first_row`."""
+    row_of_id: dict[str, int] = {}
     for row, name in enumerate(ids, first_row):
         if not isinstance(name, str):
             raise InputError("ids", f"{name!r} (row {row})", "strings")
-        if rows.setdefault(name, row) != row:
-            raise InputError("ids", f"{name!r} twice (rows {rows[name]} and {row})", "an id of its own for every row")
+        if row_of_id.setdefault(name, row) != row:
+            got = f"{name!r} twice (rows {row_of_id[name]} and {row})"
+            raise InputError("ids", got, "an id of its own for every row")
 
 
 def encode_rows(
     embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | None, row_name: RowName
 ) -> tuple[Shaped[Tensor, "n d"], Float64[Tensor, " d"], list[float] | None]:
-    """The stored form of the rows, the float64 sum of the stored rows at unit norm, and their extreme norms.
+    """Convert rows to the stored dtype, and measure the stored rows.
 
     Args:
         embeddings: `(n, d)`, floating point, or bytes for dtype "uint8".
-        dtype: the stored type.
-        scale: value = scale * byte, for dtype "uint8".
-        row_name: what an error calls a row.
+        dtype: name of the stored dtype.
+        scale: value = scale * byte, for dtype "uint8"; else None.
+        row_name: names row i in errors.
 
     Returns:
-        `(n, d)`, `(d,)`, and [smallest, largest] norm, or None without rows.
+        The stored rows `(n, d)`; the sum `(d,)` of the stored rows, each divided by its norm, in float64; and
+        [smallest, largest] norm of a stored row, None without rows.
 
     Raises:
-        InputError: a row is not finite or zero, as it came or once it is stored; or its type cannot be stored so.
+        InputError: a row is zero or not finite, before or after the conversion; or the embeddings have a dtype that
+            cannot be converted.
     """
     if not embeddings.is_floating_point() and not (embeddings.dtype == torch.uint8 and dtype == "uint8"):
         expected = "floating-point rows, or uint8 rows with dtype 'uint8' and a scale"
@@ -61,10 +64,10 @@ def encode_rows(
     unit_sum = torch.zeros(embeddings.shape[1], dtype=torch.float64)
     extremes: list[float] = []
     for start in range(0, len(embeddings), _BLOCK):
-        got, part = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
-        rows, norms, outside = _store(got, part, scale)
+        block, stored_block = embeddings[start : start + _BLOCK], stored[start : start + _BLOCK]
+        rows, norms, outside = _store(block, stored_block, scale)
         if outside.any():
-            _refuse(~got.isfinite().all(dim=1), start, row_name, _NOT_FINITE, "finite rows")
+            _refuse(~block.isfinite().all(dim=1), start, row_name, _NOT_FINITE, "finite rows")
             _refuse(outside, start, row_name, f"{_OUTSIDE} {dtype}", _range_text(dtype, scale))
         _refuse(norms == 0, start, row_name, f"{_ZEROS} {dtype}", "rows with a norm above 0")
         unit_sum += (rows / norms[:, None]).sum(dim=0)
@@ -73,7 +76,7 @@ def encode_rows(
 
 
 def row_faults(embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | None) -> list[str | None]:
-    """Why each row cannot be stored, None where it can: what `encode_rows` raises for the first of them."""
+    """Return for each row the reason why `encode_rows` would refuse it, or None if it can be stored."""
     stored = torch.empty(embeddings.shape, dtype=DTYPES[dtype])
     _, norms, outside = _store(embeddings, stored, scale)
     if not outside.any() and norms.all():
@@ -87,16 +90,14 @@ def row_faults(embeddings: Shaped[Tensor, "n d"], dtype: str, scale: float | Non
 
 
 def _store(
-    got: Shaped[Tensor, "n d"], stored: Shaped[Tensor, "n d"], scale: float | None
+    embeddings: Shaped[Tensor, "n d"], stored: Shaped[Tensor, "n d"], scale: float | None
 ) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Fill `stored`; gives the stored rows as float64, their norms, and which rows it cannot hold."""
-    block = got
-    if scale is not None and got.is_floating_point():
-        block = (got.double() / scale).round()
-        outside = ~((block >= 0) & (block <= 255)).all(dim=1)
-    else:
-        outside = torch.zeros(len(got), dtype=torch.bool)
-    stored.copy_(block)
+    """Write rows into `stored`; return the stored rows in float64, their norms, and whether each was out of range."""
+    outside = torch.zeros(len(embeddings), dtype=torch.bool)
+    if scale is not None and embeddings.is_floating_point():
+        embeddings = (embeddings.double() / scale).round()
+        outside = ~((embeddings >= 0) & (embeddings <= 255)).all(dim=1)
+    stored.copy_(embeddings)
     rows = decode(stored, scale).double()
     norms = rows.norm(dim=1)
     return rows, norms, outside | ~norms.isfinite()
@@ -105,10 +106,10 @@ def _store(
 def encode_labels(
     labels: AnyArray | None, class_names: Sequence[str] | None, row_name: RowName
 ) -> tuple[str | None, int, dict[str, Tensor]]:
-    """The kind of the labels (None, "single", "multi"), the number of classes, and the tensors that store them.
+    """Return the kind of the labels (None, "single" or "multi"), the number of classes, and the tensors to store.
 
     Raises:
-        InputError: they are of another shape or type; a label is negative, or not among the class names.
+        InputError: labels of a wrong shape or dtype; a label that is negative, too large, or without a class name.
     """
     if labels is None:
         if class_names is not None:
@@ -133,7 +134,7 @@ def encode_labels(
 
 
 def encode_thumbnails(thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"]) -> UInt8[Tensor, "n h w c"]:
-    """Thumbnails as a shard stores them; `InputError` for anything but grey or colour bytes."""
+    """Return thumbnails as a contiguous tensor; `InputError` unless they are bytes with 1 or 3 channels."""
     pictures = to_tensor("thumbnails", thumbnails)
     if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[3] not in {1, 3}:
         raise InputError("thumbnails", _type_text(pictures), "uint8 of shape (rows, height, width, 1 or 3)")
@@ -143,6 +144,7 @@ def encode_thumbnails(thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h
 def _encode_multi_labels(
     labels: Bool[Tensor, "n c"], class_names: Sequence[str] | None
 ) -> tuple[int, dict[str, Tensor]]:
+    """Return the number of classes, and the labels as `label_offsets` and `label_values`."""
     n_classes = labels.shape[1]
     if class_names is not None and len(class_names) != n_classes:
         raise InputError("labels", f"{n_classes} columns", f"one for each of the {len(class_names)} class names")
@@ -152,14 +154,17 @@ def _encode_multi_labels(
 
 
 def _refuse(bad: Bool[Tensor, " n"], start: int, row_name: RowName, got: str, expected: str) -> None:
+    """Raise `InputError`, naming the first bad row of a block that begins at row `start`, if any row is bad."""
     if bad.any():
         raise InputError("embeddings", f"{got} ({row_name(start + int(bad.nonzero()[0]))})", expected)
 
 
 def _range_text(dtype: str, scale: float | None) -> str:
+    """Return the range of values that the stored dtype can hold, in words."""
     largest = torch.finfo(DTYPES[dtype]).max if scale is None else 255 * scale
     return f"values from {0 if scale is not None else -largest:.6g} to {largest:.6g}"
 
 
 def _type_text(values: Tensor) -> str:
+    """Return the dtype and shape of a tensor of rows in words, without the number of rows."""
     return f"{values.dtype} of shape ({', '.join(['rows', *map(str, values.shape[1:])])})"

@@ -1,4 +1,4 @@
-"""FeatureStore: a folder of embeddings with labels and ids in row order, read memory-mapped."""
+"""FeatureStore: a folder of embeddings, labels and ids in row order."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ class StoredBatch(NamedTuple):
 
 
 class FeatureStore:
-    """Embeddings, labels and ids of a data set, in a folder; rows keep the order in which they were given.
+    """A folder with the embeddings, labels and ids of a data set; rows keep the order in which they were written.
 
-    Opening reads only what describes the store; rows are read when they are asked for (rows by number and what is not
-    an embedding through a memory map). They come back as they are stored (not normalised), as float32.
+    Opening reads the manifest and the headers of the shards. Rows are read on access (rows by number, labels and
+    thumbnails through a memory map) and returned as they are stored (not normalised), in float32.
 
     Args:
         folder: a finished store, written by `FeatureStore.create`, `FeatureStoreWriter` or an importer.
 
     Attributes:
-        folder: where it is.
-        manifest: all that is known about it.
+        folder: path of the store.
+        manifest: the contents of its `manifest.json`.
         n_rows, width: n and d.
-        n_classes: 0 without labels.
-        class_names: of the classes 0, 1, ..., or None.
-        multi_label: labels are `(n, n_classes)` bool, not `(n,)` integers.
-        has_labels, has_thumbnails: whether there are any.
-        normalised: every stored row has norm 1, within 0.005.
-        mean: `(d,)` float64, the mean of the UNIT rows `e_i / |e_i|`: what `center` takes.
-        fingerprint: a hash of all contents, to recognise the data by.
+        n_classes: number of classes; 0 without labels.
+        class_names: names of the classes 0, 1, ..., or None.
+        multi_label: whether labels are `(n, n_classes)` bool, not `(n,)` integers.
+        has_labels, has_thumbnails: whether the store has labels or thumbnails.
+        normalised: whether every stored row has norm 1, within 0.005.
+        mean: `(d,)` float64, the mean of the UNIT rows `e_i / |e_i|`, as arguments named `center` expect it.
+        fingerprint: a hash of all contents, equal for stores with equal files.
         shard_offsets: number of the first row of each shard, then `n_rows`.
-        patch_grid: (height, width) of the grid of patches, where the rows are the patches of images; else None.
-        n_images: n, or the number of images whose patches the rows are.
+        patch_grid: (height, width) of the grid of patches if the rows are patches of images, else None.
+        n_images: number of images: n, unless the rows are patches.
 
     Raises:
-        InputError: the store is unfinished, of another version, or a file of it is missing or has another size or
-            header; the error names the file. Contents are compared by `verify` only.
+        InputError: the store is unfinished or of another format version, or a file is missing or has a wrong size or
+            header; the error names the file. Only `verify` compares the contents of the files.
 
     Example:
         >>> import tempfile
@@ -110,21 +110,18 @@ class FeatureStore:
         thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"] | None = None,
         **options: Unpack[StoreOptions],
     ) -> FeatureStore:
-        """Write arrays as a store: the folder appears whole or not at all.
+        """Write arrays as a store, whole or not at all, and open it.
 
-        Arrays are read a shard at a time, so a memory-mapped one may be larger than the memory.
+        Arrays are read a shard at a time, so memory-mapped arrays may be larger than the memory.
 
         Args:
             folder: the store; it does not exist yet or is empty.
             embeddings: `(n, d)` with n >= 1, floating point, or bytes for dtype "uint8".
-            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for several labels a row (or none).
-            ids: of the n rows, each its own; by default the row numbers.
-            paths: of the n rows, relative to the image root.
+            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for any number of labels a row.
+            ids: one string for each row, all different; by default the row numbers.
+            paths: one for each row, relative to the image root; None for an unknown path.
             thumbnails: `(n, h, w, c)` bytes, c = 1 or 3.
-            **options: see `StoreOptions`; `dtype` is by default the embeddings' own, float32 for float64.
-
-        Returns:
-            The store, open.
+            **options: see `StoreOptions`; `dtype` is by default that of the embeddings, float32 for float64.
 
         Raises:
             InputError: as `FeatureStoreWriter` and its `write_shard` do, with the number of the row.
@@ -137,11 +134,11 @@ class FeatureStore:
         return cls(folder)
 
     def embeddings(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "n d"]:
-        """Rows `start` to `stop` (exclusive; None: to the end) in stored order, float32, on `device`. A copy."""
+        """Return a copy of the rows `start` to `stop` (exclusive; None: to the end), `(n, d)` float32, on `device`."""
         return decode(self._shards.read_embeddings(start, stop), self.manifest.scale)
 
     def labels(self, start: int = 0, stop: int | None = None) -> Int64[Tensor, " n"] | Bool[Tensor, "n c"]:
-        """Labels of rows `start` to `stop`: `(n,)` int64, or `(n, n_classes)` bool for a multi-label store.
+        """Return the labels of rows `start` to `stop`: `(n,)` int64, or `(n, n_classes)` bool for a multi-label store.
 
         Raises:
             InputError: the store has no labels, or the range is not within the store.
@@ -150,17 +147,17 @@ class FeatureStore:
             raise InputError("labels", f"{self.folder}, a store without labels", "a store that was written with labels")
         if not self.multi_label:
             return self._shards.range("labels", start, stop).to(self.device, copy=True)
-        parts = []
+        labels_of_shards = []
         for shard, first, last in self._shards.parts(start, stop):
             offsets = shard["label_offsets"][first : last + 1]
-            part = torch.zeros(last - first, self.n_classes, dtype=torch.bool)
+            labels = torch.zeros(last - first, self.n_classes, dtype=torch.bool)
             rows = torch.arange(last - first).repeat_interleave(offsets.diff())
-            part[rows, shard["label_values"][offsets[0] : offsets[-1]]] = True
-            parts.append(part)
-        return torch.cat(parts).to(self.device)
+            labels[rows, shard["label_values"][offsets[0] : offsets[-1]]] = True
+            labels_of_shards.append(labels)
+        return torch.cat(labels_of_shards).to(self.device)
 
     def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Rows by number, in the order of `indices` (repeats allowed), float32, on `device`.
+        """Return the rows with the numbers `indices` (repeats allowed), in that order, `(n, d)` float32, on `device`.
 
         Raises:
             InputError: an index is outside 0 to `n_rows - 1`.
@@ -168,19 +165,18 @@ class FeatureStore:
         return decode(self._shards.gather("embeddings", indices), self.manifest.scale)
 
     def thumbnails(self, indices: Int[Tensor, " n"]) -> UInt8[Tensor, "n h w c"]:
-        """Thumbnails by row number, in the order of `indices`, on the CPU; a patch has that of its image.
+        """Return the thumbnails of the rows `indices`, in that order, on the CPU; of a patch, that of its image.
 
         Raises:
-            InputError: the store has none, or an index is outside 0 to `n_rows - 1`.
+            InputError: the store has no thumbnails, or an index is outside 0 to `n_rows - 1`.
         """
         if not self.has_thumbnails:
-            raise InputError(
-                "thumbnails", f"{self.folder}, a store without", "a store that was written with thumbnails"
-            )
+            got = f"{self.folder}, a store without thumbnails"
+            raise InputError("thumbnails", got, "a store that was written with thumbnails")
         return self._shards.gather("thumbnails", indices, self._rows_each)
 
     def patches(self, indices: Int[Tensor, " n"]) -> Int64[Tensor, "n 3"]:
-        """What rows are patches of: number of the image (its id is `image_ids[number]`), row and column in the grid.
+        """Return for each patch `indices` the number of its image in `image_ids`, and its row and column in the grid.
 
         Raises:
             InputError: the rows are images.
@@ -190,60 +186,54 @@ class FeatureStore:
         return self.patch_grid.positions(indices)
 
     def batches(self, batch_size: int) -> Iterator[StoredBatch]:
-        """Every row exactly once, in stored order; a batch never crosses a shard, so a shard's last one may be short.
+        """Yield every row once, in stored order; a batch never crosses shards, so the last of a shard may be short.
 
-        Unless the store is loaded, a thread reads the next batch while one is worked on. Files are read, not mapped:
-        the memory of the process stays that of two batches.
+        Unless the store is loaded, a thread reads the next batch while the caller works on one. Files are read, not
+        mapped, so no more than two batches are in memory.
 
         Args:
-            batch_size: rows of a full batch, at least 1.
+            batch_size: number of rows of a full batch, at least 1.
         """
         check_number("batch_size", batch_size, at_least=1, integer=True)
         return self._batches(batch_size)
 
     def load(self, device: str | torch.device = "cpu") -> FeatureStore:
-        """Hold all embeddings in memory on `device`, in their stored type; rows and labels come back there from now on.
+        """Hold all embeddings in memory on `device`, in their stored dtype; return the store.
 
-        Costs `manifest.n_rows * width` times the stored type's size; a random batch then costs one gather.
-
-        Returns:
-            The store itself.
+        Takes `n_bytes` of memory. Rows and labels are then returned on `device`; a random batch costs one gather.
         """
         self._shards.load(device)
         return self
 
     def load_if_small(self) -> FeatureStore:
-        """Load, unless the embeddings are loaded already or take more than a quarter of the machine's memory.
-
-        Returns:
-            The store itself.
-        """
-        memory = (
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else self.n_bytes * 4
-        )
+        """Load the embeddings unless they are loaded or exceed a quarter of the machine's memory; return the store."""
+        memory = self.n_bytes * 4  # on a system that does not report its memory
+        if hasattr(os, "sysconf"):
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if not self._shards.is_loaded and self.n_bytes <= memory // 4:
             self._shards.load(self.device)
         return self
 
     def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest, and the manifest with the files. Reads everything.
+        """Compare the sha256 of every file, and the metadata of every shard, with the manifest; reads all files.
 
         Raises:
-            InputError: files are missing or have changed; the error names them all.
+            InputError: files are missing or have changed; the error names all of them.
         """
-        wrong = [
+        changed = [
             name
             for shard in self.manifest.shards
             for name, expected in shard.sha256.items()
             if not (self.folder / name).is_file() or sha256(self.folder / name) != expected
         ]
-        if not wrong and self._rebuilt_manifest() != self.manifest:
-            wrong.append(MANIFEST)
-        if wrong:
-            got = f"changed contents in {', '.join(wrong)}"
+        if not changed and self._rebuilt_manifest() != self.manifest:
+            changed.append(MANIFEST)
+        if changed:
+            got = f"changed contents in {', '.join(changed)}"
             raise InputError(str(self.folder), got, f"the files whose sha256 {MANIFEST} holds")
 
     def _rebuilt_manifest(self) -> Manifest:
+        """Return the manifest that follows from the shards' headers."""
         headers, unit_sum = [], torch.zeros((), dtype=torch.float64)
         for index in range(len(self.manifest.shards)):
             header, tensors = open_tensors(self.folder / shard_names(index)[0], index)
@@ -253,22 +243,22 @@ class FeatureStore:
 
     @property
     def ids(self) -> Sequence[str]:
-        """The id of each row, in stored order; read once, and checked against their sha256.
+        """The id of each row, in stored order; the files of ids are read once, and their sha256 is checked.
 
-        A patch has the id of its image with its row and column, "a/b.png#3,5"; these are made when they are asked for.
+        A patch has the id of its image with its row and column, "a/b.png#3,5", which is computed on access.
         """
         grid, images = self.patch_grid, self._lines.ids
         return images if grid is None else PatchRows(images, grid.n_patches, grid.name)
 
     @property
     def paths(self) -> Sequence[str | None]:
-        """The path of each row relative to `manifest.image_root`, or None where it is not known."""
+        """The path of each row relative to `manifest.image_root`, or None if it is unknown."""
         images = self._lines.paths
         return images if self.patch_grid is None else PatchRows(images, self._rows_each, lambda path, _: path)
 
     @property
     def image_ids(self) -> list[str]:
-        """The id of each image, in stored order: `ids`, unless the rows are patches."""
+        """The id of each image, in stored order; equal to `ids` unless the rows are patches."""
         return self._lines.ids
 
     @property
@@ -278,7 +268,7 @@ class FeatureStore:
 
     @property
     def device(self) -> torch.device:
-        """Where rows and labels come back: the CPU, until `load` is called with another."""
+        """The device of rows and labels that are returned: that of the last `load`, before it the CPU."""
         return self._shards.device
 
     @property
@@ -288,7 +278,7 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """What `load` takes."""
+        """The memory in bytes that `load` takes: n_rows * width times the size of the stored dtype."""
         return self.n_rows * self.width * DTYPES[self.manifest.dtype].itemsize
 
     def __len__(self) -> int:
@@ -301,10 +291,11 @@ class FeatureStore:
         return f"FeatureStore({str(self.folder)!r}: {size}{classes}, {len(self.manifest.shards)} shards)"
 
     def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
-        return FeatureStore, (self.folder.resolve(),)  # opened again where it arrives: rows do not travel
+        return FeatureStore, (self.folder.resolve(),)  # a pickle holds the path only; unpickling opens the store again
 
     @cached_property
     def _lines(self) -> ShardLines:
+        """The contents of the .jsonl files of all shards, one after the other."""
         lines = ShardLines([], [], [])
         for index, shard in enumerate(self.manifest.shards):
             name = shard_names(index)[1]

@@ -1,4 +1,4 @@
-"""Rows that come a shard at a time -> a store that appears whole or not at all."""
+"""Writing a whole store from rows that are read a shard at a time: the folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from monoloss.files.atomic import atomic_folder, check_new_folder
 
 
 class RowColumns(NamedTuple):
-    """What stands beside the embeddings, for the same rows in the same order."""
+    """Labels, ids, paths and thumbnails of the rows of some embeddings, in the same order."""
 
     labels: AnyArray | None = None  # `(n,)` integers or `(n, n_classes)` bool
-    ids: Sequence[str] | None = None  # of the rows, each its own; None: the row numbers
-    paths: Sequence[str | None] | None = None  # of the rows, relative to the image root
+    ids: Sequence[str] | None = None  # one for each row, all different; None: the row numbers
+    paths: Sequence[str | None] | None = None  # one for each row, relative to the image root
     thumbnails: AnyArray | None = None  # `(n, h, w, c)` bytes
 
     def part(self, start: int, stop: int) -> RowColumns:
-        """Slice the columns: rows `start` to `stop` (exclusive)."""
+        """Return the columns of the rows `start` to `stop` (exclusive)."""
         columns: list[Any] = [None if column is None else column[start:stop] for column in self]
         return RowColumns(*columns)
 
@@ -35,7 +35,7 @@ class ShardRows(NamedTuple):
 
 
 def usual_dtype(name: str) -> str:
-    """The stored type of rows of a type, where none is asked for: their own if it can be stored, else float32."""
+    """Return the default stored dtype of rows of dtype `name`: `name` if it can be stored, else "float32"."""
     return name if name in {"float16", "bfloat16", "uint8"} else "float32"
 
 
@@ -47,18 +47,18 @@ def write_rows(
     advance: Callable[[int], object] | None = None,
     **options: Unpack[StoreOptions],
 ) -> None:
-    """Write rows that can be asked for by number; only those of one shard are asked for at a time.
+    """Write a store of rows that `read` gives by number; they are read one shard at a time.
 
     Args:
         folder: the store; it does not exist yet or is empty.
         shape: `(n, d)` of all rows.
-        read: gives rows `start` to `stop` (exclusive), `(stop - start, d)`.
-        columns: for all rows.
-        advance: called with the number of rows that have been written.
+        read: `read(start, stop)` returns the rows `start` to `stop` (exclusive), `(stop - start, d)`.
+        columns: the other columns of all rows.
+        advance: called after each shard with its number of rows.
         **options: see `StoreOptions`.
 
     Raises:
-        InputError: as `FeatureStoreWriter` and its `write_shard` do; no folder appears then.
+        InputError: as `FeatureStoreWriter` and its `write_shard` do; no folder is made.
     """
     check_new_folder(folder)
     if len(shape) != 2 or 0 in shape:
@@ -81,16 +81,16 @@ def write_shards(
     advance: Callable[[int], object] | None = None,
     **options: Unpack[StoreOptions],
 ) -> None:
-    """Write rows that come in their own time; how many there are need not be known.
+    """Write a store of rows that an iterator gives shard by shard; their number need not be known.
 
     Args:
         folder: the store; it does not exist yet or is empty.
-        shards: given the number of rows of a shard, gives the rows shard by shard; only the last one may be short.
-        advance: called with the number of rows that have been written.
+        shards: `shards(n)` yields shards of n rows each; only the last one may be shorter.
+        advance: called after each shard with its number of rows.
         **options: see `StoreOptions`.
 
     Raises:
-        InputError: as `FeatureStoreWriter` and its `write_shard` do; no folder appears then.
+        InputError: as `FeatureStoreWriter` and its `write_shard` do; no folder is made.
     """
     with atomic_folder(folder) as temporary:
         writer = FeatureStoreWriter(temporary, **options)

@@ -1,4 +1,4 @@
-"""What can be told about a feature store from what it keeps about itself, and from its labels."""
+"""Statistics of a feature store that need its manifest and labels, but none of its embeddings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from monoloss.functional.score import chance
 
 
 def mean_cosine(store: FeatureStore) -> float:
-    """Mean cosine of all pairs of rows: the score of a latent that is active at random; NaN for a single row.
+    """Return the mean cosine of all pairs of rows, from the mean unit row in the manifest; NaN for a single row.
 
-    From the mean unit row that the store keeps; no row is read.
+    It is the score of a latent that is active at random.
     """
     n_rows = torch.tensor(float(store.n_rows), dtype=torch.float64)
     moments = replace(MonoMoments.zeros(store.width, 0), n=n_rows, h_sum=store.mean * n_rows)
@@ -26,7 +26,7 @@ def mean_cosine(store: FeatureStore) -> float:
 
 
 def class_counts(store: FeatureStore) -> Int64[Tensor, " c"]:
-    """How many rows have each class, `(n_classes,)`; a row with several labels counts for each of them."""
+    """Return the number of rows of each class, `(n_classes,)`; a row with several labels counts for each of them."""
     counts = torch.zeros(store.n_classes, dtype=torch.int64)
     for start, stop in zip(store.shard_offsets, store.shard_offsets[1:], strict=False):
         labels = store.labels(start, stop)
@@ -35,11 +35,11 @@ def class_counts(store: FeatureStore) -> Int64[Tensor, " c"]:
 
 
 def bytes_on_disk(store: FeatureStore) -> int:
-    """The size of all files of the store."""
+    """Return the size of all files of the store, in bytes."""
     shards = sum(sum(shard.n_bytes.values()) for shard in store.manifest.shards)
     return shards + (store.folder / MANIFEST).stat().st_size
 
 
 def skip_reasons(store: FeatureStore) -> list[tuple[str, int]]:
-    """Why source files gave no row, and how many each, the most frequent reason first."""
+    """Return each reason why source files gave no row and its number of files, the most frequent reason first."""
     return Counter(file.reason for file in store.skipped).most_common()

@@ -1,4 +1,4 @@
-"""Writing feature stores shard by shard: shards appear whole and in any order, the manifest comes last."""
+"""Writing a feature store shard by shard, in any order; the manifest is written last."""
 
 from __future__ import annotations
 
@@ -41,10 +41,7 @@ _OF_ALL_SHARDS = ("width", "dtype", "scale", "labels", "class_names", "thumbnail
 
 
 class StoreOptions(TypedDict, total=False):
-    """How a store is written: keyword arguments of `FeatureStore.create` and of the importers.
-
-    They mean what they mean for `FeatureStoreWriter`.
-    """
+    """Options of `FeatureStore.create` and of the importers, as keyword arguments; see `FeatureStoreWriter`."""
 
     dtype: str
     scale: float | None
@@ -57,28 +54,28 @@ class StoreOptions(TypedDict, total=False):
 class FeatureStoreWriter:
     """Write a feature store shard by shard, in any order, from one process or several.
 
-    Each `write_shard` leaves a whole shard or nothing. One process calls `finish`, which reads the shards back and
-    writes the manifest; before that the folder is unfinished and `FeatureStore` refuses it. Arrays that are at
-    hand as a whole are written by `FeatureStore.create`.
+    Each `write_shard` leaves a whole shard or nothing. At the end one process calls `finish`, which reads the shards
+    back and writes the manifest; `FeatureStore` refuses an unfinished folder. To write whole arrays, use
+    `FeatureStore.create`.
 
     Args:
         folder: the store; it does not exist yet or is empty (but see `resume`).
-        dtype: stored type: "float32", "float16", "bfloat16" or "uint8".
-        scale: for "uint8" and only there: value = scale * byte. Bytes are stored as they are; floating-point rows are
-            rounded to the nearest byte and must lie in [0, 255 * scale].
+        dtype: name of the stored dtype: "float32", "float16", "bfloat16" or "uint8".
+        scale: for "uint8", and only for it: value = scale * byte. Bytes are stored as they are; floating-point rows
+            are rounded to the nearest byte and must lie in [0, 255 * scale].
         class_names: names of the classes 0, 1, ...; without them the number of classes is the largest label + 1.
-        encoder: the image model: a mapping with `name`, `weights` and `preprocessing`, of anything JSON can hold.
+        encoder: metadata of the image model: a mapping with `name`, `weights` and `preprocessing`, storable as JSON.
         image_root: the folder that paths are relative to.
-        rows_per_shard: source positions that a shard covers (rows, where no file is skipped and a row is an image).
-        patch_grid: (height, width) of the grid of patches, where the rows are the patches of images.
-        source: where the images are read from, as the user wrote it, where they are.
-        resume: go on with an unfinished folder; its shards must have been written with the same arguments.
+        rows_per_shard: source positions that a shard covers; its rows, if no file is skipped and a row is an image.
+        patch_grid: (height, width) of the grid of patches, if the rows are patches of images.
+        source: where the images are read from, as the user wrote it; None for rows that are given as arrays.
+        resume: resume an unfinished store, whose shards were written with the same arguments; also in a new folder.
 
     Attributes:
-        first: what the first shard that was found or written says about itself; None before there is one.
+        first: header of the first shard that this writer opened or wrote; None before that.
 
     Raises:
-        InputError: an argument is out of its range, or the folder is not as described; before anything is written.
+        InputError: an argument is out of its range, or the folder is not as described; nothing has been written.
     """
 
     def __init__(  # noqa: PLR0913 - each is an option
@@ -103,26 +100,22 @@ class FeatureStoreWriter:
         self.encoder = checked_encoder(encoder)
         self.image_root, self.rows_per_shard = image_root, rows_per_shard
         self.patch_grid, self.source = PatchGrid.checked(patch_grid), source
-        self.first: ShardHeader | None = None  # what every other shard has to agree with
+        self.first: ShardHeader | None = None  # every other shard must have its metadata
         self._check_folder(resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What every shard of this store says about itself."""
+        """The fields of `ShardHeader` that all shards of this store share and the arguments determine."""
         names = ("dtype", "scale", "class_names", "encoder", "rows_per_shard", "source")
         metadata = {name: getattr(self, name) for name in names}
         grid = None if self.patch_grid is None else list(self.patch_grid)
-        return {**metadata, "image_root": self._noted_root, "patch_grid": grid}
-
-    @property
-    def _noted_root(self) -> str | None:
-        """The image root as the shards hold it: only beside a source, so that a run goes on with the same images."""
-        return None if self.source is None else self.image_root
+        image_root = None if self.source is None else self.image_root  # compared when an extraction resumes
+        return {**metadata, "image_root": image_root, "patch_grid": grid}
 
     @property
     def written(self) -> list[int]:
-        """The numbers of the shards that are whole in the folder, ascending."""
+        """The numbers of the shards in the folder, ascending."""
         return written_shards(self.folder)
 
     def write_shard(
@@ -136,22 +129,22 @@ class FeatureStoreWriter:
         thumbnails: UInt8[Tensor, "n h w c"] | UInt8[ndarray, "n h w c"] | None = None,
         skipped: Sequence[SkippedFile] = (),
     ) -> None:
-        """Check and write one shard.
+        """Check and write one shard, whole or not at all.
 
         Args:
-            index: its number, from 0.
+            index: number of the shard, from 0.
             embeddings: `(n, d)`, 0 <= n <= rows_per_shard, floating point, or bytes for dtype "uint8"; with a
-                `patch_grid` `(n, height * width, d)`, and n below counts images.
-            ids: of the n rows; unique in the whole store.
-            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for several labels a row (or none).
-            paths: of the n rows, relative to the image root.
+                `patch_grid` `(n, height * width, d)`, and n is the number of images here and below.
+            ids: n strings, unique in the whole store.
+            labels: `(n,)` integers from 0, or `(n, n_classes)` bool for any number of labels a row.
+            paths: n paths relative to the image root; None for an unknown path.
             thumbnails: `(n, h, w, c)` bytes, c = 1 or 3.
             skipped: source files of this shard that gave no row.
 
         Raises:
-            InputError: row counts that differ; a zero or non-finite row, or one that becomes so in the stored type; a
-                repeated id; a label outside its range; a shard that exists, or whose shape differs from the first.
-                Rows are numbered from `index * rows_per_shard`. Nothing has been written then.
+            InputError: row counts that differ; a row that is zero or not finite, before or after its conversion to the
+                stored dtype; a repeated id; a label out of range; a shard that exists, or differs from the first in
+                metadata or shape. Rows are numbered from `index * rows_per_shard`. Nothing has been written.
         """
         check_number("index", index, at_least=0, integer=True)
         tensor_name, line_name = shard_names(index)
@@ -172,7 +165,7 @@ class FeatureStoreWriter:
         if self.first is not None:
             header.check_same_store(self.first, f"shard {index}")
         write_text(self.folder / line_name, lines)
-        with atomic_file(self.folder / tensor_name) as temporary:  # last: its presence says that the shard is whole
+        with atomic_file(self.folder / tensor_name) as temporary:  # written last: its presence marks a whole shard
             save_tensors(tensors, temporary, header.to_metadata())
         self.first = self.first or header
 
@@ -185,21 +178,21 @@ class FeatureStoreWriter:
         thumbnails: AnyArray | None,
         lines: str,
     ) -> tuple[dict[str, Tensor], ShardHeader]:
-        """What the tensor file of a shard holds."""
+        """Return the tensors and the header of a shard with checked row counts; `lines` is the text of its .jsonl."""
         grid = self.patch_grid
-        each = 1 if grid is None else grid.n_patches
+        rows_each = 1 if grid is None else grid.n_patches
         embeddings = embeddings.flatten(0, -2)
 
         def image_name(image: int) -> str:
-            return f"row {(index * self.rows_per_shard + image) * each}, id {ids[image]!r}"
+            return f"row {(index * self.rows_per_shard + image) * rows_each}, id {ids[image]!r}"
 
         def row_name(row: int) -> str:
-            name = ids[row] if grid is None else grid.name(ids[row // each], row % each)
-            return f"row {index * self.rows_per_shard * each + row}, id {name!r}"
+            name = ids[row] if grid is None else grid.name(ids[row // rows_each], row % rows_each)
+            return f"row {index * self.rows_per_shard * rows_each + row}, id {name!r}"
 
-        labelled, n_classes, tensors = encode_labels(labels, self.class_names, image_name)
+        label_kind, n_classes, tensors = encode_labels(labels, self.class_names, image_name)
         if grid is not None:
-            tensors = spread_labels(tensors, each)
+            tensors = spread_labels(tensors, rows_each)
         if thumbnails is not None:
             tensors["thumbnails"] = encode_thumbnails(thumbnails)
         tensors["embeddings"], tensors["unit_sum"], norms = encode_rows(embeddings, self.dtype, self.scale, row_name)
@@ -207,7 +200,7 @@ class FeatureStoreWriter:
             index=index,
             n_rows=embeddings.shape[0],
             width=embeddings.shape[1],
-            labels=labelled,
+            labels=label_kind,
             n_classes=n_classes,
             thumbnails=None if thumbnails is None else list(thumbnails.shape[1:]),
             norms=norms,
@@ -216,14 +209,14 @@ class FeatureStoreWriter:
         )
 
     def finish(self, n_shards: int | None = None) -> None:
-        """Read all shards back and write the manifest: the store is complete then. By one process, once.
+        """Read all shards back and write the manifest, which completes the store. Call it in one process, once.
 
         Args:
-            n_shards: how many shards there must be; by default all up to the last one that is there.
+            n_shards: number of shards that the store must have; by default the largest shard number + 1.
 
         Raises:
-            InputError: a shard is missing, is torn, does not fit the others, or repeats an id; or there are no rows.
-                No manifest is written then.
+            InputError: a shard is missing, damaged, has other metadata than the first, or repeats an id; or the store
+                has no rows. No manifest has been written.
         """
         written = self.written
         expected = range(max(written, default=0) + 1 if n_shards is None else n_shards)
@@ -232,7 +225,7 @@ class FeatureStoreWriter:
             raise InputError(str(self.folder / shard_names(index)[0]), got, f"shards 0 to {len(expected) - 1}")
         headers: list[ShardHeader] = []
         shards: list[ShardFiles] = []
-        seen: dict[str, int] = {}
+        shard_of_id: dict[str, int] = {}
         unit_sum, n_skipped = torch.zeros((), dtype=torch.float64), 0
         for index in written:
             tensor_file, line_file = (self.folder / name for name in shard_names(index))
@@ -240,26 +233,27 @@ class FeatureStoreWriter:
             header.check_same_store((headers or [header])[0], str(tensor_file))
             lines = ShardLines.read(line_file, header.lines_sha256)
             for name in lines.ids:
-                if seen.setdefault(name, index) != index:
-                    got = f"{name!r} twice (shards {seen[name]} and {index})"
+                if shard_of_id.setdefault(name, index) != index:
+                    got = f"{name!r} twice (shards {shard_of_id[name]} and {index})"
                     raise InputError("ids", got, "an id of its own for every row")
             headers.append(header)
             shards.append(ShardFiles.of(header.n_rows, tensor_file, line_file))
             unit_sum = unit_sum + tensors["unit_sum"]
             n_skipped += len(lines.skipped)
-        if not seen:
-            why = f" ({n_skipped} files were skipped: the .jsonl files there say why)" if n_skipped else ""
-            more = "at least one row; delete the folder before you try again"
-            raise InputError(str(self.folder), f"a store without rows{why}", more)
+        if not shard_of_id:
+            why = f" ({n_skipped} files were skipped: its .jsonl files say why)" if n_skipped else ""
+            expected_rows = "at least one row; delete the folder before you try again"
+            raise InputError(str(self.folder), f"a store without rows{why}", expected_rows)
         remove_temporaries(self.folder)
         manifest_of(headers, shards, unit_sum, self.image_root, n_skipped).write(self.folder)
 
     def _check_folder(self, *, resume: bool) -> None:
+        """Raise `InputError` unless the folder is new or, to resume, an unfinished store with the same metadata."""
         check_new_folder(self.folder, allow_full=resume)
         if not self.folder.exists():
             return
         if (self.folder / MANIFEST).exists():
-            raise InputError(str(self.folder), "a finished store", "an unfinished one to go on with")
+            raise InputError(str(self.folder), "a finished store", "an unfinished store to resume")
         for file in self.folder.iterdir():
             if not re.fullmatch(r"shard-\d{5,}\.(safetensors|jsonl)|\..*", file.name):
                 raise InputError(str(file), "a file that is no part of a store", "a folder with nothing but shards")
@@ -271,7 +265,7 @@ class FeatureStoreWriter:
 
 
 def check_stored_type(dtype: str, scale: float | None) -> None:
-    """Raise `InputError` unless this is a stored type, with a scale if it is bytes."""
+    """Raise `InputError` unless `dtype` is a key of `DTYPES`, with a positive scale if and only if it is "uint8"."""
     check_choice("dtype", dtype, list(DTYPES))
     if dtype == "uint8" and scale is None:
         raise InputError("scale", "None", "a number for dtype 'uint8', where value = scale * byte, from 0 to 255")
@@ -282,7 +276,7 @@ def check_stored_type(dtype: str, scale: float | None) -> None:
 
 
 def written_shards(folder: Path) -> list[int]:
-    """The numbers of the shards that are whole in a folder, ascending."""
+    """Return the numbers of the shards in a folder, ascending; a shard counts once its tensor file exists."""
     names = (re.fullmatch(r"shard-(\d{5,})\.safetensors", file.name) for file in folder.glob("shard-*"))
     return sorted(int(name[1]) for name in names if name)
 
@@ -294,7 +288,7 @@ def manifest_of(
     image_root: str | None,
     n_skipped: int,
 ) -> Manifest:
-    """What the shards of a store say together; ``unit_sum`` is the sum of theirs, in their order."""
+    """Merge the headers of all shards into a manifest; `unit_sum` is the sum of their `unit_sum`, in shard order."""
     first, n_rows = headers[0], sum(header.n_rows for header in headers)
     norms = [norm for header in headers for norm in header.norms or ()]
     return Manifest(
@@ -310,6 +304,7 @@ def manifest_of(
 
 
 def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
+    """Return class names as a list; `InputError` unless they are None or strings, at least one."""
     if class_names is None:
         return None
     names = list(class_names)
@@ -319,14 +314,14 @@ def _checked_names(class_names: Sequence[str] | None) -> list[str] | None:
 
 
 def checked_encoder(encoder: Mapping[str, object] | None) -> dict[str, object] | None:
-    """The facts of an encoder as they are read back; `InputError` for what JSON cannot hold."""
+    """Return the metadata of an encoder as JSON reads them back; `InputError` for other keys or values of no JSON."""
     if encoder is None:
         return None
-    expected = "name, weights and preprocessing, of what JSON can hold"
+    expected = "name, weights and preprocessing, with values that JSON can hold"
     if set(encoder) != {"name", "weights", "preprocessing"}:
         raise InputError("encoder", f"the keys {sorted(encoder)}", expected)
     try:
-        plain: dict[str, object] = json.loads(json.dumps(dict(encoder), allow_nan=False))  # as it will be read back
+        plain: dict[str, object] = json.loads(json.dumps(dict(encoder), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError("encoder", str(error), expected) from error
     return plain
