@@ -141,9 +141,9 @@ def test_files_that_are_missing_or_no_csv(tmp_path: Path) -> None:
         "none.csv: got No such file or directory; n"
     )
     write(labels, b"\xff\xfe\x00")
-    assert "got what is no CSV file (" in refused(spec, split="train", labels_path=str(labels))
+    assert "got an unreadable CSV file (" in refused(spec, split="train", labels_path=str(labels))
     write(labels, LABELS.encode() + b'"' + b"x" * 200_000)
-    assert "got what is no CSV file (field larger" in refused(spec, split="train", labels_path=str(labels))
+    assert "got an unreadable CSV file (field larger" in refused(spec, split="train", labels_path=str(labels))
     write(tmp_path / "x" / "class-descriptions.csv", CLASSES.encode())
     assert refused(spec, split="train").startswith(
         "classes_path: got no choice between class-descriptions.csv, oidv7-class-descriptions.csv in"
