@@ -42,7 +42,7 @@ class LabelColumn(NamedTuple):
     numbers: dict[str, int] | None  # the class number of each label that is a string; None for other labels
 
     def read(self, table: pa.Table, where: str, first_row: int) -> list[Label]:
-        """Return the labels of a table whose first row is `first_row`; `InputError` for a missing or impossible label."""
+        """Return the labels of a table; `first_row` is its first row's number, for `InputError` about a bad label."""
         name = f"{where}, column {self.name}"
         column = table.column(self.name)
         if self.numbers is not None:
@@ -106,7 +106,7 @@ class DatasetImages:
             yield from self._rows(self.dataset.select(range(start, end)), start)
 
     def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
-        """Yield the id and the label of each row, without reading images; the label is None in a dataset without labels."""
+        """Yield the id and the label of each row, without images; the label is None in a dataset without labels."""
         names = self._label_and_id_columns() or [self.image_column]
         row = 0
         for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME):

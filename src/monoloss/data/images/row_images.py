@@ -21,8 +21,8 @@ Picture = UInt8[np.ndarray, "_ _ _"]  # height, width, 1 or 3
 class Pictures(NamedTuple):
     """A reader of the images of a store's rows."""
 
-    # `read(rows, cell)` returns an image ``(h, w, 1 or 3)`` for each row number, to be shown ``cell`` pixels wide (image
-    # files are scaled to that size, thumbnails are not); None for an image that cannot be read
+    # `read(rows, cell)` returns an image ``(h, w, 1 or 3)`` for each row number, to be shown ``cell`` pixels wide
+    # (image files are scaled to that size, thumbnails are not); None for an image that cannot be read
     read: Callable[[Int[Tensor, " n"], int], Sequence[Picture | None]]
     root: Path | None = None  # the folder of the image files; None for thumbnails
 
