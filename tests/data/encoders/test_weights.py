@@ -230,7 +230,7 @@ def test_weights_that_are_not_here(name, looked_for, tmp_path, monkeypatch):
 
 def test_place_on_the_hub_is_not_always_the_name():
     model = PRESETS["clip-vit-b32"].model
-    assert encoder_weights._looked_for(model) == "timm/vit_base_patch32_clip_224.openai on the Hugging Face Hub"
+    assert encoder_weights._weights_place(model) == "timm/vit_base_patch32_clip_224.openai on the Hugging Face Hub"
 
 
 @pytest.mark.door

@@ -201,7 +201,9 @@ def test_batches_never_cross_a_shard(n: int, stream: bool) -> None:
 def test_a_source_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
     source = ListSource(6)
     source.n_images = 7
-    with pytest.raises(InputError, match="list: got 2 images at positions 4 to 6; expected 3, as when the run began"):
+    with pytest.raises(
+        InputError, match="list: got 2 images at positions 4 to 6; expected 3, as at the start of the run"
+    ):
         silent(source, FakeEncoder(), tmp_path / "s")
 
 

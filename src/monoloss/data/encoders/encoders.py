@@ -221,7 +221,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def data_config(model: ImageModel, image_size: int | None, crop: str | None) -> dict[str, Any]:
-    """Return the model's preprocessing at test time, as arguments of timm's `create_transform`, with the user's changes."""
+    """Return the model's preprocessing at test time with the user's changes: arguments of timm's `create_transform`."""
     from timm.data.config import resolve_model_data_config
 
     config: dict[str, Any] = resolve_model_data_config(  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ _EXPECTED = "'embedding', 'pooled', 'class_token', 'layer:NAME' or 'layer:NAME:c
 class EncoderOutput(NamedTuple):
     """The output of an image model that becomes its rows."""
 
-    # `embedding`: the model's output; `pooled`: the input of its head; `class_token`; `layer`: the output of a layer; or
+    # `embedding`: the model's output; `pooled`: the input of its head; `class_token`; `layer`: a layer's output; or
     # `patches`: the patch tokens or positions of its last feature map
     kind: Kind
     layer: str | None = None  # the name of the layer, for `kind="layer"`
@@ -43,7 +43,7 @@ class Extracted(NamedTuple):
 
     rows: Float[Tensor, "n *patches d"]
     grid: Grid | None  # rows and columns of the patches; None for one row an image
-    pooling: str | None  # "class token" or "mean of patches"; None where the model gave one vector an image
+    pooling: str | None  # "class token" or "mean of patches"; None for vectors and for `patches`
 
 
 def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
