@@ -124,7 +124,7 @@ def load_encoder(  # noqa: PLR0913 - each changes the embeddings, and a command 
 ) -> ImageEncoder:
     """Load an image model of timm with its own preprocessing.
 
-    The name, the sizes and the output are checked before weights are downloaded, where the model can be run without.
+    The name, the sizes and the output are checked before weights are downloaded, as far as that works without.
 
     Args:
         name: a preset (a key of `PRESETS`); a name in timm such as `resnet18.a1_in1k`; `hf-hub:USER/NAME`; or a local
@@ -247,9 +247,8 @@ def _uses_head(output: EncoderOutput, model: ImageModel) -> bool:
     """Return whether the output depends on the model's head, a classifier or projection."""
     heads = model.pretrained_cfg.get("classifier") or ()
     names = (heads,) if isinstance(heads, str) else heads
-    return output.kind == "embedding" or any(
-        output.layer is not None and (head + ".").startswith(output.layer + ".") for head in names
-    )
+    layer = None if output.layer is None else output.layer + "."
+    return output.kind == "embedding" or any(layer is not None and (head + ".").startswith(layer) for head in names)
 
 
 @torch.no_grad()
@@ -266,5 +265,4 @@ def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, i
 
 
 def _wrong_size(input_size: tuple[int, int, int], error: Exception) -> InputError:
-    """Return the error for an image size that the model refused with `error`."""
     return InputError("image_size", f"{input_size[1]} ({first_line(error)})", "a size that the model takes")

@@ -68,9 +68,8 @@ def check_layer(model: ImageModel, output: EncoderOutput) -> None:
     names = [name for name, _ in model.named_modules() if name]
     if output.layer is None or output.layer in names:
         return
-    near = difflib.get_close_matches(output.layer, names, n=6, cutoff=0.5) or [
-        name for name, _ in model.named_children()
-    ]
+    children = [name for name, _ in model.named_children()]
+    near = difflib.get_close_matches(output.layer, names, n=6, cutoff=0.5) or children
     raise InputError("output", f"{output.name!r}, no layer of this model", "a layer such as " + ", ".join(near))
 
 
@@ -185,6 +184,5 @@ def _fits(grid: tuple[int, ...] | torch.Size, images: Tensor) -> bool:
 
 
 def _wrong_shape(output: EncoderOutput, values: object, expected: str) -> InputError:
-    """Return the error for an output that cannot become rows."""
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
     return InputError("output", f"{output.name!r}, which gives {got}", expected)

@@ -96,7 +96,7 @@ def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) ->
         head_used: whether the output depends on the head. If not, a weights file may have another head, or none.
     """
     sizes: dict[str, Any] = {}
-    if request.image_size is not None and _config(empty).get("fixed_input_size"):
+    if request.image_size is not None and empty.pretrained_cfg.get("fixed_input_size"):
         sizes["img_size"] = request.image_size
     if not request.pretrained:
         with _readable_errors(request), torch.random.fork_rng(devices=[]):
@@ -108,22 +108,17 @@ def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) ->
         return model.eval(), {"file": file.name, "sha256": sha256(file)}
     with _readable_errors(request):
         model = timm.create_model(request.name, pretrained=True, **sizes)
-    tag = _config(model).get("tag")
+    tag = model.pretrained_cfg.get("tag")
     return model.eval(), request.name if request.name.startswith(HUB) or not tag else tag
 
 
 def has_projection(model: ImageModel) -> bool:
     """Return whether the head is a projection, not a classifier: timm lists such weights with a head as wide."""
-    names = timm.list_models(_config(model)["architecture"], include_tags=True)
+    names = timm.list_models(model.pretrained_cfg["architecture"], include_tags=True)
     projected = [name for name in names if any(part in name for part in _PROJECTED) and "_ft_" not in name]
     configs = [get_pretrained_cfg(name) for name in projected]
     n_outputs = getattr(model, "num_classes", 0)
     return n_outputs > 0 and any(config is not None and config.num_classes == n_outputs for config in configs)
-
-
-def _config(model: ImageModel) -> dict[str, Any]:
-    config: dict[str, Any] = model.pretrained_cfg
-    return config
 
 
 def _timm_name(name: str, presets: Iterable[str]) -> str:
@@ -194,7 +189,7 @@ def _from_file(
     request: ModelRequest, file: Path, empty: ImageModel, sizes: dict[str, Any], head_used: bool
 ) -> ImageModel:
     """Build the model with the weights of a file, which must fit exactly, but for a head that is not used."""
-    shapes, config = _shapes(file), _config(empty)
+    shapes, config = _shapes(file), empty.pretrained_cfg
     heads = config.get("classifier") or ()
     heads = [f"{head}.weight" for head in ((heads,) if isinstance(heads, str) else heads)]
     head_sizes = [shapes[head][0] for head in heads if head in shapes]
@@ -207,17 +202,11 @@ def _from_file(
     failure: Exception | None = None
     for overlay in overlays:
         try:
-            model: ImageModel = timm.create_model(
-                request.name,
-                pretrained=True,
-                pretrained_cfg_overlay={"file": str(file), "source": "", **overlay},
-                **sizes,
-                **({"num_classes": overlay["num_classes"]} if overlay else {}),
-            )
+            source = {"file": str(file), "source": "", **overlay}
+            head = {"num_classes": overlay["num_classes"]} if overlay else {}
+            return timm.create_model(request.name, pretrained=True, pretrained_cfg_overlay=source, **sizes, **head)
         except Exception as error:  # timm converts the names of other libraries, which can raise anything
             failure = failure or error
-        else:
-            return model
     raise InputError(str(file), _misfit(failure, config["architecture"]), "weights of this model") from failure
 
 

@@ -142,13 +142,10 @@ class ImagePreparation:
             decoded.append(image._replace(content=b""))
             pixels.append(prepared)
             thumbnails += [] if small is None else [small]
-        return PreparedBatch(
-            images[0].position // self.rows_per_shard,
-            decoded,
-            torch.stack(pixels) if pixels else None,
-            torch.stack(thumbnails) if thumbnails else None,
-            skipped,
-        )
+        shard = images[0].position // self.rows_per_shard
+        joined_pixels = torch.stack(pixels) if pixels else None
+        joined_thumbnails = torch.stack(thumbnails) if thumbnails else None
+        return PreparedBatch(shard, decoded, joined_pixels, joined_thumbnails, skipped)
 
 
 def skipped_file(image: SourceImage, reason: str) -> SkippedFile:
@@ -174,7 +171,7 @@ def default_workers(device: str) -> int:
 def prepared_batches(
     batches: ShardBatches, preparation: ImagePreparation, workers: int, *, pin_memory: bool
 ) -> Generator[PreparedBatch, None, None]:
-    """Yield all batches in order, prepared by `workers` processes (0: in this process); `InputError` if one is killed."""
+    """Yield all batches in order, prepared by `workers` processes (0: by this one); `InputError` if one is killed."""
     loader: DataLoader[Any] = DataLoader(
         preparation,  # type: ignore[arg-type] # the loader calls __getitems__ alone
         batch_sampler=batches,

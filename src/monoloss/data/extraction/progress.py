@@ -108,7 +108,7 @@ class ExtractionReport:
 
     @contextmanager
     def bar(self, n_images: int | None, n_done: int) -> Iterator[Callable[[int], None]]:
-        """Show a progress bar of `n_images` (None: unknown), `n_done` of them done; yield a function that advances it."""
+        """Show a progress bar of `n_images` (None: unknown) from `n_done` on; yield the function that advances it."""
         if self._console is None:
             yield lambda _: None
             return
@@ -125,7 +125,7 @@ class ExtractionReport:
             yield advance
 
     def _estimate(self, n_images: int) -> None:
-        """Show the time that is left as a line, once, when the speed is known; the line stays, unlike the bar."""
+        """Show a line with the time that is left, once, when the speed is known; the line stays, unlike the bar."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now, n_images

@@ -166,7 +166,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _hidden(name: str) -> bool:
-    """Return whether the listing leaves out a file or folder of this name."""
     return name.startswith(".") or name == _ARCHIVE_LEFTOVER
 
 

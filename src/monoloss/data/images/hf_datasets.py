@@ -97,9 +97,8 @@ class DatasetImages:
         """
         check_number("start", start, at_least=0, integer=True)
         if self.n_images is None:
-            yield from islice(
-                self._rows(self.dataset.skip(start), start), None if stop is None else max(stop - start, 0)
-            )
+            n_rows = None if stop is None else max(stop - start, 0)
+            yield from islice(self._rows(self.dataset.skip(start), start), n_rows)
             return
         end = self.n_images if stop is None else min(stop, self.n_images)
         if start < end:
@@ -109,7 +108,7 @@ class DatasetImages:
         """Yield the id and the label of each row, without images; the label is None in a dataset without labels."""
         names = self._label_and_id_columns() or [self.image_column]
         row = 0
-        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME):
+        for table in arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description):
             column = self.label_column
             labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
             yield from zip(self._ids(table, row), labels, strict=True)
@@ -124,7 +123,9 @@ class DatasetImages:
         names = self._label_and_id_columns()
         row_of_id: dict[str, int] = {}
         row = 0
-        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME) if names else ():
+        for table in (
+            arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description) if names else ()
+        ):
             if self.label_column is not None:
                 self.label_column.read(table, self.description, row)
             for i, name in enumerate(self._ids(table, row) if self.id_column else ()):
@@ -141,7 +142,7 @@ class DatasetImages:
     def _rows(self, dataset: AnyDataset, first_row: int) -> Iterator[SourceImage]:
         """Yield all rows of a dataset (perhaps a part of `self.dataset`) whose first row has the number `first_row`."""
         row = first_row
-        for table in self._tables(dataset, _IMAGES_AT_A_TIME):
+        for table in arrow_tables(dataset, _IMAGES_AT_A_TIME, self.description):
             column = self.label_column
             labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
             ids = self._ids(table, row)
@@ -156,9 +157,6 @@ class DatasetImages:
         if self.id_column is None:
             return [str(first_row + i) for i in range(table.num_rows)]
         return string_list(table.column(self.id_column), f"{self.description}, column {self.id_column}", first_row)
-
-    def _tables(self, dataset: AnyDataset, batch_size: int) -> Iterator[pa.Table]:
-        return arrow_tables(dataset, batch_size, self.description)
 
     def _content(self, cell: bytes | dict[str, Any] | None) -> tuple[str | None, str | bytes]:
         """Return the path that a cell records, and the image: an absolute path or bytes; `b""` if the cell has none."""
@@ -250,8 +248,7 @@ def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None,
     where, kind = f"{path}, column {name}", getattr(feature, "dtype", None)
     if getattr(feature, "feature", None) is not None:
         if names is None:
-            got = "lists without class names"
-            raise InputError(where, got, f"lists of ClassLabel, which have class names; {_NO_LABELS}")
+            raise InputError(where, "lists without class names", f"lists of ClassLabel, with names; {_NO_LABELS}")
         return LabelColumn(name, "multi", names, None)
     if kind in {"string", "large_string"}:
         if not hasattr(dataset, "num_rows"):

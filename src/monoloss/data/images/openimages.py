@@ -80,9 +80,8 @@ class _Labels:
 
 def _find(path: str | os.PathLike[str], argument: str, patterns: Sequence[str], split: str | None) -> Path:
     """Return the one file in `path` that matches the first pattern with a match; `InputError` for none or several."""
-    names = [
-        pattern.format(split=name) for pattern in patterns for name in _SPLIT_NAMES.get(split or "", (split or "",))
-    ]
+    splits = _SPLIT_NAMES.get(split or "", (split or "",))
+    names = [pattern.format(split=name) for pattern in patterns for name in splits]
     for name in names:
         files = sorted(Path(path).glob(name))
         if len(files) > 1:
