@@ -34,7 +34,7 @@ class Preset(NamedTuple):
 
     model: str  # the name in timm, with the tag of the weights
     output: str  # the default output: see `load_encoder`
-    width: int  # of an embedding from that output
+    width: int  # number of entries of an embedding from that output
     image_size: int | None = None  # height and width of the input in pixels; None for the model's own
 
 
@@ -124,7 +124,7 @@ def load_encoder(  # noqa: PLR0913 - each changes the embeddings, and a command 
 ) -> ImageEncoder:
     """Load an image model of timm with its own preprocessing.
 
-    The name, the sizes and the output are checked before weights are downloaded, as far as that works without.
+    The name and the output are checked before weights are downloaded; for most models the image size is, too.
 
     Args:
         name: a preset (a key of `PRESETS`); a name in timm such as `resnet18.a1_in1k`; `hf-hub:USER/NAME`; or a local
@@ -169,7 +169,7 @@ def load_encoder(  # noqa: PLR0913 - each changes the embeddings, and a command 
     check_number("seed", seed, at_least=0, integer=True)
     if image_size is not None:
         check_number("image_size", image_size, at_least=1, integer=True)
-    torch_device, chosen = _device(device), parse_output(output, patches)
+    device, chosen = _device(device), parse_output(output, patches)
     preset = PRESETS.get(name)
     if preset is not None:
         name, image_size = preset.model, image_size or preset.image_size
@@ -201,12 +201,7 @@ def load_encoder(  # noqa: PLR0913 - each changes the embeddings, and a command 
     preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} | options
     metadata = {"name": empty.pretrained_cfg["architecture"], "weights": record, "preprocessing": preprocessing}
     return ImageEncoder(
-        model.to(torch_device),
-        chosen,
-        _transform(config),
-        metadata,
-        width=int(trial.rows.shape[-1]),
-        patch_grid=trial.grid,
+        model.to(device), chosen, _transform(config), metadata, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
     )
 
 

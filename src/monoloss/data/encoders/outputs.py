@@ -47,7 +47,7 @@ class Extracted(NamedTuple):
 
 
 def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
-    """Read an output as a user writes it. None stays None, or with `patches` means those of the last feature map."""
+    """Parse an output as a user writes it; None stays None, or with `patches` means the last feature map's patches."""
     if output is None:
         return EncoderOutput("patches", patches=True) if patches else None
     if output.startswith(_LAYER) and len(output) > len(_LAYER):

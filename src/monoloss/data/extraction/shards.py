@@ -42,7 +42,7 @@ class ShardBuilder:
     def __init__(self, writer: FeatureStoreWriter, shape: ShardShape) -> None:
         self._writer, self._shape = writer, shape
         self._shard: int | None = None
-        self._started = bool(writer.written)  # whether the store has a row
+        self._started = bool(writer.written)  # whether a row is collected or a shard is written
         self._clear()
 
     def needs_writing(self, batch: PreparedBatch) -> bool:

@@ -121,11 +121,11 @@ class DatasetImages:
                 raise InputError(self.description, "a dataset without rows", "at least one row")
             return
         names = self._label_and_id_columns()
+        if not names:
+            return
         row_of_id: dict[str, int] = {}
         row = 0
-        for table in (
-            arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description) if names else ()
-        ):
+        for table in arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description):
             if self.label_column is not None:
                 self.label_column.read(table, self.description, row)
             for i, name in enumerate(self._ids(table, row) if self.id_column else ()):
