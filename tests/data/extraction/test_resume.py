@@ -11,17 +11,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from monoloss.data.extraction.run import extract
 from monoloss.data.images import open_images
 from monoloss.data.images.source import SourceImage
 from monoloss.errors import InputError
-from support.extraction import FakeEncoder, ListSource, contents_of, png, write_images
+from support.extraction import FakeEncoder, ListSource, contents_of, png, silent, write_images
 
 N_CALLS = 7  # of the encoder: shards of 4, 4, 4 and 2 images in batches of 3
-
-
-def silent(*args: Any, **options: Any) -> Any:
-    return extract(*args, **{"workers": 0, "progress": False, "rows_per_shard": 4, "batch_size": 3, **options})
 
 
 def stopping(call: int) -> Callable[[int, Tensor], Tensor]:
