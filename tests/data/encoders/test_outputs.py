@@ -191,8 +191,8 @@ class Fixed:
         return self.features
 
 
-POSITIONS = torch.arange(24.0).reshape(1, 2, 3, 4)  # for an image of 2 x 3 squares: height, width, channels
-ROWS = POSITIONS.reshape(1, 6, 4)
+POSITIONS = torch.arange(72.0).reshape(1, 2, 3, 12)  # for an image of 2 x 3 squares: height, width, channels
+ROWS = POSITIONS.reshape(1, 6, 12)
 WIDE = torch.zeros(1, 3, 20, 30)
 
 
@@ -202,8 +202,8 @@ WIDE = torch.zeros(1, 3, 20, 30)
         Fixed(POSITIONS),
         Fixed(POSITIONS.permute(0, 3, 1, 2)),
         Fixed(ROWS),
-        Fixed(torch.cat([torch.full((1, 5, 4), 99.0), ROWS], dim=1), num_prefix_tokens=5),
-        Fixed(torch.cat([torch.full((1, 1, 4), 99.0), ROWS], dim=1), cls_token=True),
+        Fixed(torch.cat([torch.full((1, 5, 12), 99.0), ROWS], dim=1), num_prefix_tokens=5),
+        Fixed(torch.cat([torch.full((1, 1, 12), 99.0), ROWS], dim=1), cls_token=True),
         Fixed(ROWS, num_prefix_tokens=1),  # the class token is added later
         Fixed(ROWS, patch_embed=SimpleNamespace(grid_size=(2, 3))),
     ],
@@ -222,7 +222,7 @@ def test_patches_of_maps_and_tokens(model):
             torch.zeros(1, 7, 4),
             r"got 'patches', which gives shape \(1, 7, 4\); expected a vector, patch tokens or",
         ),
-        (torch.zeros(1, 4, 5, 4), r"gives shape \(1, 4, 5, 4\)"),
+        (torch.zeros(1, 9, 2, 9), r"gives shape \(1, 9, 2, 9\)"),
         ({"x": ROWS}, "which gives a dict"),
     ],
 )
@@ -236,5 +236,5 @@ def test_a_class_token_is_asked_of_a_model_that_has_none():
     token = EncoderOutput("class_token")
     with pytest.raises(InputError, match="'class_token' of a model without a class token; expected 'pooled'"):
         extract_rows(Fixed(ROWS), WIDE, token)
-    with pytest.raises(InputError, match=r"gives shape \(1, 6, 4\); expected a class token before patch tokens"):
+    with pytest.raises(InputError, match=r"gives shape \(1, 6, 12\); expected a class token before patch tokens"):
         extract_rows(Fixed(ROWS, cls_token=True), WIDE, token)

@@ -130,7 +130,7 @@ def test_files_that_are_missing_or_no_csv(tmp_path: Path) -> None:
     write(labels, BOXES.encode())
     assert refused(spec, split="test") == f"split: got 'test'; expected one of the folders in {tmp_path}/x: train"
     assert refused(spec, split="train", classes_path="none.csv").startswith(
-        "none.csv: got No such file or directory; n"
+        "none.csv: got No such file or directory; e"
     )
     write(labels, b"\xff\xfe\x00")
     assert "got an unreadable CSV file (" in refused(spec, split="train", labels_path=str(labels))
