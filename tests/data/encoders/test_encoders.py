@@ -94,7 +94,7 @@ def test_preset_resnet_is_tested_at_224():
     assert (config["input_size"], config["crop_pct"]) == ((3, 224, 224), 0.965)  # resized to 232; trained at 176
 
 
-def test_facts_are_plain_and_complete(folders):
+def test_metadata_is_plain_and_complete(folders):
     folder = folders["clip"][1]
     metadata = load_encoder(str(folder), dtype="bfloat16").metadata
     assert metadata == json.loads(json.dumps(metadata))

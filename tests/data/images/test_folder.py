@@ -54,8 +54,8 @@ def test_rows_labels_and_order(tmp_path: Path) -> None:
 
 
 def test_as_an_independent_listing_says(tmp_path: Path) -> None:
-    chance = np.random.default_rng(1)
-    folder(tmp_path, *{f"c{chance.integers(20)}/{chance.integers(10**6)}.jpg" for _ in range(200)})
+    generator = np.random.default_rng(1)
+    folder(tmp_path, *{f"c{generator.integers(20)}/{generator.integers(10**6)}.jpg" for _ in range(200)})
     listed = sorted(os.path.relpath(path, tmp_path) for path in tmp_path.glob("*/*.jpg"))
     classes = sorted({name.split("/")[0] for name in listed})
     source = open_images(f"imagefolder:{tmp_path}")

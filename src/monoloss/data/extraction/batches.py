@@ -45,8 +45,8 @@ class ShardBatches:
         source: the images.
         rows_per_shard: number of images in a shard.
         batch_size: the most images in a list.
-        is_wanted: whether to yield the images of the shard with this index.
-        check: called with the index and the images (without content) of each shard of a stream that is not wanted.
+        is_selected: whether to yield the images of the shard with this index.
+        check: called with the index and the images (without content) of each shard of a stream that is not selected.
 
     Attributes:
         n_seen: the number of images of the source; for a stream known after a pass over it.
@@ -57,18 +57,18 @@ class ShardBatches:
         source: ImageSource,
         rows_per_shard: int,
         batch_size: int,
-        is_wanted: Callable[[int], bool],
+        is_selected: Callable[[int], bool],
         check: Callable[[int, Sequence[SourceImage]], None],
     ) -> None:
         self.source, self.rows_per_shard, self.batch_size = source, rows_per_shard, batch_size
-        self.is_wanted, self.check, self.n_seen = is_wanted, check, source.n_images or 0
+        self.is_selected, self.check, self.n_seen = is_selected, check, source.n_images or 0
 
     def __iter__(self) -> Iterator[list[SourceImage]]:
         if self.source.n_images is None:
             yield from self._of_a_stream()
             return
         for start in range(0, self.source.n_images, self.rows_per_shard):
-            if self.is_wanted(start // self.rows_per_shard):
+            if self.is_selected(start // self.rows_per_shard):
                 yield from self._of_a_shard(start, min(start + self.rows_per_shard, self.source.n_images))
 
     def _of_a_shard(self, start: int, stop: int) -> Iterator[list[SourceImage]]:
@@ -78,24 +78,24 @@ class ShardBatches:
             yield images[first : first + self.batch_size]
 
     def _of_a_stream(self) -> Iterator[list[SourceImage]]:
-        """Yield the batches of all wanted shards of a stream, and check the other shards."""
-        part: list[SourceImage] = []  # the next batch, or the images so far of a shard that is not wanted
-        shard, wanted = -1, False
+        """Yield the batches of all selected shards of a stream, and check the other shards."""
+        part: list[SourceImage] = []  # the next batch, or the images so far of a shard that is not selected
+        shard, selected = -1, False
         for position, image in enumerate(self.source.images(0, None)):
             self.n_seen = position + 1
             if position // self.rows_per_shard != shard:
-                yield from self._part_of(shard, part, wanted=wanted)
+                yield from self._part_of(shard, part, selected=selected)
                 shard, part = position // self.rows_per_shard, []
-                wanted = self.is_wanted(shard)
-            part.append(image if wanted else image._replace(content=b""))
-            if wanted and len(part) == self.batch_size:
+                selected = self.is_selected(shard)
+            part.append(image if selected else image._replace(content=b""))
+            if selected and len(part) == self.batch_size:
                 yield part
                 part = []
-        yield from self._part_of(shard, part, wanted=wanted)
+        yield from self._part_of(shard, part, selected=selected)
 
-    def _part_of(self, shard: int, part: list[SourceImage], *, wanted: bool) -> Iterator[list[SourceImage]]:
-        """Yield the last batch of a wanted shard, or check the images of another one."""
-        if part and wanted:
+    def _part_of(self, shard: int, part: list[SourceImage], *, selected: bool) -> Iterator[list[SourceImage]]:
+        """Yield the last batch of a selected shard, or check the images of another one."""
+        if part and selected:
             yield part
         elif part:
             self.check(shard, part)

@@ -203,14 +203,14 @@ class Extraction:
         """Return the batches of the missing shards that this process writes."""
         written = frozenset(writer.written)
 
-        def is_wanted(shard: int) -> bool:
+        def is_selected(shard: int) -> bool:
             return ranks.writes(shard) and shard not in written
 
         def check(shard: int, images: Any) -> None:
             if ranks.writes(shard):
                 check_listing(self.folder, shard, images, self.source)
 
-        return ShardBatches(self.source, self._rows_per_shard, self.batch_size, is_wanted, check)
+        return ShardBatches(self.source, self._rows_per_shard, self.batch_size, is_selected, check)
 
     def _write(self, writer: FeatureStoreWriter, batches: ShardBatches, ranks: Ranks, report: ExtractionReport) -> None:
         """Embed and write the images of this process, batch by batch."""
