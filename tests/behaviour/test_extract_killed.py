@@ -1,4 +1,4 @@
-"""A real ``monoloss extract`` that is killed at any moments ends with the bytes of one that was not."""
+"""A real ``monoloss extract``, killed at random moments and resumed, ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_five_kills_and_a_sigterm(tmp_path: Path) -> None:
     for number in (0, 17, 18, 19, 40):
         (tmp_path / "images" / names[number]).write_bytes(b"broken")
     finish(tmp_path / "images", tmp_path / "whole")
-    chance, out = random.Random(0), tmp_path / "s"
+    generator, out = random.Random(0), tmp_path / "s"
     for i in range(6):
         signum = signal.SIGTERM if i == 3 else signal.SIGKILL
-        n_shards = len(list(out.glob("*.safetensors"))) + chance.randrange(3)
+        n_shards = len(list(out.glob("*.safetensors"))) + generator.randrange(3)
         process = start(tmp_path / "images", out)
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and process.poll() is None:
             if len(list(out.glob("*.safetensors"))) >= max(n_shards, 1):
                 break
             time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.03))
+        time.sleep(generator.uniform(0.0, 0.03))
         process.send_signal(signum)
         _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == (143 if signum == signal.SIGTERM else -signal.SIGKILL), err

@@ -67,14 +67,14 @@ def test_two_are_one(stores: tuple[Path, Path], name: str) -> None:
     assert two == one
 
 
-def test_two_go_on_with_the_shards_of_one_and_fail_together(stores: tuple[Path, Path]) -> None:
+def test_two_resume_with_the_shards_of_one_and_fail_together(stores: tuple[Path, Path]) -> None:
     one, two = stores
     for name in ("images", "stream"):
         (two / name / "manifest.json").unlink()
         for shard in (1, 2, 4):
             (two / name / f"shard-0000{shard}.safetensors").unlink()
         (two / name / ".shard-00001.jsonl.01234567.tmp").mkdir()
-    run(two, "going_on", "other_images", "one_fails")
+    run(two, "resumed", "other_images", "one_fails")
     for name in ("images", "stream"):
         assert contents_of(two / name) == contents_of(one / name)
     assert not (two / "failed" / "manifest.json").exists()

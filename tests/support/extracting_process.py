@@ -35,7 +35,7 @@ def stores(folder: Path) -> None:
     write(folder, "small", ListSource(3))
 
 
-def going_on(folder: Path) -> None:
+def resumed(folder: Path) -> None:
     """Shards of both processes are missing in each."""
     write(folder, "images", open_images(f"imagefolder:{folder.parent / 'files'}"))
     write(folder, "stream", ListSource(18, stream=True, labels="multi", contents={5: b"x"}))
@@ -71,7 +71,7 @@ def one_fails(folder: Path) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Path], None]] = {
-    scenario.__name__: scenario for scenario in (stores, going_on, alone, other_images, one_fails)
+    scenario.__name__: scenario for scenario in (stores, resumed, alone, other_images, one_fails)
 }
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from monoloss.data.extraction.run import extract
 from monoloss.data.images.source import SourceImage
 from support import bounds
 
@@ -119,3 +120,8 @@ class ListSource:
 
 def contents_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def silent(*args: Any, **options: Any) -> Any:
+    """Call `extract` without workers and progress, with shards of 4 images and batches of 3."""
+    return extract(*args, **{"workers": 0, "progress": False, "rows_per_shard": 4, "batch_size": 3, **options})

@@ -1,9 +1,11 @@
-"""Presets, local folders and checkpoints, outputs, preprocessing and precision of image encoders."""
+"""Presets, preprocessing, precision and arguments of image encoders."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -13,11 +15,13 @@ import torch
 from PIL import Image
 
 from monoloss.data.encoders import PRESETS, load_encoder
+from monoloss.data.encoders import weights as encoder_weights
 from monoloss.data.encoders.encoders import _try, data_config
 from monoloss.data.encoders.outputs import parse_output
 from monoloss.data.encoders.weights import build_empty, request_model
+from monoloss.errors import InputError
 from monoloss.files.atomic import sha256
-from support.encoders import FAMILIES, images_for, save_folder, tiny_model
+from support.encoders import images_for
 
 # Outputs and widths that the encoders of the paper, and the others, are known to have; see also test_preset_models.
 WIDTHS = {
@@ -90,116 +94,7 @@ def test_preset_resnet_is_tested_at_224():
     assert (config["input_size"], config["crop_pct"]) == ((3, 224, 224), 0.965)  # resized to 232; trained at 176
 
 
-EXPECTED = {  # what each output is, said in timm's own words and without our code
-    "clip": {
-        None: lambda model, x: model(x),
-        "embedding": lambda model, x: model(x),
-        "class_token": lambda model, x: model.forward_features(x)[:, 0],
-        "layer:head": lambda model, x: model(x),
-    },
-    "siglip": {
-        None: lambda model, x: model(x),
-        "pooled": lambda model, x: model.attn_pool(model.forward_features(x)),
-        "layer:blocks.1": lambda model, x: block(model, x, 1).mean(dim=1),
-    },
-    "vit": {
-        None: lambda model, x: model.forward_features(x)[:, 0],
-        "pooled": lambda model, x: model.forward_features(x)[:, 0],
-        "layer:blocks.0": lambda model, x: block(model, x, 0)[:, 1:].mean(dim=1),
-        "layer:blocks.0:class": lambda model, x: block(model, x, 0)[:, 0],
-        "layer:patch_embed": lambda model, x: model.patch_embed(x).mean(dim=1),  # no class token there yet
-        "layer:head": lambda model, x: model(x),
-    },
-    "dinov2": {None: lambda model, x: model.forward_features(x)[:, 0]},
-    "dinov2_registers": {
-        None: lambda model, x: model.forward_features(x)[:, 0],
-        "layer:blocks.1": lambda model, x: block(model, x, 1)[:, 5:].mean(dim=1),
-    },
-    "resnet": {
-        None: lambda model, x: model.global_pool(model.forward_features(x)),
-        "layer:layer2": lambda model, x: stages(model, x, 2).flatten(2).transpose(1, 2).mean(dim=1),
-        "layer:fc": lambda model, x: model(x),
-    },
-    "swin": {
-        None: lambda model, x: model.forward_features(x).mean(dim=(1, 2)),
-        "layer:layers.0": lambda model, x: model.layers[0](model.patch_embed(x)).flatten(1, 2).mean(dim=1),
-    },
-}
-EXPECTED["clip"]["pooled"] = EXPECTED["clip"]["class_token"]
-PATCHES = {
-    "clip": (None, (2, 2), lambda model, x: model.forward_features(x)[:, 1:]),
-    "siglip": (None, (2, 2), lambda model, x: model.forward_features(x)),
-    "vit": ("layer:blocks.0", (2, 2), lambda model, x: block(model, x, 0)[:, 1:]),
-    "dinov2": (None, (2, 2), lambda model, x: model.forward_features(x)[:, 1:]),
-    "dinov2_registers": (None, (2, 2), lambda model, x: model.forward_features(x)[:, 5:]),
-    "resnet": ("layer:layer2", (8, 8), lambda model, x: stages(model, x, 2).flatten(2).transpose(1, 2)),
-    "swin": (None, (7, 7), lambda model, x: model.forward_features(x).flatten(1, 2)),
-}
-
-
-def block(model, x, last):
-    """The tokens after block `last`, by timm's own way of asking for them."""
-    tokens = model.forward_intermediates(
-        x, indices=[last], intermediates_only=True, output_fmt="NLC", return_prefix_tokens=True, norm=False
-    )
-    patches, prefix = tokens[0] if isinstance(tokens[0], tuple) else (tokens[0], None)
-    return patches if prefix is None else torch.cat([prefix, patches], dim=1)
-
-
-def stages(model, x, n):
-    x = model.maxpool(model.act1(model.bn1(model.conv1(x))))
-    for stage in (model.layer1, model.layer2, model.layer3)[:n]:
-        x = stage(x)
-    return x
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A folder for each family as timm saves it, with the model that is in it."""
-    parent = tmp_path_factory.mktemp("encoders")
-    models = {family: tiny_model(family) for family in FAMILIES}
-    return {family: (model, save_folder(model, parent / family)) for family, model in models.items()}
-
-
-@pytest.mark.parametrize(("family", "output"), [(family, output) for family in EXPECTED for output in EXPECTED[family]])
-def test_local_folder_gives_the_model_itself(folders, family, output):
-    model, folder = folders[family]
-    encoder = load_encoder(str(folder), output=output, image_size=None if family != "resnet" else 64)
-    images = images_for(model)
-    with torch.no_grad():
-        expected = EXPECTED[family][output](model, images)
-    rows = encoder(images)
-    assert rows.dtype == torch.float32
-    assert rows.shape == (3, encoder.width)
-    assert not rows.requires_grad
-    assert torch.equal(rows, expected)
-    assert rows.std() > 0
-    assert encoder.patch_grid is None
-    assert encoder.name == FAMILIES[family][0]
-
-
-@pytest.mark.parametrize("family", PATCHES)
-def test_patches_of_local_folder(folders, family):
-    model, folder = folders[family]
-    output, grid, expected = PATCHES[family]
-    encoder = load_encoder(str(folder), output=output, patches=True, image_size=None if family != "resnet" else 64)
-    images = images_for(model)
-    with torch.no_grad():
-        assert torch.equal(encoder(images), expected(model, images))
-    assert encoder.patch_grid == grid
-    assert encoder(images[:0]).shape == (0, grid[0] * grid[1], encoder.width)
-
-
-def test_pooling_is_recorded(folders):
-    def pooling(family, output):
-        return load_encoder(str(folders[family][1]), output=output, image_size=64).metadata["preprocessing"]["pooling"]
-
-    assert pooling("clip", "layer:blocks.0") == pooling("resnet", "layer:layer1") == "mean of patches"
-    assert pooling("clip", "class_token") == pooling("clip", "layer:blocks.0:class") == "class token"
-    assert pooling("clip", "embedding") is pooling("resnet", "pooled") is pooling("resnet", "layer:fc") is None
-
-
-def test_facts_are_plain_and_complete(folders):
+def test_metadata_is_plain_and_complete(folders):
     folder = folders["clip"][1]
     metadata = load_encoder(str(folder), dtype="bfloat16").metadata
     assert metadata == json.loads(json.dumps(metadata))
@@ -314,11 +209,75 @@ def test_encoder_trains_nothing(folders):
     assert all(torch.equal(value, before[name]) for name, value in encoder.model.state_dict().items())
 
 
-def test_layer_ends_the_forward_pass(folders):
-    model, folder = folders["vit"]
-    encoder = load_encoder(str(folder), output="layer:blocks.0")
-    called = []
-    encoder.model.blocks[1].register_forward_hook(lambda *_: called.append(1))
-    encoder(images_for(model))
-    assert not called
-    assert not encoder.model.blocks[0]._forward_hooks
+@pytest.mark.door
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "clip-vit-l15"}, "unknown to timm; expected .*clip-vit-l14"),
+        ({"name": "resnet10tt"}, r"unknown to timm; expected .*resnet10t"),
+        ({"name": "resnet50.tv3"}, r"no weights of resnet50; expected one of .*resnet50\.tv2_in1k"),
+        ({"name": ""}, "unknown to timm"),
+        ({"name": "hf-hub:"}, "encoder: got 'hf-hub:'"),
+        ({"name": "timm/resnet10t"}, "hf-hub:USER/NAME"),
+        ({"output": "logits"}, "output: got 'logits'; expected 'embedding', 'pooled'"),
+        ({"output": "layer:"}, "output: got 'layer:'"),
+        ({"output": "layer:layer9.0"}, r"no layer of this model; expected a layer such as .*layer\d\.0"),
+        ({"output": "layer:zzz"}, r"a layer such as conv1, "),
+        ({"output": "layer:layer1:class"}, "'layer:layer1:class' of a model without a class token"),
+        ({"output": "embedding"}, "whose head is no projection; expected 'pooled'"),
+        ({"output": "class_token"}, "a model without a class token"),
+        ({"output": "pooled", "patches": True}, "'pooled' with patches"),
+        ({"output": "layer:layer1:class", "patches": True}, "with patches"),
+        ({"output": "layer:fc", "patches": True}, r"which gives shape \(1, 1000\)"),
+        ({"crop": "middle"}, "crop: got 'middle'; expected one of None, 'center'"),
+        ({"dtype": "int8"}, "dtype: got 'int8'"),
+        ({"image_size": 0}, "image_size: got 0"),
+        ({"image_size": "64"}, "image_size: got '64'"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"device": "nowhere"}, "device: got 'nowhere'"),
+        ({"checkpoint": "absent.pt", "pretrained": True}, "checkpoint: got 'absent.pt', no file"),
+        ({"checkpoint": "absent.pt"}, "no checkpoint where pretrained is off"),
+        ({"name": "swin_tiny_patch4_window7_224", "crop": "center", "image_size": 225.5}, "image_size: got 225.5"),
+    ],
+)
+def test_refused(arguments, message, monkeypatch):
+    monkeypatch.setattr(encoder_weights, "build_model", lambda *_, **__: pytest.fail("before any weights"))
+    with pytest.raises(InputError, match=message) as error:
+        load_encoder(**{"name": "resnet10t", "pretrained": False, **arguments})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 33), torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None]
+)
+def test_images_of_another_shape(images):
+    encoder = load_encoder("resnet10t", pretrained=False, image_size=32)
+    with pytest.raises(InputError, match=r"images: got .*; expected floating-point numbers, \(n, 3, 32, 32\)"):
+        encoder(images)
+
+
+@pytest.mark.door
+def test_size_that_only_the_model_refuses():
+    with pytest.raises(InputError, match=r"image_size: got 8 \(.*\); expected a size that the model takes"):
+        load_encoder("vit_tiny_patch16_224", pretrained=False, image_size=8)
+
+
+WITHOUT_TIMM = """
+import sys
+sys.modules["timm"] = None  # an import of it fails
+from monoloss.data.encoders import PRESETS, load_encoder
+print(bool(PRESETS), bool({"torchvision", "PIL", "huggingface_hub"} & set(sys.modules)))
+try:
+    load_encoder("resnet-50")
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.door
+def test_without_timm():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TIMM], capture_output=True, text=True, check=True)
+    names, message = run.stdout.splitlines()
+    assert names == "True False"  # the presets are there, and nothing heavy
+    assert "timm" in message

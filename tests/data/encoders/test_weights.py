@@ -6,8 +6,6 @@ import argparse
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -230,7 +228,7 @@ def test_weights_that_are_not_here(name, looked_for, tmp_path, monkeypatch):
 
 def test_place_on_the_hub_is_not_always_the_name():
     model = PRESETS["clip-vit-b32"].model
-    assert encoder_weights._looked_for(model) == "timm/vit_base_patch32_clip_224.openai on the Hugging Face Hub"
+    assert encoder_weights._weights_place(model) == "timm/vit_base_patch32_clip_224.openai on the Hugging Face Hub"
 
 
 @pytest.mark.door
@@ -258,83 +256,3 @@ def test_failures_of_the_hub(monkeypatch, failure, message):
         load_encoder("resnet10t.c3_in1k", image_size=32)
     assert "a local folder" in str(error.value)
     assert error.value.__cause__ is failure
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "clip-vit-l15"}, "unknown to timm; expected .*clip-vit-l14"),
-        ({"name": "resnet10tt"}, r"unknown to timm; expected .*resnet10t"),
-        ({"name": "resnet50.tv3"}, r"no weights of resnet50; expected one of .*resnet50\.tv2_in1k"),
-        ({"name": ""}, "unknown to timm"),
-        ({"name": "hf-hub:"}, "encoder: got 'hf-hub:'"),
-        ({"name": "timm/resnet10t"}, "hf-hub:USER/NAME"),
-        ({"output": "logits"}, "output: got 'logits'; expected 'embedding', 'pooled'"),
-        ({"output": "layer:"}, "output: got 'layer:'"),
-        ({"output": "layer:layer9.0"}, r"no layer of this model; expected a layer such as .*layer\d\.0"),
-        ({"output": "layer:zzz"}, r"a layer such as conv1, "),
-        ({"output": "layer:layer1:class"}, "'layer:layer1:class' of a model without a class token"),
-        ({"output": "embedding"}, "whose head is no projection; expected 'pooled'"),
-        ({"output": "class_token"}, "a model without a class token"),
-        ({"output": "pooled", "patches": True}, "'pooled' with patches"),
-        ({"output": "layer:layer1:class", "patches": True}, "with patches"),
-        ({"output": "layer:fc", "patches": True}, r"which gives shape \(1, 1000\)"),
-        ({"crop": "middle"}, "crop: got 'middle'; expected one of None, 'center'"),
-        ({"dtype": "int8"}, "dtype: got 'int8'"),
-        ({"image_size": 0}, "image_size: got 0"),
-        ({"image_size": "64"}, "image_size: got '64'"),
-        ({"seed": -1}, "seed: got -1"),
-        ({"device": "nowhere"}, "device: got 'nowhere'"),
-        ({"checkpoint": "absent.pt", "pretrained": True}, "checkpoint: got 'absent.pt', no file"),
-        ({"checkpoint": "absent.pt"}, "no checkpoint where pretrained is off"),
-        ({"name": "swin_tiny_patch4_window7_224", "crop": "center", "image_size": 225.5}, "image_size: got 225.5"),
-    ],
-)
-def test_refused(arguments, message, monkeypatch):
-    monkeypatch.setattr(encoder_weights, "build_model", lambda *_, **__: pytest.fail("before any weights"))
-    with pytest.raises(InputError, match=message) as error:
-        load_encoder(**{"name": "resnet10t", "pretrained": False, **arguments})
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(
-    "images", [torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 33), torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None]
-)
-def test_images_of_another_shape(images):
-    encoder = load_encoder("resnet10t", pretrained=False, image_size=32)
-    with pytest.raises(InputError, match=r"images: got .*; expected floating-point numbers, \(n, 3, 32, 32\)"):
-        encoder(images)
-
-
-@pytest.mark.door
-def test_layer_that_is_never_called(saved):
-    with pytest.raises(InputError, match="a layer that is never called"):
-        load_encoder(str(saved["vit"][1]), output="layer:blocks.0.attn.attn_drop")  # attention is one fused step
-
-
-@pytest.mark.door
-def test_size_that_only_the_model_refuses():
-    with pytest.raises(InputError, match=r"image_size: got 8 \(.*\); expected a size that the model takes"):
-        load_encoder("vit_tiny_patch16_224", pretrained=False, image_size=8)
-
-
-WITHOUT_TIMM = """
-import sys
-sys.modules["timm"] = None  # an import of it fails
-from monoloss.data.encoders import PRESETS, load_encoder
-print(bool(PRESETS), bool({"torchvision", "PIL", "huggingface_hub"} & set(sys.modules)))
-try:
-    load_encoder("resnet-50")
-except ImportError as error:
-    print(error)
-"""
-
-
-@pytest.mark.door
-def test_without_timm():
-    run = subprocess.run([sys.executable, "-c", WITHOUT_TIMM], capture_output=True, text=True, check=True)
-    names, message = run.stdout.splitlines()
-    assert names == "True False"  # the presets are there, and nothing heavy
-    assert "timm" in message

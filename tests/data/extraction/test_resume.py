@@ -1,4 +1,4 @@
-"""A run that was stopped goes on with the same command and ends with the same bytes; with another one it is refused."""
+"""A run that was stopped is resumed by the same command and ends with the same bytes; another command is refused."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from monoloss.data.extraction.run import extract
 from monoloss.data.images import open_images
 from monoloss.data.images.source import SourceImage
 from monoloss.errors import InputError
-from support.extraction import FakeEncoder, ListSource, contents_of, png, write_images
+from support.extraction import FakeEncoder, ListSource, contents_of, png, silent, write_images
 
 N_CALLS = 7  # of the encoder: shards of 4, 4, 4 and 2 images in batches of 3
-
-
-def silent(*args: Any, **options: Any) -> Any:
-    return extract(*args, **{"workers": 0, "progress": False, "rows_per_shard": 4, "batch_size": 3, **options})
 
 
 def stopping(call: int) -> Callable[[int, Tensor], Tensor]:
@@ -186,12 +181,12 @@ class Relabelled(ListSource):
 
 
 @pytest.mark.door
-@pytest.mark.parametrize("there", ["unfinished", "finished", "a stream"])
+@pytest.mark.parametrize("state", ["unfinished", "finished", "a stream"])
 @pytest.mark.parametrize(("labels", "got", "expected"), [("single", 1, 0), ("multi", r"\(1,\)", r"\(\)")])
-def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, there: str, got: object, expected: object) -> None:
-    options: dict[str, Any] = {"labels": labels, "stream": there == "a stream"}
+def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, state: str, got: object, expected: object) -> None:
+    options: dict[str, Any] = {"labels": labels, "stream": state == "a stream"}
     source, encoder = ListSource(14, **options), FakeEncoder()
-    folder = silent(source, encoder, tmp_path / "s").folder if there == "finished" else begun(tmp_path, source)
+    folder = silent(source, encoder, tmp_path / "s").folder if state == "finished" else begun(tmp_path, source)
     before = contents_of(folder)
     message = f"label={got}.* at position 3; expected .*label={expected}.*, as in .*shard-00000.jsonl"
     with pytest.raises(InputError, match=message):
@@ -209,7 +204,7 @@ def test_other_labels_alone_are_refused(tmp_path: Path, labels: Any, there: str,
         (("{here}/images", "train"), ("./images/../images/train", None)),
     ],
 )
-def test_another_spelling_goes_on(
+def test_another_spelling_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Any, then: Any, finished: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -219,14 +214,14 @@ def test_another_spelling_goes_on(
         spec = f"imagefolder:{place.format(here=tmp_path)}"
         return {"source": open_images(spec, split=split), "origin": spec if split is None else f"{spec}, split {split}"}
 
-    begins, goes_on = options(*first), options(*then)
+    begins, resumes = options(*first), options(*then)
     whole = silent(encoder=FakeEncoder(), out=tmp_path / "whole", **begins)
     if finished:
         silent(encoder=FakeEncoder(), out=tmp_path / "s", **begins)
     else:
         begun(tmp_path, begins["source"], origin=begins["origin"])
-    store = silent(encoder=FakeEncoder(), out=tmp_path / "s", **goes_on)
-    assert store.manifest.source == begins["origin"] != goes_on["origin"]
+    store = silent(encoder=FakeEncoder(), out=tmp_path / "s", **resumes)
+    assert store.manifest.source == begins["origin"] != resumes["origin"]
     assert contents_of(tmp_path / "s") == contents_of(whole.folder)
 
 
@@ -274,7 +269,7 @@ def test_a_finished_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.strip().endswith("s is finished already: 13 images")
 
 
-def test_other_batches_and_workers_go_on(tmp_path: Path) -> None:
+def test_other_batches_and_workers_resume(tmp_path: Path) -> None:
     whole = silent(folder_of(tmp_path), FakeEncoder(), tmp_path / "whole")
     folder = begun(tmp_path, folder_of(tmp_path))
     silent(folder_of(tmp_path), FakeEncoder(), folder, batch_size=1, workers=1)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from monoloss.data.extraction.batches import ShardBatches
-from monoloss.data.extraction.run import Extraction, extract
+from monoloss.data.extraction.run import Extraction
 from monoloss.data.images import open_images
 from monoloss.data.store.format import SkippedFile
 from monoloss.errors import InputError
-from support.extraction import ROW_ERROR, WIDTH, FakeEncoder, ListSource, color_of, png, row_of, to_pixels, write_images
-
-
-def silent(*args: Any, **options: Any) -> Any:
-    return extract(*args, **{"workers": 0, "progress": False, "rows_per_shard": 4, "batch_size": 3, **options})
+from support.extraction import ROW_ERROR, WIDTH, FakeEncoder, ListSource, color_of, png, row_of, silent, write_images
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -76,37 +69,6 @@ def test_labels_of_every_kind(tmp_path: Path, labels: Any) -> None:
     assert store.has_labels == (labels is not None)
 
 
-def with_faults(number: int, rows: Tensor) -> Tensor:
-    if number == 1:  # images 3; 4 and 5 are the next call's
-        rows[0] = torch.nan
-    if number == 2:
-        rows[0], rows[1] = 0.0, torch.inf
-    return rows
-
-
-def test_rows_that_cannot_be_stored_are_skipped(tmp_path: Path) -> None:
-    source = ListSource(9, contents={8: png((0, 0, 0))})
-    store = silent(source, FakeEncoder(on_call=with_faults), tmp_path / "s")
-    assert store.ids == [f"row {n}" for n in (0, 1, 2, 6, 7)]
-    reasons = {3: "NaN or inf", 4: "only zeros once stored as float32", 5: "NaN or inf"}
-    reasons[8] = reasons[4]
-    assert {file.position: file.reason for file in store.skipped} == reasons
-    np.testing.assert_allclose(store.embeddings()[3], row_of(color_of(6)), rtol=0, atol=ROW_ERROR)
-
-
-@pytest.mark.door
-def test_a_first_batch_without_any_row_is_an_error(tmp_path: Path) -> None:
-    encoder = FakeEncoder(on_call=lambda _, rows: rows * torch.nan)
-    with pytest.raises(InputError, match="encoder: got NaN or inf for every image of the first batch; expected an enc"):
-        silent(ListSource(9), encoder, tmp_path / "s")
-    with pytest.raises(InputError, match=r"a value outside uint8 for every image .* with scale 0.1, and another scale"):
-        silent(ListSource(9), FakeEncoder(), tmp_path / "t", dtype="uint8", scale=0.1)
-    with pytest.raises(
-        InputError, match=r"encoder: got an output of shape \(3, 5\); expected \(3, 6\), as it says itself"
-    ):
-        silent(ListSource(9), FakeEncoder(on_call=lambda _, rows: rows[:, :5]), tmp_path / "u")
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8"])
 def test_stored_types(tmp_path: Path, dtype: str) -> None:
     encoder = FakeEncoder(on_call=lambda _, rows: rows.abs())
@@ -116,13 +78,6 @@ def test_stored_types(tmp_path: Path, dtype: str) -> None:
     expected = np.abs([row_of(color_of(n)) for n in range(9)])
     atol = (0.01 if scale else 0.0) + ROW_ERROR  # half a step
     np.testing.assert_allclose(store.embeddings().numpy(), expected, rtol=1e-2, atol=atol)
-
-
-def test_an_outlier_that_float16_cannot_hold_is_skipped(tmp_path: Path) -> None:
-    encoder = FakeEncoder(on_call=lambda number, rows: rows * (1e6 if number == 1 else 1))
-    store = silent(ListSource(6), encoder, tmp_path / "s", dtype="float16", rows_per_shard=6)
-    assert [file.reason for file in store.skipped] == ["a value outside float16"] * 3
-    assert store.ids == ["row 0", "row 1", "row 2"]
 
 
 @pytest.mark.door
@@ -162,49 +117,6 @@ def test_sources_without_images(tmp_path: Path) -> None:
         silent(source, FakeEncoder(), tmp_path / "t")
 
 
-class _Disk(NamedTuple):
-    total: int
-    used: int
-    free: int
-
-
-@pytest.mark.door
-def test_what_cannot_fit_on_the_disk_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: _Disk(10**9, 0, 30_000))
-    encoder = FakeEncoder()
-    with pytest.raises(InputError, match=r"s: got 29\.3 KiB of free space; expected 2\.[0-9]+ MiB for 10000 images"):
-        silent(ListSource(10000), encoder, tmp_path / "s", rows_per_shard=10000)
-    assert encoder.calls == 0
-    assert not (tmp_path / "s").exists()
-    silent(ListSource(3), encoder, tmp_path / "s")
-
-
-@pytest.mark.parametrize("n", [1, 4, 5, 11])
-@pytest.mark.parametrize("stream", [False, True])
-def test_batches_never_cross_a_shard(n: int, stream: bool) -> None:
-    checked = []
-    source = ListSource(n, stream=stream)
-    batches = ShardBatches(source, 4, 3, lambda shard: shard != 1, lambda *args: checked.append(args))
-    parts = [[image.position for image in batch] for batch in batches]
-    assert [position for part in parts for position in part] == [
-        position for position in range(n) if position // 4 != 1
-    ]
-    assert all(len({position // 4 for position in part}) == 1 and len(part) <= 3 for part in parts)
-    assert batches.n_seen == n
-    listed = [[image.position for image in images] for _, images in checked]
-    assert listed == ([list(range(4, min(n, 8)))] if stream and n > 4 else [])
-
-
-@pytest.mark.door
-def test_a_source_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
-    source = ListSource(6)
-    source.n_images = 7
-    with pytest.raises(InputError, match="list: got 2 images at positions 4 to 6; expected 3, as when the run began"):
-        silent(source, FakeEncoder(), tmp_path / "s")
-
-
 def test_the_shards_of_patches_are_smaller(tmp_path: Path) -> None:
     plain, patches = FakeEncoder(), FakeEncoder(patches=True)
     patches.width = plain.width = 2**18
@@ -236,53 +148,3 @@ def test_two_at_once_in_one_folder(tmp_path: Path) -> None:
     store = silent(ListSource(6), FakeEncoder(on_call=other_process), tmp_path / "s")
     assert len(refused) == 1
     assert store.n_rows == 6
-
-
-def kill_itself(_: object) -> Tensor:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-@pytest.mark.door
-def test_a_worker_that_is_killed_is_one_sentence(tmp_path: Path) -> None:
-    encoder = FakeEncoder()
-    encoder.transform = kill_itself
-    with pytest.raises(InputError, match="workers: got one of 1 processes that was killed; expected fewer workers"):
-        silent(ListSource(3), encoder, tmp_path / "s", workers=1)
-
-
-def test_what_the_transform_cannot_take_is_skipped(tmp_path: Path) -> None:
-    def fussy(picture: Any) -> Tensor:
-        if picture.getpixel((0, 0)) == color_of(5):
-            raise ValueError("too flat")
-        return to_pixels(picture)
-
-    encoder = FakeEncoder()
-    encoder.transform = fussy
-    store = silent(ListSource(9), encoder, tmp_path / "s", thumbnails=2)
-    assert store.skipped == [SkippedFile(5, "row 5", "cannot be prepared (ValueError)")]
-    assert tuple(store.thumbnails(torch.tensor([5]))[0, 0, 0].tolist()) == color_of(6)
-
-
-def test_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("monoloss.data.extraction.progress._WARM_UP_S", 0.0)
-    extract(ListSource(9, contents={2: b"x"}), FakeEncoder(), tmp_path / "s", workers=0, batch_size=3)
-    streams = capsys.readouterr()
-    assert not streams.out
-    lines = streams.err.splitlines()
-    assert lines[0].startswith("9 images, 21.6 KiB on disk (")
-    assert lines[0].endswith("a row of 6 x float32 an image")
-    assert "images/s: about " in lines[1]
-    assert "9/9 images" in streams.err
-    assert "9 images in " in lines[-2]
-    assert "model " in lines[-2]
-    assert lines[-1].startswith("1 files gave no row; monoloss info ")
-
-
-@pytest.mark.door
-def test_a_transform_that_takes_no_image_is_an_error(tmp_path: Path) -> None:
-    encoder = FakeEncoder()
-    encoder.transform = lambda _: {}["x"]
-    with pytest.raises(InputError, match=r"encoder: got a transform that fails \(cannot be prepared \(KeyError\)\)"):
-        silent(ListSource(9), encoder, tmp_path / "s")

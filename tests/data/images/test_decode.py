@@ -132,12 +132,12 @@ def test_cut_anywhere_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["plain.jpg", "rgba.png", "moving.gif", "16 bits.tif", "rgba.webp", "12 bits.tif"])
 def test_damage_anywhere_never_raises_anything_else(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     reasons = set()
     for _ in range(120):
         content = bytearray(GOOD[name][0])
-        for place in chance.integers(0, len(content), 3):
-            content[place] = chance.integers(256)
+        for place in generator.integers(0, len(content), 3):
+            content[place] = generator.integers(256)
         try:
             decode_image(bytes(content))
         except UnreadableImage as error:

@@ -12,22 +12,8 @@ import pytest
 from monoloss.data.images import open_images
 from monoloss.data.images.open import SourceImage, UnreadableImage, decode_image
 from monoloss.errors import InputError
-from support.image_files import broken_files, colours, encoded, good_files, write, write_odd_folder
-
-PIXEL = encoded(colours())
-
-
-def folder(root: Path, *names: str) -> Path:
-    for name in names:
-        write(root / name, PIXEL)
-    return root
-
-
-def refused(spec: str, **options: object) -> str:
-    with pytest.raises(InputError) as error:
-        open_images(spec, **options)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
+from support.image_files import broken_files, good_files, write, write_odd_folder
+from support.image_sources import PIXEL, folder, refused
 
 
 def test_good_ones_have_their_label_and_bad_ones_are_named(tmp_path: Path) -> None:
@@ -68,8 +54,8 @@ def test_rows_labels_and_order(tmp_path: Path) -> None:
 
 
 def test_as_an_independent_listing_says(tmp_path: Path) -> None:
-    chance = np.random.default_rng(1)
-    folder(tmp_path, *{f"c{chance.integers(20)}/{chance.integers(10**6)}.jpg" for _ in range(200)})
+    generator = np.random.default_rng(1)
+    folder(tmp_path, *{f"c{generator.integers(20)}/{generator.integers(10**6)}.jpg" for _ in range(200)})
     listed = sorted(os.path.relpath(path, tmp_path) for path in tmp_path.glob("*/*.jpg"))
     classes = sorted({name.split("/")[0] for name in listed})
     source = open_images(f"imagefolder:{tmp_path}")
@@ -153,16 +139,6 @@ def test_links(tmp_path: Path) -> None:
     assert bad == ["a/broken.png", "a/loop.png", "a/pipe.png"]
 
 
-def test_a_relative_path_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder(tmp_path / "x", "a/1.png")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for spec in ("imagefolder:x", "imagefolder:~/x", "imagefolder:x/", "imagefolder:./a/../x"):
-        source = open_images(spec)
-        assert (source.description, source.image_root) == (spec, str(tmp_path / "x"))
-        assert Path(next(iter(source.images())).content).is_absolute()
-
-
 @pytest.mark.door
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path / "x", "train/a/1.png", "val/a/1.png")
@@ -200,43 +176,6 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "scandir", refuse)
     message = f"{root}/b: got a folder that cannot be read (Permission denied); expected a readable one"
     assert refused(f"imagefolder:{root}") == message
-
-
-@pytest.mark.door
-@pytest.mark.parametrize("spec", ["", "x", "imagefolder:", "images:x", ":x", "/data/images"])
-def test_kinds_of_sources(spec: str) -> None:
-    assert refused(spec) == (
-        f"images: got {spec!r}; expected imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, "
-        "cifar10:PATH or cifar100:PATH"
-    )
-
-
-@pytest.mark.door
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        (
-            "imagefolder",
-            {"image_column": "x"},
-            "image_column: got 'x'; expected none: it is an option of dataset and hf",
-        ),
-        (
-            "imagefolder",
-            {"label_column": "x"},
-            "label_column: got 'x'; expected none, or a dataset: imagefolder has no",
-        ),
-        ("openimages", {"label_column": ""}, "label_column: got ''; expected none, or a dataset: openimages has no"),
-        ("imagefolder", {"streaming": True}, "streaming: got True; expected none"),
-        ("openimages", {"id_column": "x"}, "id_column: got 'x'; expected none"),
-        ("dataset", {"subset": "x"}, "subset: got 'x'; expected none: it is an option of hf-hub"),
-        ("imagefolder", {"labels_path": "x"}, "labels_path: got 'x'; expected none: it is an option of openimages"),
-        ("hf-hub", {"classes_path": "x"}, "classes_path: got 'x'; expected none: it is an option of openimages"),
-    ],
-)
-def test_options_of_other_kinds_are_refused(
-    tmp_path: Path, kind: str, options: dict[str, object], message: str
-) -> None:
-    assert refused(f"{kind}:{folder(tmp_path, 'a/1.png')}", **options).startswith(message)
 
 
 @pytest.mark.door

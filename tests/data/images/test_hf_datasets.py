@@ -20,6 +20,7 @@ from monoloss.data.images import ImageSource, open_images
 from monoloss.data.images.open import UnreadableImage, decode_image
 from monoloss.errors import InputError
 from support.image_files import encoded, write
+from support.image_sources import refused
 
 N = 70  # more than are read at a time
 PICTURES = [encoded(np.full((2, 3, 3), i, np.uint8)) for i in range(N)]
@@ -62,13 +63,6 @@ def written(dataset: Dataset, path: Path) -> str:
 
 def values_of(source: ImageSource, start: int = 0, stop: int | None = None) -> list[int]:
     return [int(np.asarray(decode_image(image.content))[0, 0, 0]) for image in source.images(start, stop)]
-
-
-def refused(spec: str, **options: Any) -> str:
-    with pytest.raises(InputError) as error:
-        open_images(spec, **options)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from monoloss.data.images import open_images
-from monoloss.errors import InputError
-from support.image_files import colours, encoded, write
+from support.image_files import write
+from support.image_sources import PIXEL, refused
 
-PIXEL = encoded(colours())
 CLASSES = 'LabelName,DisplayName\n/m/03,Person\n/m/01,"Dog, small"\n/g/02,Bass\n/m/04,Bass\n'
 LABELS = """ImageID,Source,LabelName,Confidence
 b2,verification,/m/01,1
@@ -37,13 +36,6 @@ def folder(root: Path, classes: str = CLASSES, labels: str = LABELS, names: Sequ
     write(root / "oidv7-class-descriptions.csv", classes.encode())
     write(root / "oidv7-train-annotations-human-imagelabels.csv", labels.encode())
     return f"openimages:{root}"
-
-
-def refused(spec: str, **options: object) -> str:
-    with pytest.raises(InputError) as error:
-        open_images(spec, **options)
-    assert len(str(error.value).splitlines()) == 1
-    return str(error.value)
 
 
 def test_each_image_once_with_its_positive_labels(tmp_path: Path) -> None:
@@ -138,12 +130,12 @@ def test_files_that_are_missing_or_no_csv(tmp_path: Path) -> None:
     write(labels, BOXES.encode())
     assert refused(spec, split="test") == f"split: got 'test'; expected one of the folders in {tmp_path}/x: train"
     assert refused(spec, split="train", classes_path="none.csv").startswith(
-        "none.csv: got No such file or directory; n"
+        "none.csv: got No such file or directory; e"
     )
     write(labels, b"\xff\xfe\x00")
-    assert "got what is no CSV file (" in refused(spec, split="train", labels_path=str(labels))
+    assert "got an unreadable CSV file (" in refused(spec, split="train", labels_path=str(labels))
     write(labels, LABELS.encode() + b'"' + b"x" * 200_000)
-    assert "got what is no CSV file (field larger" in refused(spec, split="train", labels_path=str(labels))
+    assert "got an unreadable CSV file (field larger" in refused(spec, split="train", labels_path=str(labels))
     write(tmp_path / "x" / "class-descriptions.csv", CLASSES.encode())
     assert refused(spec, split="train").startswith(
         "classes_path: got no choice between class-descriptions.csv, oidv7-class-descriptions.csv in"

@@ -1,4 +1,4 @@
-"""Image models that make embeddings."""
+"""Image models that turn images into embeddings."""
 
 from monoloss.data.encoders.encoders import PRESETS, ImageEncoder, load_encoder
 

@@ -1,4 +1,4 @@
-"""Image encoders: any model of timm, with its own preprocessing, giving one row an image or one row a patch."""
+"""Image encoders: models of timm with their preprocessing that give an embedding of each image or of each patch."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _CROPS = ("center", "squash", "border")
 
 
 class Preset(NamedTuple):
-    """An encoder by a short name."""
+    """The encoder that a short name stands for."""
 
-    model: str  # its name in timm, with the tag of the weights
-    output: str  # what is taken by default: see `load_encoder`
-    width: int  # of that output
-    image_size: int | None = None  # where it is not the model's own
+    model: str  # the name in timm, with the tag of the weights
+    output: str  # the default output: see `load_encoder`
+    width: int  # number of entries of an embedding from that output
+    image_size: int | None = None  # height and width of the input in pixels; None for the model's own
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -49,17 +49,17 @@ PRESETS: Mapping[str, Preset] = {
 
 
 class ImageEncoder:
-    """A frozen image model that gives one row an image or one row a patch; made by `load_encoder`.
+    """A frozen image model that gives one row for each image or for each patch; made by `load_encoder`.
 
     Attributes:
         name: the architecture, as timm calls it.
-        width: of a row.
-        patch_grid: rows and columns of the patches, if each has a row of its own; else None.
+        width: number of entries of a row.
+        patch_grid: rows and columns of the patches if each patch has a row; else None.
         input_size: `(3, h, w)` of an image after `transform`.
-        metadata: `name`, `weights` and `preprocessing`, in plain values, for the record of a feature store.
+        metadata: `name`, `weights` and `preprocessing`, in plain values, as a feature store records them.
         transform: turns a PIL image in RGB into the model's input, float32 `(3, h, w)`. It can be pickled.
         model: the timm model, in eval mode, without gradients.
-        device: where the model is.
+        device: the device of the model.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class ImageEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float32[Tensor, "n *patches d"]:
-        """The rows of a batch of images that went through `transform`.
+        """Return the rows of a batch of images, each prepared by `transform`.
 
         Args:
-            images: `(n, 3, h, w)`, moved to the model's device if they are elsewhere.
+            images: `(n, 3, h, w)`, on any device.
 
         Returns:
-            float32 `(n, width)`, or `(n, patches, width)` with the patches row after row of the image; on the model's
-            device, without a gradient.
+            float32 `(n, width)`, or `(n, patches, width)` with the patches from left to right and top to bottom; on the
+            model's device, without a gradient.
 
         Raises:
-            InputError: images of another shape.
+            InputError: the images have another shape or are integers.
         """
         expected = f"floating-point numbers, (n, {', '.join(map(str, self.input_size))}), as `transform` gives them"
         check_type("images", images, Tensor, expected)
@@ -109,7 +109,7 @@ class ImageEncoder:
         return rows.float()
 
 
-def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a command names them all
+def load_encoder(  # noqa: PLR0913 - each changes the embeddings, and a command has an option for each
     name: str,
     *,
     output: str | None = None,
@@ -124,39 +124,39 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
 ) -> ImageEncoder:
     """Load an image model of timm with its own preprocessing.
 
-    Names, sizes, the output and the layer are checked on a model without memory first, before weights are fetched.
+    The name and the output are checked before weights are downloaded; for most models the image size is, too.
 
     Args:
         name: a preset (a key of `PRESETS`); a name in timm such as `resnet18.a1_in1k`; `hf-hub:USER/NAME`; or a local
             folder with `config.json` and `model.safetensors` (or `pytorch_model.bin`), as timm's `save_for_hf` and
             `push_to_hf_hub` write it.
-        output: what is taken of the model.
-            `embedding`: the model's own output, where its head is a projection (CLIP).
-            `pooled`: what the head is given; after attention pooling for SigLIP, the class token for most ViTs, the
+        output: the output of the model that becomes the embedding.
+            `embedding`: the output of the whole model; only for a model whose head is a projection (CLIP).
+            `pooled`: the input of the head: after attention pooling for SigLIP, the class token for most ViTs, the
             spatial mean for ResNets.
             `class_token`: the first token after the last block and norm.
-            `layer:NAME`: what a layer gives, by its name in the model, such as `layer:blocks.3`. Tokens are averaged
+            `layer:NAME`: the output of a layer, by its name in the model, such as `layer:blocks.3`. Tokens are averaged
             over the patches (without class token and registers), feature maps over positions; vectors stay as they are.
-            `layer:NAME:class`: its class token instead.
-            None: what the preset says; else the embedding where there is one, else pooled.
-        checkpoint: a local file of weights for the model, instead of its own: .safetensors, or a file of `torch.save`
-            (.pt, .pth, .bin; read with `weights_only=True`; an EMA of the weights is taken where one is in it). It has
-            to fit exactly; only a head that is not used may be of another size or missing.
-        pretrained: False for random weights, recorded as such.
+            `layer:NAME:class`: the class token of that layer.
+            None: the output of the preset; without a preset `embedding` if the head is a projection, else `pooled`.
+        checkpoint: a local weights file, instead of the model's own weights: .safetensors, or a file of `torch.save`
+            (.pt, .pth, .bin; read with `weights_only=True`; if it also holds an EMA of the weights, the EMA is taken).
+            It must fit exactly; only a head that the output does not use may be of another size or missing.
+        pretrained: False for random weights; the metadata says so.
         image_size: height and width of the input, in pixels; None for the size the model is tested at.
-        crop: None for the model's own way. `center`: the shorter side is resized, the middle is kept. `squash`: the
-            whole image is resized to the square. `border`: the whole image is kept in shape, and borders are added.
-        dtype: of products: half types run under autocast. Weights stay float32, and rows come as float32.
-        patches: keep a row for each patch, of the last feature map or of a `layer:NAME`.
-        device: where the model runs.
+        crop: None for the model's own way. `center`: resize the shorter side, cut out the middle. `squash`: resize the
+            whole image to the square. `border`: fit the whole image into the square, with borders beside it.
+        dtype: type of products; half types run under autocast. Weights and rows are float32.
+        patches: give a row for each patch, of the last feature map or of a `layer:NAME`.
+        device: the device that the model runs on.
         seed: of random weights.
 
     Returns:
         The encoder, in eval mode, without gradients.
 
     Raises:
-        InputError: an unknown name, layer or output; weights that are missing or do not fit. The error says what was
-            looked for and how to give a local path.
+        InputError: an unknown name, layer or output, or an argument out of its range; weights that are missing or do
+            not fit. For missing weights the error says where they were looked for and how to give a local path.
         MissingExtraError: timm is not installed.
 
     Example:
@@ -169,7 +169,7 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
     check_number("seed", seed, at_least=0, integer=True)
     if image_size is not None:
         check_number("image_size", image_size, at_least=1, integer=True)
-    place, chosen = _device(device), parse_output(output, patches)
+    device, chosen = _device(device), parse_output(output, patches)
     preset = PRESETS.get(name)
     if preset is not None:
         name, image_size = preset.model, image_size or preset.image_size
@@ -184,15 +184,12 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
     has_projection = weights.has_projection(empty)
     chosen = chosen or EncoderOutput("embedding" if has_projection else "pooled")
     if chosen.kind == "embedding" and not has_projection:
-        raise InputError(
-            "output",
-            "'embedding' of a model whose head is no projection",
-            "'pooled' ('layer:NAME' of the head for what it gives)",
-        )
+        got = "'embedding' of a model whose head is no projection"
+        raise InputError("output", got, "'pooled' (or 'layer:NAME' with the name of the head, for its output)")
     check_layer(empty, chosen)
     config = data_config(empty, image_size, crop)
     trial: Extracted | None = None
-    with suppress(RuntimeError):  # not every model runs without memory
+    with suppress(RuntimeError):  # not every model runs on the meta device
         trial = _try(empty, chosen, config["input_size"])
     model, record = weights.build_model(request, empty, head_used=_uses_head(chosen, empty))
     if trial is None:
@@ -200,25 +197,26 @@ def load_encoder(  # noqa: PLR0913 - each of them changes what comes out, and a 
             trial = _try(model, chosen, config["input_size"])
         except RuntimeError as error:
             raise _wrong_size(config["input_size"], error) from error
-    taken = {"output": chosen.name, "pooling": trial.pooling, "patches": patches, "dtype": dtype}
-    preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} | taken
+    options = {"output": chosen.name, "pooling": trial.pooling, "patches": patches, "dtype": dtype}
+    preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()} | options
     metadata = {"name": empty.pretrained_cfg["architecture"], "weights": record, "preprocessing": preprocessing}
     return ImageEncoder(
-        model.to(place), chosen, _transform(config), metadata, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
+        model.to(device), chosen, _transform(config), metadata, width=int(trial.rows.shape[-1]), patch_grid=trial.grid
     )
 
 
 def _device(device: str | torch.device) -> torch.device:
+    """Return the device, after a check that tensors can be made on it."""
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        torch_device = torch.device(device)
+        torch.empty(0, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise InputError("device", repr(str(device)), "a device of this machine, such as 'cpu' or 'cuda'") from error
-    return place
+    return torch_device
 
 
 def data_config(model: ImageModel, image_size: int | None, crop: str | None) -> dict[str, Any]:
-    """The model's preprocessing at test time, with what the user changed."""
+    """Return the model's preprocessing at test time with the user's changes: arguments of timm's `create_transform`."""
     from timm.data.config import resolve_model_data_config
 
     config: dict[str, Any] = resolve_model_data_config(  # type: ignore[no-untyped-call]
@@ -233,6 +231,7 @@ def data_config(model: ImageModel, image_size: int | None, crop: str | None) -> 
 
 
 def _transform(config: Mapping[str, Any]) -> Callable[[Image], Tensor]:
+    """Build the transform from a PIL image to the model's input from the preprocessing of `data_config`."""
     from timm.data.transforms_factory import create_transform
 
     transform: Callable[[Image], Tensor] = create_transform(**config, is_training=False)
@@ -240,20 +239,19 @@ def _transform(config: Mapping[str, Any]) -> Callable[[Image], Tensor]:
 
 
 def _uses_head(output: EncoderOutput, model: ImageModel) -> bool:
-    """Whether the output depends on the classifier or projection."""
+    """Return whether the output depends on the model's head, a classifier or projection."""
     heads = model.pretrained_cfg.get("classifier") or ()
     names = (heads,) if isinstance(heads, str) else heads
-    return output.kind == "embedding" or any(
-        output.layer is not None and (head + ".").startswith(output.layer + ".") for head in names
-    )
+    layer = None if output.layer is None else output.layer + "."
+    return output.kind == "embedding" or any(layer is not None and (head + ".").startswith(layer) for head in names)
 
 
 @torch.no_grad()
 def _try(model: ImageModel, output: EncoderOutput, input_size: tuple[int, int, int]) -> Extracted:
-    """One image through the model: the shapes that it gives."""
+    """Run the model on one black image, for the shape and grid of its rows; `InputError` for a size that it refuses."""
     device = next(iter(model.parameters())).device
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if isinstance(patch, tuple) and min(input_size[1:]) < max(patch):  # torch 2.6 lets it through, with no patch at all
+    if isinstance(patch, tuple) and min(input_size[1:]) < max(patch):  # torch 2.6 would give no patch, without an error
         raise _wrong_size(input_size, ValueError(f"smaller than a patch of {max(patch)}"))
     try:
         return extract_rows(model, torch.zeros(1, *input_size, device=device), output)

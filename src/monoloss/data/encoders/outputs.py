@@ -1,4 +1,4 @@
-"""Which output of an image model is taken, and how it becomes one row an image or one row a patch."""
+"""Outputs of image models: how a user names one, and how it becomes one row for each image or for each patch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monoloss.errors import InputError
 
 Grid: TypeAlias = tuple[int, int]
 Kind: TypeAlias = Literal["embedding", "pooled", "class_token", "layer", "patches"]
-ImageModel: TypeAlias = Any  # a model of timm: which attributes it has depends on its family
+ImageModel: TypeAlias = Any  # a model of timm: its attributes depend on its family
 
 _LAYER = "layer:"
 _CLASS = ":class"
@@ -23,31 +23,31 @@ _EXPECTED = "'embedding', 'pooled', 'class_token', 'layer:NAME' or 'layer:NAME:c
 
 
 class EncoderOutput(NamedTuple):
-    """What is taken from a model."""
+    """The output of an image model that becomes its rows."""
 
-    # `embedding`, the model's own output; `pooled`, what its head is given; `class_token`; `layer`; or `patches`, the
-    # patch tokens or positions of its last feature map
+    # `embedding`: the model's output; `pooled`: the input of its head; `class_token`; `layer`: a layer's output; or
+    # `patches`: the patch tokens or positions of its last feature map
     kind: Kind
     layer: str | None = None  # the name of the layer, for `kind="layer"`
-    class_token: bool = False  # of a layer that gives tokens: the class token, not the mean of the patch tokens
+    class_token: bool = False  # take the class token of a layer's tokens, not the mean of its patch tokens
     patches: bool = False  # a row for each patch instead of one for each image
 
     @property
     def name(self) -> str:
-        """As a user writes it."""
+        """The output as a user writes it, such as "pooled" or "layer:blocks.3:class"."""
         return self.kind if self.layer is None else f"{_LAYER}{self.layer}{_CLASS * self.class_token}"
 
 
 class Extracted(NamedTuple):
-    """The rows of a batch: `(n, d)` or `(n, patches, d)`; the grid of the patches; how positions were pooled."""
+    """The rows that a model gave for a batch of images."""
 
     rows: Float[Tensor, "n *patches d"]
-    grid: Grid | None
-    pooling: str | None
+    grid: Grid | None  # rows and columns of the patches; None for one row an image
+    pooling: str | None  # "class token" or "mean of patches"; None for vectors and for `patches`
 
 
 def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
-    """What a user wrote; None where it is left to the model."""
+    """Parse an output as a user writes it; None stays None, or with `patches` means the last feature map's patches."""
     if output is None:
         return EncoderOutput("patches", patches=True) if patches else None
     if output.startswith(_LAYER) and len(output) > len(_LAYER):
@@ -64,24 +64,23 @@ def parse_output(output: str | None, patches: bool) -> EncoderOutput | None:
 
 
 def check_layer(model: ImageModel, output: EncoderOutput) -> None:
-    """Refuse a layer that the model does not have; the error lists names that are near."""
+    """Refuse a layer that the model does not have; the error lists similar names."""
     names = [name for name, _ in model.named_modules() if name]
     if output.layer is None or output.layer in names:
         return
-    near = difflib.get_close_matches(output.layer, names, n=6, cutoff=0.5) or [
-        name for name, _ in model.named_children()
-    ]
+    children = [name for name, _ in model.named_children()]
+    near = difflib.get_close_matches(output.layer, names, n=6, cutoff=0.5) or children
     raise InputError("output", f"{output.name!r}, no layer of this model", "a layer such as " + ", ".join(near))
 
 
 def extract_rows(model: ImageModel, images: Float[Tensor, "n 3 h w"], output: EncoderOutput) -> Extracted:
-    """Run a model as far as its output needs.
+    """Run a model up to the layer of an output, and turn that output into rows.
 
     - Tokens `(n, tokens, d)`: the mean of the patch tokens, without the prefix tokens (class token, registers); or the
       class token.
     - Feature maps `(n, c, h, w)` or `(n, h, w, c)`: the mean over positions.
     - Vectors `(n, d)`: as they are.
-    - With `output.patches`: every patch token or position, row after row of the image.
+    - With `output.patches`: every patch token or position, from left to right and top to bottom of the image.
 
     Raises:
         InputError: the model has no such output, or one of another shape.
@@ -103,14 +102,14 @@ def extract_rows(model: ImageModel, images: Float[Tensor, "n 3 h w"], output: En
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass at the layer that is wanted: what comes after it is not computed."""
+    """Ends a forward pass at a layer, with the layer's output as `values`; later layers are not computed."""
 
     def __init__(self, values: object) -> None:
         self.values = values
 
 
 def _layer_values(model: ImageModel, images: Tensor, output: EncoderOutput) -> object:
-    """What a layer gives, the first time that it is called."""
+    """Return the output of a layer at its first call in the forward pass."""
 
     def stop(_layer: nn.Module, _arguments: object, values: object) -> None:
         raise _ReachedError(values)
@@ -126,10 +125,12 @@ def _layer_values(model: ImageModel, images: Tensor, output: EncoderOutput) -> o
 
 
 def _pooled(model: ImageModel, images: Tensor) -> object:
+    """Return the input of the model's head."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def _class_token(model: ImageModel, values: Any, images: Tensor, output: EncoderOutput) -> Tensor:
+    """Return the class token `(n, d)` of tokens `(n, tokens, d)`; `InputError` if `values` has none before patches."""
     if getattr(model, "cls_token", None) is None:
         raise InputError("output", f"{output.name!r} of a model without a class token", "'pooled', or another model")
     is_tokens = isinstance(values, Tensor) and values.ndim == 3 and values.shape[0] == images.shape[0]
@@ -143,30 +144,30 @@ def _class_token(model: ImageModel, values: Any, images: Tensor, output: Encoder
 def _patches(
     model: ImageModel, values: object, images: Tensor, output: EncoderOutput
 ) -> tuple[Float[Tensor, "n patches d"], Grid]:
-    """Tokens or positions without the prefix tokens, `(n, patches, d)`, and their grid."""
+    """Return patch tokens or positions, `(n, patches, d)` without prefix tokens, and their grid."""
     n = images.shape[0]
     if isinstance(values, Tensor) and values.ndim == 3 and values.shape[0] == n:
         grid = _token_grid(model, values, images)
         if grid is not None:
             return values[:, values.shape[1] - math.prod(grid) :], grid
     if isinstance(values, Tensor) and values.ndim == 4 and values.shape[0] == n:
-        last, first = _fits(values.shape[1:3], images), _fits(values.shape[2:4], images)
-        if last and (not first or str(getattr(model, "output_fmt", "")).endswith("NHWC")):
+        nhwc, nchw = _fits(values.shape[1:3], images), _fits(values.shape[2:4], images)
+        if nhwc and (not nchw or str(getattr(model, "output_fmt", "")).endswith("NHWC")):
             return values.flatten(1, 2), (values.shape[1], values.shape[2])
-        if first:
+        if nchw:
             return values.flatten(2).transpose(1, 2), (values.shape[2], values.shape[3])
     raise _wrong_shape(output, values, "a vector, patch tokens or a feature map of each image")
 
 
 def _token_grid(model: ImageModel, values: Tensor, images: Tensor) -> Grid | None:
-    """Rows and columns of the patches in tokens; prefix tokens come before them, or are not there yet."""
+    """Return rows and columns of the patches in `(n, tokens, d)`, with or without prefix tokens; None if none fit."""
     tokens, n_prefix = values.shape[1], getattr(model, "num_prefix_tokens", None)
     if n_prefix is None:
         n_prefix = int(getattr(model, "cls_token", None) is not None)
-    own = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     for n_patches in (tokens - n_prefix, tokens):
-        if own is not None and n_patches == math.prod(own):
-            return int(own[0]), int(own[1])
+        if grid is not None and n_patches == math.prod(grid):
+            return int(grid[0]), int(grid[1])
     for n_patches in (tokens - n_prefix, tokens):
         rows = max(round(math.sqrt(max(n_patches, 0) * images.shape[2] / images.shape[3])), 1)
         if n_patches > 0 and n_patches % rows == 0 and _fits((rows, n_patches // rows), images):
@@ -175,7 +176,7 @@ def _token_grid(model: ImageModel, values: Tensor, images: Tensor) -> Grid | Non
 
 
 def _fits(grid: tuple[int, ...] | torch.Size, images: Tensor) -> bool:
-    """Whether positions have the aspect of the images, up to rounding."""
+    """Return whether a grid of positions has the aspect ratio of the images, up to rounding."""
     rows, columns = grid
     height, width = images.shape[2:]
     step = max(height / rows, width / columns) if rows and columns else math.inf

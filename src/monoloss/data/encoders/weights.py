@@ -1,4 +1,4 @@
-"""Image models of timm with their weights: from the Hub, from a local folder or file, or random on request."""
+"""Image models of timm with weights from the Hub, from a local folder or file, or random."""
 
 from __future__ import annotations
 
@@ -24,33 +24,26 @@ Weights: TypeAlias = str | dict[str, str | int]
 
 FOLDER = "local-dir:"
 _LOCAL = "a local folder with config.json and model.safetensors, or a local file of weights (checkpoint)"
-_WEIGHTS_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-# What the names of weights with a projection to a space shared with text have in them.
+_FILE_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Parts of the names of weights whose head is a projection to a space shared with text.
 _PROJECTED = ("clip", "pe_core", "mci", "vitamin")
 _QUOTED = re.compile(r'"([^"]+)"')
-
-
-# The Hub's error stands on that of the library it connects with, which is another one in each version.
+# The base of the Hub's error is that of its HTTP library, which differs between versions.
 _NO_CONNECTION: tuple[type[Exception], ...] = (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)
 
 
 class ModelRequest(NamedTuple):
-    """Which model, and which weights."""
+    """A model of timm and the source of its weights."""
 
     name: str  # as timm writes it: a registered name, `hf-hub:USER/NAME` or `local-dir:PATH`
-    checkpoint: Path | None  # a local file of weights that goes before those of the name
+    checkpoint: Path | None  # a local weights file, read instead of the weights that belong to `name`
     pretrained: bool  # False for random weights
     image_size: int | None  # height and width in pixels; None for the model's own
     seed: int  # of random weights
 
     @property
     def weights_file(self) -> Path | None:
-        """The local file that the weights are read from, if it is one."""
+        """The local weights file; None for random weights and for weights from the Hub."""
         if not self.pretrained:
             return None
         if self.checkpoint is not None:
@@ -67,12 +60,13 @@ def request_model(
     seed: int,
     presets: Iterable[str] = (),
 ) -> ModelRequest:
-    """Check what was asked for, as far as local files and names of models can tell.
+    """Return the request for a model, after a check of its name and of local files; nothing is downloaded.
 
-    `presets` are other names that an error may suggest.
+    The arguments are those of `load_encoder`; `presets` are further names that an error may suggest.
 
     Raises:
-        InputError: an unknown name (the error lists near ones), or a folder or file that is not there or empty.
+        InputError: an unknown name (the error lists similar ones), or a folder or file that does not exist, or a folder
+            without weights.
     """
     timm_name = _timm_name(name, presets)
     if checkpoint is not None and not pretrained:
@@ -80,12 +74,12 @@ def request_model(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise InputError("checkpoint", f"{checkpoint!r}, no file", "a .safetensors, .pt, .pth or .bin file of weights")
     request = ModelRequest(timm_name, Path(checkpoint) if checkpoint else None, pretrained, image_size, seed)
-    _ = request.weights_file  # a folder without weights is refused here
+    _ = request.weights_file  # refuses a folder without weights
     return request
 
 
 def build_empty(request: ModelRequest) -> ImageModel:
-    """The model without memory and without weights: enough to ask for its layers, shapes and preprocessing."""
+    """Build the model on the meta device: no memory, no weights, but layers, shapes and preprocessing."""
     with torch.device("meta"), _readable_errors(request):
         model: ImageModel = timm.create_model(request.name, pretrained=False)
         if request.image_size is not None and model.pretrained_cfg.get("fixed_input_size"):
@@ -94,15 +88,15 @@ def build_empty(request: ModelRequest) -> ImageModel:
 
 
 def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) -> tuple[ImageModel, Weights]:
-    """The model with its weights, and what to record of them.
+    """Build the model with its weights; also return the metadata of the weights (a name, or file and hash, or seed).
 
     Args:
-        request: what was asked for.
+        request: the model and the source of its weights.
         empty: the same model from `build_empty`.
-        head_used: whether the output depends on the head. If not, a file may have another head, or none.
+        head_used: whether the output depends on the head. If not, a weights file may have another head, or none.
     """
     sizes: dict[str, Any] = {}
-    if request.image_size is not None and _config(empty).get("fixed_input_size"):
+    if request.image_size is not None and empty.pretrained_cfg.get("fixed_input_size"):
         sizes["img_size"] = request.image_size
     if not request.pretrained:
         with _readable_errors(request), torch.random.fork_rng(devices=[]):
@@ -114,25 +108,21 @@ def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) ->
         return model.eval(), {"file": file.name, "sha256": sha256(file)}
     with _readable_errors(request):
         model = timm.create_model(request.name, pretrained=True, **sizes)
-    tag = _config(model).get("tag")
+    tag = model.pretrained_cfg.get("tag")
     return model.eval(), request.name if request.name.startswith(HUB) or not tag else tag
 
 
 def has_projection(model: ImageModel) -> bool:
-    """Whether the head is a projection, not a classifier: weights of this model are registered with one as wide."""
-    names = timm.list_models(_config(model)["architecture"], include_tags=True)
+    """Return whether the head is a projection, not a classifier: timm lists such weights with a head as wide."""
+    names = timm.list_models(model.pretrained_cfg["architecture"], include_tags=True)
     projected = [name for name in names if any(part in name for part in _PROJECTED) and "_ft_" not in name]
     configs = [get_pretrained_cfg(name) for name in projected]
     n_outputs = getattr(model, "num_classes", 0)
     return n_outputs > 0 and any(config is not None and config.num_classes == n_outputs for config in configs)
 
 
-def _config(model: ImageModel) -> dict[str, Any]:
-    config: dict[str, Any] = model.pretrained_cfg
-    return config
-
-
 def _timm_name(name: str, presets: Iterable[str]) -> str:
+    """Return the name of a model as timm writes it; `InputError` for an unknown model, tag or folder."""
     if name.startswith(HUB):
         return name
     folder = Path(name.removeprefix(FOLDER)).expanduser()
@@ -144,9 +134,8 @@ def _timm_name(name: str, presets: Iterable[str]) -> str:
         raise InputError("encoder", f"{name!r}, no local folder", f"a folder, or {HUB}USER/NAME for a model on the Hub")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(
-            name, [*presets, *timm.list_models(), *timm.list_pretrained()], n=5, cutoff=0.5
-        )
+        names = [*presets, *timm.list_models(), *timm.list_pretrained()]
+        near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
         hint = f" such as {', '.join(near)}" if near else ""
         raise InputError("encoder", f"{name!r}, unknown to timm", f"a preset, a timm model{hint}, or a local folder")
     tags = timm.list_models(architecture, include_tags=True)
@@ -156,15 +145,16 @@ def _timm_name(name: str, presets: Iterable[str]) -> str:
 
 
 def _folder_weights(folder: Path) -> Path:
-    for name in _WEIGHTS_FILES:
+    """Return the weights file in a folder that timm saved."""
+    for name in _FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise InputError("encoder", f"{str(folder)!r} without weights", f"one of {', '.join(_WEIGHTS_FILES)} in it")
+    raise InputError("encoder", f"{str(folder)!r} without weights", f"one of {', '.join(_FILE_NAMES)} in it")
 
 
 @contextmanager
 def _readable_errors(request: ModelRequest) -> Iterator[None]:
-    """Turn what timm and the Hub raise for names, files and connections into one sentence."""
+    """Turn errors of timm and the Hub about names, files and connections into `InputError`."""
     name = request.name
     try:
         yield
@@ -176,7 +166,7 @@ def _readable_errors(request: ModelRequest) -> Iterator[None]:
         raise InputError("encoder", f"{name!r}, {why}", f"a public model, or {_LOCAL}") from error
     except _NO_CONNECTION as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection, or no such file"
-        where = _looked_for(name)
+        where = _weights_place(name)
         got = f"{name!r}: {where} is neither in the local cache nor can it be fetched ({offline})"
         raise InputError("encoder", got, f"a connection the first time, {_LOCAL}, or random weights") from error
     except (KeyError, TypeError, ValueError) as error:  # a config.json of another library, or an unfit image_size
@@ -188,7 +178,8 @@ def _readable_errors(request: ModelRequest) -> Iterator[None]:
         raise InputError("encoder", f"{name!r} ({first_line(error)})", f"weights that exist, or {_LOCAL}") from error
 
 
-def _looked_for(name: str) -> str:
+def _weights_place(name: str) -> str:
+    """Return the place of a model's weights, for an error text."""
     config = None if name.startswith((HUB, FOLDER)) else get_pretrained_cfg(name)
     hub_id = name.removeprefix(HUB) if config is None else config.hf_hub_id
     return f"{hub_id} on the Hugging Face Hub" if hub_id else f"the file of its weights ({config and config.url})"
@@ -197,36 +188,30 @@ def _looked_for(name: str) -> str:
 def _from_file(
     request: ModelRequest, file: Path, empty: ImageModel, sizes: dict[str, Any], head_used: bool
 ) -> ImageModel:
-    """Load a file strictly. Only a head that is not used may be of another size, or missing."""
-    shapes, config = _shapes(file), _config(empty)
+    """Build the model with the weights of a file, which must fit exactly, but for a head that is not used."""
+    shapes, config = _shapes(file), empty.pretrained_cfg
     heads = config.get("classifier") or ()
     heads = [f"{head}.weight" for head in ((heads,) if isinstance(heads, str) else heads)]
-    there = [shapes[head][0] for head in heads if head in shapes]
+    head_sizes = [shapes[head][0] for head in heads if head in shapes]
     expected = config.get("num_classes", 0)
     overlays: list[dict[str, Any]] = [{}]
-    if not head_used and there and there[0] not in {expected, expected + (config.get("label_offset") or 0)}:
-        overlays = [{"num_classes": there[0], "label_offset": None}]
-    elif not head_used and not there and expected > 0:
+    if not head_used and head_sizes and head_sizes[0] not in {expected, expected + (config.get("label_offset") or 0)}:
+        overlays = [{"num_classes": head_sizes[0], "label_offset": None}]
+    elif not head_used and not head_sizes and expected > 0:
         overlays.append({"num_classes": 0, "label_offset": None})
     failure: Exception | None = None
     for overlay in overlays:
         try:
-            model: ImageModel = timm.create_model(
-                request.name,
-                pretrained=True,
-                pretrained_cfg_overlay={"file": str(file), "source": "", **overlay},
-                **sizes,
-                **({"num_classes": overlay["num_classes"]} if overlay else {}),
-            )
-        except Exception as error:  # timm renames what other libraries wrote, and that can raise anything
+            source = {"file": str(file), "source": "", **overlay}
+            head = {"num_classes": overlay["num_classes"]} if overlay else {}
+            return timm.create_model(request.name, pretrained=True, pretrained_cfg_overlay=source, **sizes, **head)
+        except Exception as error:  # timm converts the names of other libraries, which can raise anything
             failure = failure or error
-        else:
-            return model
     raise InputError(str(file), _misfit(failure, config["architecture"]), "weights of this model") from failure
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a file of weights. Pickles hold nothing but tensors and plain values; nothing is executed."""
+    """Return the shape of each tensor in a weights file; refuse a pickle of more than tensors and plain values."""
     expected = "a .safetensors file, or a file of torch.save with tensors and plain values only"
     try:
         state = load_state_dict(str(file), weights_only=True)
@@ -234,8 +219,8 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     except OSError as error:
         raise InputError(str(file), error.strerror or "an unreadable file", expected) from error
     except Exception as error:  # a broken file can raise anything
-        foreign = re.search(r"Unsupported globals: ([\w., ]+?)\.(?: [A-Z]|$)", str(error))
-        got = f"a pickle with {foreign[1]} in it; nothing of it was executed" if foreign else "an unreadable file"
+        refused = re.search(r"Unsupported globals: ([\w., ]+?)\.(?: [A-Z]|$)", str(error))
+        got = f"a pickle with {refused[1]} in it; nothing of it was executed" if refused else "an unreadable file"
         raise InputError(str(file), got, expected) from error
     if not tensors:
         raise InputError(str(file), "a file without tensors", expected)
@@ -243,15 +228,15 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _misfit(error: Exception | None, architecture: str) -> str:
-    """What of a strict load did not fit, in a few words."""
+    """Return the tensors that did not fit in a strict load, from its error, in a few words."""
     text = str(error)
     lists = re.findall(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", text)
-    found = [f"{word.lower()} {_shortened(_QUOTED.findall(names))}" for word, names in lists]
+    faults = [f"{word.lower()} {_shortened(_QUOTED.findall(names))}" for word, names in lists]
     sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", text)
-    found += (
-        [f"of another shape {_shortened([f'{name} {got} for {own}' for name, got, own in sizes])}"] if sizes else []
-    )
-    reason = "; ".join(found) or (first_line(error) if error else "")
+    if sizes:
+        shapes = [f"{name} {got} for {expected}" for name, got, expected in sizes]
+        faults.append(f"of another shape {_shortened(shapes)}")
+    reason = "; ".join(faults) or (first_line(error) if error else "")
     return f"weights that do not fit {architecture} ({reason})"
 
 

@@ -1,1 +1,1 @@
-"""Images through an encoder into a feature store."""
+"""Extraction: embed the images of a source with an image model and write them as a feature store."""

@@ -1,4 +1,4 @@
-"""Which images of a source go together, and what worker processes make of them."""
+"""Batches of images: their division by shard, and their decoding and preprocessing in worker processes."""
 
 from __future__ import annotations
 
@@ -19,38 +19,37 @@ from monoloss.data.images.source import ImageSource, SourceImage
 from monoloss.data.store.format import SkippedFile
 from monoloss.errors import InputError
 
-NOT_PREPARED = "cannot be prepared"  # an image that could be decoded
-MAX_WORKERS = 8  # by default; more only where the user knows that the model is faster than they are
+NOT_PREPARED = "cannot be prepared"  # start of the reason where the transform failed, for an image that was decoded
+MAX_WORKERS = 8  # of the default; more help only where the model is faster than eight processes
 
 
 class PreparedBatch(NamedTuple):
     """Images of one shard, ready for the encoder."""
 
-    shard: int  # its number
-    images: list[SourceImage]  # those that could be decoded, in the order of the source; their content stays behind
-    pixels: Float[Tensor, "n 3 h w"] | None  # of these images; None where there are none
-    thumbnails: UInt8[Tensor, "n s s 3"] | None  # of these images, if they are asked for
-    skipped: list[SkippedFile]  # the others
+    shard: int  # index of the shard
+    images: list[SourceImage]  # the decoded images, in the order of the source, with empty `content`
+    pixels: Float[Tensor, "n 3 h w"] | None  # of `images`; None where that is empty
+    thumbnails: UInt8[Tensor, "n s s 3"] | None  # of `images`; None without thumbnails
+    skipped: list[SkippedFile]  # the images that could not be decoded or prepared
 
     @property
     def n_source(self) -> int:
-        """How many images of the source this is."""
+        """The number of images of the source in this batch, skipped ones included."""
         return len(self.images) + len(self.skipped)
 
 
 class ShardBatches:
-    """Lists of images in the order of the source; none crosses a shard. What a DataLoader calls a batch sampler.
+    """Batch sampler of a DataLoader: lists of images in the order of the source, each within one shard.
 
     Args:
         source: the images.
-        rows_per_shard: images of a shard.
-        batch_size: images of a list, at most.
-        is_wanted: whether the images of a shard are to be handed out.
-        check: called with the number and the images of each shard that is not wanted, where the source has to be read
-            from its start anyway.
+        rows_per_shard: number of images in a shard.
+        batch_size: the most images in a list.
+        is_selected: whether to yield the images of the shard with this index.
+        check: called with the index and the images (without content) of each shard of a stream that is not selected.
 
     Attributes:
-        n_seen: after a pass over a source of unknown length, how many images it has.
+        n_seen: the number of images of the source; for a stream known after a pass over it.
     """
 
     def __init__(
@@ -58,63 +57,66 @@ class ShardBatches:
         source: ImageSource,
         rows_per_shard: int,
         batch_size: int,
-        is_wanted: Callable[[int], bool],
+        is_selected: Callable[[int], bool],
         check: Callable[[int, Sequence[SourceImage]], None],
     ) -> None:
         self.source, self.rows_per_shard, self.batch_size = source, rows_per_shard, batch_size
-        self.is_wanted, self.check, self.n_seen = is_wanted, check, source.n_images or 0
+        self.is_selected, self.check, self.n_seen = is_selected, check, source.n_images or 0
 
     def __iter__(self) -> Iterator[list[SourceImage]]:
         if self.source.n_images is None:
             yield from self._of_a_stream()
             return
         for start in range(0, self.source.n_images, self.rows_per_shard):
-            if self.is_wanted(start // self.rows_per_shard):
+            if self.is_selected(start // self.rows_per_shard):
                 yield from self._of_a_shard(start, min(start + self.rows_per_shard, self.source.n_images))
 
     def _of_a_shard(self, start: int, stop: int) -> Iterator[list[SourceImage]]:
+        """Yield the batches of the shard that covers the positions `start` to `stop`."""
         images = shard_images(self.source, start, stop)
         for first in range(0, len(images), self.batch_size):
             yield images[first : first + self.batch_size]
 
     def _of_a_stream(self) -> Iterator[list[SourceImage]]:
-        part: list[SourceImage] = []  # a batch, or what is there of a shard that is not wanted, without its content
-        shard, wanted = -1, False
+        """Yield the batches of all selected shards of a stream, and check the other shards."""
+        part: list[SourceImage] = []  # the next batch, or the images so far of a shard that is not selected
+        shard, selected = -1, False
         for position, image in enumerate(self.source.images(0, None)):
             self.n_seen = position + 1
             if position // self.rows_per_shard != shard:
-                yield from self._part_of(shard, part, wanted=wanted)
+                yield from self._part_of(shard, part, selected=selected)
                 shard, part = position // self.rows_per_shard, []
-                wanted = self.is_wanted(shard)
-            part.append(image if wanted else image._replace(content=b""))
-            if wanted and len(part) == self.batch_size:
+                selected = self.is_selected(shard)
+            part.append(image if selected else image._replace(content=b""))
+            if selected and len(part) == self.batch_size:
                 yield part
                 part = []
-        yield from self._part_of(shard, part, wanted=wanted)
+        yield from self._part_of(shard, part, selected=selected)
 
-    def _part_of(self, shard: int, part: list[SourceImage], *, wanted: bool) -> Iterator[list[SourceImage]]:
-        if part and wanted:
+    def _part_of(self, shard: int, part: list[SourceImage], *, selected: bool) -> Iterator[list[SourceImage]]:
+        """Yield the last batch of a selected shard, or check the images of another one."""
+        if part and selected:
             yield part
         elif part:
             self.check(shard, part)
 
 
 def shard_images(source: ImageSource, start: int, stop: int) -> list[SourceImage]:
-    """The images from one position of a source to another; `InputError` where it has become another source."""
+    """Return the images at positions `start` to `stop` (exclusive); `InputError` if the source has fewer by now."""
     images = list(source.images(start, stop))
     if [image.position for image in images] != list(range(start, stop)):
         got = f"{len(images)} images at positions {start} to {stop - 1}"
-        raise InputError(source.description, got, f"{stop - start}, as when the run began")
+        raise InputError(source.description, got, f"{stop - start}, as at the start of the run")
     return images
 
 
 class ImagePreparation:
-    """Decode images and make them what the encoder takes. What a DataLoader calls a data set; it asks for whole lists.
+    """Data set of a DataLoader that decodes lists of images and prepares them for the encoder.
 
     Args:
-        transform: from an image to `(3, h, w)`.
-        thumbnail_size: side of the thumbnails; None for none.
-        rows_per_shard: images of a shard.
+        transform: from an RGB image to the encoder's input `(3, h, w)`.
+        thumbnail_size: side of the thumbnails in pixels; None for no thumbnails.
+        rows_per_shard: number of images in a shard.
     """
 
     def __init__(
@@ -123,8 +125,8 @@ class ImagePreparation:
         self.transform, self.thumbnail_size, self.rows_per_shard = transform, thumbnail_size, rows_per_shard
 
     def __getitems__(self, images: list[SourceImage]) -> PreparedBatch:
-        """What the images of a list become."""
-        kept, pixels, thumbnails, skipped = [], [], [], []
+        """Decode and prepare the images of a list; those that fail are in `skipped`, with the reason."""
+        decoded, pixels, thumbnails, skipped = [], [], [], []
         for image in images:
             try:
                 picture = decode_image(image.content)
@@ -137,33 +139,30 @@ class ImagePreparation:
             except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 skipped.append(skipped_file(image, f"{NOT_PREPARED} ({type(error).__name__})"))
                 continue
-            kept.append(image._replace(content=b""))
+            decoded.append(image._replace(content=b""))
             pixels.append(prepared)
             thumbnails += [] if small is None else [small]
-        return PreparedBatch(
-            images[0].position // self.rows_per_shard,
-            kept,
-            torch.stack(pixels) if pixels else None,
-            torch.stack(thumbnails) if thumbnails else None,
-            skipped,
-        )
+        shard = images[0].position // self.rows_per_shard
+        joined_pixels = torch.stack(pixels) if pixels else None
+        joined_thumbnails = torch.stack(thumbnails) if thumbnails else None
+        return PreparedBatch(shard, decoded, joined_pixels, joined_thumbnails, skipped)
 
 
 def skipped_file(image: SourceImage, reason: str) -> SkippedFile:
-    """An image that gives no row."""
+    """Return the store's record of an image without a row: its position, its path (else its id) and the reason."""
     return SkippedFile(image.position, image.id if image.path is None else image.path, reason)
 
 
 def thumbnail(picture: Image.Image, size: int) -> UInt8[Tensor, "s s 3"]:
-    """The middle square of an image, `size` pixels wide."""
+    """Return the middle square of an image, scaled to `size` pixels (bicubic)."""
     square = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(asarray(square).copy())
 
 
 def default_workers(device: str) -> int:
-    """A worker process for each processor that this process may use, up to `MAX_WORKERS`.
+    """Return the default number of worker processes: the processors of this process, from 1 to `MAX_WORKERS`.
 
-    For each four of them where the model runs on them as well: there it takes most of the time.
+    For a model on the "cpu" a quarter of that: the model takes most of the time on the same processors.
     """
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(available // 4 if device == "cpu" else available, MAX_WORKERS))
@@ -172,16 +171,16 @@ def default_workers(device: str) -> int:
 def prepared_batches(
     batches: ShardBatches, preparation: ImagePreparation, workers: int, *, pin_memory: bool
 ) -> Generator[PreparedBatch, None, None]:
-    """Prepare all batches in worker processes, in order; without workers in this process."""
+    """Yield all batches in order, prepared by `workers` processes (0: by this one); `InputError` if one is killed."""
     loader: DataLoader[Any] = DataLoader(
-        preparation,  # type: ignore[arg-type] # it has what the loader calls
+        preparation,  # type: ignore[arg-type] # the loader calls __getitems__ alone
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_as_it_is,  # lists are prepared as a whole
+        collate_fn=_unchanged,  # a batch is complete as it is
         pin_memory=pin_memory,
     )
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of any fork in a process with threads; the workers touch none of what these hold.
+        # Python 3.12 and later warn of any fork in a process with threads; the workers use none of the threads' locks.
         warnings.filterwarnings("ignore", message=r".*multi-threaded, use of fork\(\)", category=DeprecationWarning)
         prepared = iter(loader)
     while True:
@@ -197,5 +196,5 @@ def prepared_batches(
         yield batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""What an extraction will take, how far it is, and where its time went."""
+"""Estimates, progress and timing of an extraction."""
 
 from __future__ import annotations
 
@@ -17,55 +17,54 @@ from monoloss.terminal import progress, size_text, time_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-_LINE_BYTES, _SHARD_BYTES = 200, 20_000  # of an id with its path, of a header: more than most need
-_WARM_UP_S = 5.0  # after the first batch, before its speed says something about the rest
+_LINE_BYTES, _SHARD_BYTES = 200, 20_000  # upper estimates: an id with its path, the header of a shard
+_WARM_UP_S = 5.0  # from the first batch to the estimate of the time that is left
 
 
 def bytes_of_an_image(width: int, n_patches: int, dtype: str, thumbnail_size: int | None) -> int:
-    """What an image takes on the disk."""
+    """Return the estimated bytes of an image in a store: rows, labels, thumbnail, id and path."""
     pixels = 0 if thumbnail_size is None else 3 * thumbnail_size**2
     return n_patches * (width * DTYPES[dtype].itemsize + 8) + pixels + _LINE_BYTES
 
 
 def check_disk(folder: Path, n_images: int | None, n_shards: int, bytes_each: int) -> str:
-    """What the images that are still to come take, in words.
+    """Return a line about the disk space that the images to be written take, and the free space.
 
     Args:
-        folder: where the store is or will be.
-        n_images: that are to come; None where it is not known.
-        n_shards: that are to come.
-        bytes_each: of an image.
+        folder: the store, which may not exist yet.
+        n_images: number of images to be written; None if unknown.
+        n_shards: number of shards to be written.
+        bytes_each: bytes of an image, from `bytes_of_an_image`.
 
     Raises:
-        InputError: it is more than what is free.
+        InputError: the images take more than the free space.
     """
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(nearest).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if n_images is None:
         return f"{size_text(bytes_each)} an image; {size_text(free)} free, for {free // bytes_each:,} images"
     expected = n_images * bytes_each + n_shards * _SHARD_BYTES
     if expected > free:
-        raise InputError(
-            str(folder), f"{size_text(free)} of free space", f"{size_text(expected)} for {n_images} images"
-        )
+        got = f"{size_text(free)} of free space"
+        raise InputError(str(folder), got, f"{size_text(expected)} for {n_images} images")
     return f"{n_images:,} images, {size_text(expected)} on disk ({size_text(free)} free)"
 
 
 @dataclass
 class Timing:
-    """Where the time of a run went; of this process, and of this run if it went on with an earlier one."""
+    """Images and seconds of a run in this process; a resumed run counts from where it resumed."""
 
-    n_images: int = 0  # of the source, also those that were skipped
-    n_skipped: int = 0  # of them
+    n_images: int = 0  # images of the source, skipped ones included
+    n_skipped: int = 0  # images that gave no row
     wait_s: float = 0.0  # waiting for decoded images
-    model_s: float = 0.0  # in the encoder, with the way to the device and back
+    model_s: float = 0.0  # in the encoder, with the copies to the device and back
     write_s: float = 0.0  # writing shards
     total_s: float = 0.0  # from the start of the first worker to the last shard
     _started: float = field(default_factory=time.perf_counter, repr=False)
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Count the time of a block as one of the parts."""
+        """Add the time of the `with` block to the field `part`, such as "model_s"."""
         started = time.perf_counter()
         try:
             yield
@@ -76,7 +75,7 @@ class Timing:
 
     @property
     def images_per_s(self) -> float:
-        """Speed of the whole run."""
+        """Images of the source in a second, over the whole run; 0 before the first block."""
         return self.n_images / self.total_s if self.total_s else 0.0
 
     def __str__(self) -> str:
@@ -86,7 +85,7 @@ class Timing:
 
 
 class ExtractionReport:
-    """Lines and a progress bar on a console, or nothing.
+    """Lines and a progress bar on standard error, or nothing.
 
     Args:
         show: whether to show anything; needs the extra `cli`.
@@ -98,22 +97,22 @@ class ExtractionReport:
             with needs_extra("vision"):
                 from rich.console import Console
             self._console = Console(stderr=True)
-        self._n_to_come: int | None = None
-        self._started: tuple[float, int] | None = None  # when the first batch was done, and how many images that were
+        self._n_to_do: int | None = None  # images that this run will take; None if unknown
+        self._started: tuple[float, int] | None = None  # time and images at the end of the first batch
         self._estimated = False
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Show a line of text."""
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, n_images: int | None, n_done: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar of the images of this process; hands out what moves it."""
+        """Show a progress bar of `n_images` (None: unknown) from `n_done` on; yield the function that advances it."""
         if self._console is None:
             yield lambda _: None
             return
-        self._n_to_come = None if n_images is None else n_images - n_done
+        self._n_to_do = None if n_images is None else n_images - n_done
         with progress("extracting", n_images, "images", done=n_done, console=self._console) as move:
             started, moved = time.perf_counter(), 0
 
@@ -126,13 +125,13 @@ class ExtractionReport:
             yield advance
 
     def _estimate(self, n_images: int) -> None:
-        """One line with the time that is left, once the speed is known; it stays where a bar does not."""
+        """Show a line with the time that is left, once, when the speed is known; the line stays, unlike the bar."""
         now = time.perf_counter()
         if self._started is None:
             self._started = now, n_images
-        since, first = self._started
-        if self._estimated or self._n_to_come is None or n_images == first or now - since < _WARM_UP_S:
+        since, n_first = self._started
+        if self._estimated or self._n_to_do is None or n_images == n_first or now - since < _WARM_UP_S:
             return
         self._estimated = True
-        speed = (n_images - first) / (now - since)
-        self.say(f"{speed:.1f} images/s: about {time_text((self._n_to_come - n_images) / max(speed, 1e-9))} to go")
+        speed = (n_images - n_first) / (now - since)
+        self.say(f"{speed:.1f} images/s: about {time_text((self._n_to_do - n_images) / max(speed, 1e-9))} to go")

@@ -1,4 +1,4 @@
-"""What a run that goes on compares: the shards that are there, and the images that the source lists now."""
+"""Checks before a run resumes: the written shards must match the images that the source lists now."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from monoloss.errors import InputError
 
 
 class _Row(NamedTuple):
+    """The listing of an image, without its position."""
+
     id: str
     path: str | None
     label: Label
 
 
 def recorded_source(folder: Path, image_root: str | None) -> str | None:
-    """What the store that is there says about its source, if that is the same folder of images; else None.
+    """Return the source that the written shards in `folder` record if their image root is `image_root`, else None.
 
-    A folder has many spellings: relative or absolute, with the split in the path or beside it.
+    So a run may resume with another spelling of the folder of images: relative, absolute, or with the split in it.
     """
     written = written_shards(folder)
     if image_root is None or not written:
@@ -35,8 +37,8 @@ def recorded_source(folder: Path, image_root: str | None) -> str | None:
 def check_shard(folder: Path, index: int, source: ImageSource, start: int, stop: int) -> None:
     """Raise `InputError` unless shard `index` was made from the images that the source lists from `start` to `stop`.
 
-    Compared are ids, paths and labels, and the paths of skipped files; contents are not. Where listing would read the
-    images themselves, only the first and the last of the shard are compared.
+    Ids, paths and labels are compared, and the paths of skipped files; contents are not. Where listing would read the
+    images themselves (a dataset), only the first and the last image of the shard are compared.
     """
     first = list(source.images(start, start + 1))
     if first and isinstance(first[0].content, bytes) and stop - start > 1:
@@ -52,27 +54,27 @@ def check_listing(
     """Raise `InputError` unless shard `index` was made from these images.
 
     Args:
-        folder: of the store.
-        index: of the shard.
-        images: of the source: all of the shard's, or some.
-        source: for the error.
-        n_images: how many the source has for the shard; by default these.
+        folder: the folder of the store.
+        index: the index of the shard.
+        images: images that the source lists for the shard: all, or some of them.
+        source: the source, which an error names.
+        n_images: how many images the source lists for the shard; by default the number of `images`.
     """
     tensor_name, line_name = shard_names(index)
     header, tensors = open_tensors(folder / tensor_name, index)
     lines = ShardLines.read(folder / line_name, header.lines_sha256)
-    each = 1 if header.patch_grid is None else header.patch_grid[0] * header.patch_grid[1]
-    labels = _labels(tensors, header.labels, len(lines.ids), each)
+    rows_per_image = 1 if header.patch_grid is None else header.patch_grid[0] * header.patch_grid[1]
+    labels = _labels(tensors, header.labels, len(lines.ids), rows_per_image)
     skipped = {file.position: file.path for file in lines.skipped}
     n_stored, n_images = len(lines.ids) + len(skipped), len(images) if n_images is None else n_images
-    other = f"as in {folder / line_name}: a store goes on with the images that it was begun with"
+    origin = f"as in {folder / line_name}: a store is resumed with the images that it was begun with"
     if n_images != n_stored:
-        raise InputError(source.description, f"{n_images} images for shard {index}", f"{n_stored}, {other}")
+        raise InputError(source.description, f"{n_images} images for shard {index}", f"{n_stored}, {origin}")
     start = index * header.rows_per_shard
-    places = [position for position in range(start, start + n_stored) if position not in skipped]
-    rows = dict(zip(places, map(_Row, lines.ids, lines.paths, labels), strict=True))
+    positions = [position for position in range(start, start + n_stored) if position not in skipped]
+    row_at = dict(zip(positions, map(_Row, lines.ids, lines.paths, labels), strict=True))
     for image in images:
-        row = rows.get(image.position)
+        row = row_at.get(image.position)
         got: object = image.id if image.path is None else image.path
         expected: object = skipped.get(image.position)
         if row is not None:
@@ -81,14 +83,14 @@ def check_listing(
             if got.id != row.id:
                 got, expected = got.id, row.id
         if got != expected:
-            raise InputError(source.description, f"{got!r} at position {image.position}", f"{expected!r}, {other}")
+            raise InputError(source.description, f"{got!r} at position {image.position}", f"{expected!r}, {origin}")
 
 
-def _labels(tensors: dict[str, Tensor], kind: str | None, n_images: int, each: int) -> list[Label]:
-    """The label of each image of a shard."""
+def _labels(tensors: dict[str, Tensor], kind: str | None, n_images: int, rows_per_image: int) -> list[Label]:
+    """Return the label of each image from the tensors of its shard."""
     if kind is None:
         return [None] * n_images
     if kind == "single":
-        return list(tensors["labels"][::each].tolist())
+        return list(tensors["labels"][::rows_per_image].tolist())
     offsets, values = tensors["label_offsets"].tolist(), tensors["label_values"].tolist()
-    return [tuple(values[offsets[i * each] : offsets[i * each + 1]]) for i in range(n_images)]
+    return [tuple(values[offsets[i] : offsets[i + 1]]) for i in range(0, n_images * rows_per_image, rows_per_image)]

@@ -1,9 +1,9 @@
-"""Images x an image model -> FeatureStore: estimated first, resumable at any moment, over any number of processes."""
+"""Extraction of a feature store from images: resumable at any moment, by one process or several."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
@@ -32,26 +32,26 @@ from monoloss.errors import InputError
 from monoloss.files.atomic import remove_temporaries
 from monoloss.files.lock import only_one
 
-IMAGES_PER_SHARD = 4096  # at most, by default: what a kill can cost
-_BYTES_PER_SHARD = 2**28  # of float32 rows and thumbnails, about: what is in memory
+IMAGES_PER_SHARD = 4096  # of the default, at most; a killed run loses up to a shard
+_BYTES_PER_SHARD = 2**28  # of the default, at most: float32 rows and thumbnails, held in memory
 
 
 @runtime_checkable
 class EmbeddingModel(Protocol):
     """An image model with its preprocessing, as `load_encoder` makes it."""
 
-    width: int  # of a row
-    patch_grid: tuple[int, int] | None  # (height, width) of the patches, if each has a row of its own
-    metadata: dict[str, Any]  # `name`, `weights` and `preprocessing`, for the record
+    width: int  # number of entries of a row
+    patch_grid: tuple[int, int] | None  # (height, width) in patches if each patch has a row; else None
+    metadata: dict[str, Any]  # `name`, `weights` and `preprocessing`, which the store records
     transform: Callable[[Any], Tensor]  # from a PIL image to `(3, h, w)`; it can be pickled
-    device: torch.device  # where the model is
+    device: torch.device  # of the model
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Rows `(n, width)`, or `(n, patches, width)`."""
+        """Return rows `(n, width)`, or `(n, patches, width)`, for images `(n, 3, h, w)`."""
 
 
 class ExtractOptions(TypedDict, total=False):
-    """Keyword arguments of `extract`, which says what they mean."""
+    """Keyword arguments of `extract`, documented there."""
 
     dtype: str
     scale: float | None
@@ -64,12 +64,10 @@ class ExtractOptions(TypedDict, total=False):
 
 
 class Extraction:
-    """A run that writes the embeddings of a source of images as a store.
-
-    Args and errors are those of `extract`; `run` does it.
+    """A run that writes the embeddings of a source of images as a store, with the arguments and errors of `extract`.
 
     Attributes:
-        timing: where the time of `run` went, in this process.
+        timing: images and seconds of `run` in this process.
     """
 
     def __init__(  # noqa: PLR0913 - each is an option
@@ -111,7 +109,7 @@ class Extraction:
             rows_per_shard = max(1, min(IMAGES_PER_SHARD, _BYTES_PER_SHARD // bytes_each))
         check_number("rows_per_shard", rows_per_shard, at_least=1, integer=True)
         self._bytes_each = bytes_of_an_image(encoder.width, n_patches, dtype, thumbnails)
-        self._metadata = {  # what the store, and each shard of it, says about itself
+        self._metadata: dict[str, Any] = {  # recorded by the store and by each shard
             "source": source.description if origin is None else origin,
             "image_root": source.image_root,
             "encoder": checked_encoder(encoder.metadata),
@@ -129,17 +127,17 @@ class Extraction:
         self._rows_per_shard = rows_per_shard
 
     def run(self) -> FeatureStore:
-        """Write what is missing, and open the store."""
-        with joined_ranks() as ranks, ExitStack() as held:
+        """Write the missing shards and the manifest, and return the opened store."""
+        with joined_ranks() as ranks, ExitStack() as locks:
             ranks.check_same({**self._metadata, **self._shape_metadata, "n_images": self.source.n_images})
             if (recorded := recorded_source(self.folder, self.source.image_root)) is not None:
                 self._metadata["source"] = recorded
             report = ExtractionReport(show=self._show and ranks.rank == 0)
             if (self.folder / MANIFEST).exists():
                 return self._finished(report)
-            writer = self._open_writer(ranks, report, held)
+            writer = self._open_writer(ranks, report, locks)
             batches = self._batches(writer, ranks)
-            self._extract(writer, batches, ranks, report)
+            self._write(writer, batches, ranks, report)
             ranks.wait()
             if ranks.rank == 0:
                 self._finish(writer, batches.n_seen)
@@ -151,11 +149,10 @@ class Extraction:
             return store
 
     def _finished(self, report: ExtractionReport) -> FeatureStore:
-        """Open the store that is there already; `InputError` unless this run would write the same."""
+        """Open the finished store; `InputError` unless this run would write an equal one."""
         store = FeatureStore(self.folder)
-        check_metadata(
-            self.folder / MANIFEST, "a finished store", store.manifest, {**self._metadata, **self._shape_metadata}
-        )
+        metadata = {**self._metadata, **self._shape_metadata}
+        check_metadata(self.folder / MANIFEST, "a finished store", store.manifest, metadata)
         n_images = store.n_images + store.manifest.n_skipped
         if self.source.n_images is not None:
             if self.source.n_images != n_images:
@@ -165,59 +162,57 @@ class Extraction:
         report.say(f"{self.folder} is finished already: {store.n_images:,} images")
         return store
 
-    def _open_writer(self, ranks: Ranks, report: ExtractionReport, held: ExitStack) -> FeatureStoreWriter:
-        """Check what is there and what is to come; all processes together, nothing is written before.
+    def _open_writer(self, ranks: Ranks, report: ExtractionReport, locks: ExitStack) -> FeatureStoreWriter:
+        """Check the disk space and the written shards in all processes, then return a writer of the missing shards.
 
-        The folder is locked until the end of ``held``: by the first process, for all of them.
+        The first process locks the folder for all of them, until ``locks`` is closed.
         """
         written = written_shards(self.folder)
         if self.source.n_images is not None:
             missing = set(range(self._n_shards(self.source.n_images, written))) - set(written)
-            to_come = sum(self._n_images_of(shard) for shard in missing)
-            text = check_disk(self.folder, to_come, len(missing), self._bytes_each)
+            n_missing = sum(self._n_images_of(shard) for shard in missing)
+            estimate = check_disk(self.folder, n_missing, len(missing), self._bytes_each)
         else:
-            text = check_disk(self.folder, None, 0, self._bytes_each)
+            estimate = check_disk(self.folder, None, 0, self._bytes_each)
         rows = "a row" if self._grid is None else f"{self._grid.n_patches} rows"
-        report.say(f"{text}; {rows} of {self.encoder.width} x {self._metadata['dtype']} an image")
-        metadata: Mapping[str, Any] = self._metadata
-        writer = FeatureStoreWriter(self.folder, **metadata, resume=True)
+        report.say(f"{estimate}; {rows} of {self.encoder.width} x {self._metadata['dtype']} an image")
+        writer = FeatureStoreWriter(self.folder, **self._metadata, resume=True)
         if ranks.rank == 0:
-            held.enter_context(only_one(self.folder, "extracting"))
+            locks.enter_context(only_one(self.folder, "extracting"))
             remove_temporaries(self.folder)
-        ranks.wait()  # so that nobody writes before this is done
+        ranks.wait()  # no process writes before the first has cleaned up
         if writer.first is not None:
-            check_metadata(
-                self.folder / shard_names(writer.first.index)[0], "a shard", writer.first, self._shape_metadata
-            )
+            shard_file = self.folder / shard_names(writer.first.index)[0]
+            check_metadata(shard_file, "a shard", writer.first, self._shape_metadata)
             if self.source.n_images is not None:
                 self._check_shards(shard for shard in written if ranks.writes(shard))
-            report.say(f"going on with {self.folder}: {len(written)} shards are there")
+            report.say(f"resuming {self.folder}: {len(written)} shards are written")
         return writer
 
     def _check_shards(self, shards: Iterable[int]) -> None:
+        """Check that written shards match the images that the source lists now."""
         for shard in shards:
             start = shard * self._rows_per_shard
             check_shard(self.folder, shard, self.source, start, start + self._n_images_of(shard))
 
     def _n_images_of(self, shard: int) -> int:
-        """How many images of a source of known length belong to a shard."""
+        """Return how many images of a source of known length belong to a shard."""
         return min(self._rows_per_shard, (self.source.n_images or 0) - shard * self._rows_per_shard)
 
     def _batches(self, writer: FeatureStoreWriter, ranks: Ranks) -> ShardBatches:
+        """Return the batches of the missing shards that this process writes."""
         written = frozenset(writer.written)
 
-        def is_wanted(shard: int) -> bool:
+        def is_selected(shard: int) -> bool:
             return ranks.writes(shard) and shard not in written
 
         def check(shard: int, images: Any) -> None:
             if ranks.writes(shard):
                 check_listing(self.folder, shard, images, self.source)
 
-        return ShardBatches(self.source, self._rows_per_shard, self.batch_size, is_wanted, check)
+        return ShardBatches(self.source, self._rows_per_shard, self.batch_size, is_selected, check)
 
-    def _extract(
-        self, writer: FeatureStoreWriter, batches: ShardBatches, ranks: Ranks, report: ExtractionReport
-    ) -> None:
+    def _write(self, writer: FeatureStoreWriter, batches: ShardBatches, ranks: Ranks, report: ExtractionReport) -> None:
         """Embed and write the images of this process, batch by batch."""
         preparation = ImagePreparation(self.encoder.transform, self.thumbnails, self._rows_per_shard)
         n_classes = len(self.source.class_names or ())
@@ -243,14 +238,15 @@ class Extraction:
                     shards.write()
 
     def _share(self, writer: FeatureStoreWriter, ranks: Ranks) -> tuple[int | None, int]:
-        """How many images are this process's, and of how many of them the shards are there."""
+        """Return how many images this process writes in all, and how many are written; (None, 0) for a stream."""
         if self.source.n_images is None:
             return None, 0
-        mine = [shard for shard in range(self._n_shards(self.source.n_images)) if ranks.writes(shard)]
-        done = [shard for shard in writer.written if ranks.writes(shard)]
-        return sum(map(self._n_images_of, mine)), sum(map(self._n_images_of, done))
+        assigned = [shard for shard in range(self._n_shards(self.source.n_images)) if ranks.writes(shard)]
+        written = [shard for shard in writer.written if ranks.writes(shard)]
+        return sum(map(self._n_images_of, assigned)), sum(map(self._n_images_of, written))
 
     def _embed(self, batch: PreparedBatch) -> Tensor | None:
+        """Return the rows of a batch on the CPU; None for a batch without images."""
         if batch.pixels is None:
             return None
         try:
@@ -260,12 +256,13 @@ class Extraction:
             raise InputError("batch_size", got, "a smaller one") from error
 
     def _finish(self, writer: FeatureStoreWriter, n_images: int) -> None:
+        """Write the manifest of a store of all shards of `n_images` images."""
         if n_images == 0:
             raise InputError(self.source.description, "no images", "at least one image")
         writer.finish(self._n_shards(n_images, writer.written))
 
     def _n_shards(self, n_images: int, written: Sequence[int] = ()) -> int:
-        """How many shards some images fill; `InputError` where more of them are written."""
+        """Return how many shards `n_images` images fill; `InputError` if shards beyond that are among `written`."""
         n_shards = -(-n_images // self._rows_per_shard)
         if written and written[-1] >= n_shards:
             file = self.folder / shard_names(written[-1])[0]
@@ -278,38 +275,37 @@ def extract(
 ) -> FeatureStore:
     """Write the embeddings of images as a store, in the order of the source.
 
-    Images are decoded in worker processes; the encoder gets them in batches that never cross a shard. A file that
-    cannot be decoded, or whose row cannot be stored, gives no row: it is listed in `store.skipped` with the reason, and
-    every other row keeps its label and id. Killed at any moment, the same call goes on at the first missing shard and
-    ends with the same bytes (on a CPU in float32). A finished store that this call would write again is opened.
+    Images are decoded in worker processes; the encoder gets them in batches that never cross a shard. An image that
+    cannot be decoded, or whose row cannot be stored, gives no row: it is listed in `store.skipped` with the reason. If
+    the run is killed at any moment, the same call resumes at the first missing shard and ends with the same bytes (on
+    a CPU in float32). A finished store that this call would write again is opened.
 
-    Where torchrun has started several processes, or a process group is there, each writes its own shards (to a folder
-    that all of them see) and the first one the manifest; the store is the one that a single process writes.
+    Several processes (started by torchrun, or in a process group) write different shards to one folder, which all of
+    them must see, and the first process writes the manifest; the store equals that of a single process.
 
     Args:
-        source: the images: what `open_images` gives.
-        encoder: the image model: what `load_encoder` gives. With patches, the rows are the patches of the images.
-        out: the store; it does not exist yet, is empty, or was begun by the same call.
+        source: the images, from `open_images`.
+        encoder: the image model, from `load_encoder`. With patches, each patch of an image gives a row.
+        out: the folder of the store; it does not exist yet, is empty, or was begun by the same call.
         dtype: stored type: "float32" (the default), "float16", "bfloat16" or "uint8".
-        scale: for "uint8" and only there: value = scale * byte. Rows must lie in [0, 255 * scale], so they come from an
-            output that is never below 0.
-        thumbnails: side in pixels of a square picture of each image that is kept in the store; None for none.
-        batch_size: images that the encoder gets at a time; by default 64.
-        workers: processes that decode images, 0 for none; by default one for each
-            processor, up to 8, and fewer where the model runs on the CPU.
-        rows_per_shard: images of a shard, the part that a kill costs at most; by default 4096, less for wide
-            patches and large thumbnails.
-        origin: what the store says about where the images came from; by default the source's description. A run that
-            goes on with the same folder of images keeps what was said first.
-        progress: show the estimate, a progress bar and the figures of the run (by default); needs the extra `cli`.
+        scale: for "uint8" only: value = scale * byte. Rows must lie in [0, 255 * scale], so the output of the encoder
+            must not be negative.
+        thumbnails: side in pixels of a square thumbnail of each image in the store; None (the default) for none.
+        batch_size: number of images that the encoder gets at a time; by default 64.
+        workers: number of processes that decode images, 0 to decode in this one; by default one for each processor, up
+            to 8, and a quarter of that where the model runs on the CPU.
+        rows_per_shard: number of images in a shard; a killed run loses at most one shard. By default 4096, less for
+            wide patches and large thumbnails.
+        origin: the source as the store records it; by default the source's description. A run that resumes with the
+            same folder of images keeps the first record.
+        progress: show the estimate, a progress bar and the timing of the run (the default); needs the extra `cli`.
 
     Returns:
-        The store, open.
+        The opened store.
 
     Raises:
-        InputError: an argument is out of its range; the store does not fit on the disk; the folder holds something
-            else, was begun with another encoder, preprocessing, weights, type or other images, or is written by another
-            process.
+        InputError: an argument is out of its range; the store does not fit on the disk; or the folder holds other
+            files, was begun with another encoder, preprocessing, weights, type or images, or another process writes it.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""Prepared images and what the encoder made of them -> shards."""
+"""Collection of images and their embeddings into the shards of a store."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ _NO_LABEL = "without a label"
 
 
 class ShardShape(NamedTuple):
-    """What the shards of a run have in common."""
+    """Sizes that all shards of a store share."""
 
-    width: int  # d
+    width: int  # number of entries of an embedding
     labels: str | None  # None, "single" or "multi"
     n_classes: int  # columns of "multi" labels
-    thumbnail_size: int | None  # side of the thumbnails, if there are any
+    thumbnail_size: int | None  # side of the thumbnails in pixels; None without thumbnails
 
 
 class ShardBuilder:
     """Collects the images of one shard at a time and writes them.
 
-    An image whose row cannot be stored (NaN, inf, only zeros, too large) is skipped with that reason. Where that is so
-    for every image of the very first batch, something is wrong with the encoder or the stored type, and it is an error.
+    An image whose row cannot be stored (NaN, inf, only zeros, too large) is skipped with that reason. It is an
+    `InputError` if no image of the first batch gives a row: the encoder or the stored type must be wrong.
 
     Args:
-        writer: of the store.
-        shape: of the shards.
+        writer: the writer of the store.
+        shape: the sizes of its shards.
     """
 
     def __init__(self, writer: FeatureStoreWriter, shape: ShardShape) -> None:
         self._writer, self._shape = writer, shape
         self._shard: int | None = None
-        self._started = bool(writer.written)  # a row has been stored before
+        self._started = bool(writer.written)  # whether a row is collected or a shard is written
         self._clear()
 
     def needs_writing(self, batch: PreparedBatch) -> bool:
-        """Whether a batch belongs to another shard than the one that is collected."""
+        """Return whether a batch belongs to another shard than the collected one, which `write` has to write first."""
         return self._shard is not None and batch.shard != self._shard
 
     def add(self, batch: PreparedBatch, embeddings: Shaped[Tensor, "n *p d"] | None) -> int:
-        """Take up a batch of the shard that is collected, or of the next; gives how many images were skipped.
+        """Add a batch to the collected shard, or start a new one with it; return how many of its images are skipped.
 
         Raises:
-            InputError: the encoder's output has another shape, or none of the first rows can be stored.
+            InputError: the embeddings have another shape, or no image of the first batch gives a row.
         """
         self._shard = batch.shard
         n_before = len(self._skipped)
@@ -67,6 +67,7 @@ class ShardBuilder:
         return len(self._skipped) - n_before
 
     def _add_rows(self, batch: PreparedBatch, embeddings: Shaped[Tensor, "n *p d"]) -> None:
+        """Add the images whose rows can be stored; list the others as skipped."""
         shape = (len(batch.images), *self._patches(), self._shape.width)
         if tuple(embeddings.shape) != shape:
             raise InputError("encoder", f"an output of shape {tuple(embeddings.shape)}", f"{shape}, as it says itself")
@@ -75,33 +76,32 @@ class ShardBuilder:
             expected = f"an encoder whose rows can be stored as {self._writer.dtype}"
             expected += "" if self._writer.scale is None else f" with scale {self._writer.scale:g}, and another scale"
             raise InputError("encoder", f"{faults[0]} for every image of the first batch", expected)
-        kept: list[int] = []
+        stored: list[int] = []  # of the images of the batch, by index
         for number, (image, fault) in enumerate(zip(batch.images, faults, strict=True)):
             reason = _NO_LABEL if self._shape.labels is not None and image.label is None else fault
             if reason is None:
-                kept.append(number)
+                stored.append(number)
             else:
                 self._skipped.append(skipped_file(image, reason))
-        self._started = self._started or bool(kept)
-        self._images += [batch.images[number] for number in kept]
-        stored = embeddings if self._writer.scale is not None else embeddings.to(DTYPES[self._writer.dtype])
-        self._embeddings.append(stored[kept])
+        self._started = self._started or bool(stored)
+        self._images += [batch.images[number] for number in stored]
+        rows = embeddings if self._writer.scale is not None else embeddings.to(DTYPES[self._writer.dtype])
+        self._embeddings.append(rows[stored])
         if batch.thumbnails is not None:
-            self._thumbnails.append(batch.thumbnails[kept])
+            self._thumbnails.append(batch.thumbnails[stored])
 
     def write(self) -> None:
-        """Write the shard that is collected, if there is one."""
+        """Write the collected shard, if there is one."""
         if self._shard is None:
             return
-        images = self._images
-        none = torch.empty(0, *self._patches(), self._shape.width)
+        no_rows = torch.empty(0, *self._patches(), self._shape.width)
         self._writer.write_shard(
             self._shard,
-            torch.cat(self._embeddings) if self._embeddings else none,
-            [image.id for image in images],
+            torch.cat(self._embeddings) if self._embeddings else no_rows,
+            [image.id for image in self._images],
             self._labels(),
-            paths=[image.path for image in images],
-            thumbnails=self._small(),
+            paths=[image.path for image in self._images],
+            thumbnails=self._joined_thumbnails(),
             skipped=sorted(self._skipped, key=lambda file: file.position),
         )
         self._clear()
@@ -114,34 +114,36 @@ class ShardBuilder:
         self._shard = None
 
     def _patches(self) -> tuple[int, ...]:
+        """Return the axis of patches in the shape of embeddings: `(n_patches,)`, or `()` without patches."""
         grid = self._writer.patch_grid
         return () if grid is None else (grid.n_patches,)
 
     def _faults(self, embeddings: Float[Tensor, "n *p d"]) -> list[str | None]:
-        """Why each image cannot be stored; of patches the first reason, with the patch."""
+        """Return why each image cannot be stored, or None; of patches the fault of the first bad one, and its place."""
         grid: PatchGrid | None = self._writer.patch_grid
         rows = row_faults(embeddings.flatten(0, -2), self._writer.dtype, self._writer.scale)
         if grid is None:
             return rows
         faults: list[str | None] = []
         for first in range(0, len(rows), grid.n_patches):
-            of_image = rows[first : first + grid.n_patches]
-            bad = next((patch for patch, fault in enumerate(of_image) if fault is not None), None)
-            faults.append(None if bad is None else f"{of_image[bad]}, {grid.name('patch ', bad).replace(' #', ' ')}")
+            patches = rows[first : first + grid.n_patches]
+            bad = next((patch for patch, fault in enumerate(patches) if fault is not None), None)
+            faults.append(None if bad is None else f"{patches[bad]}, {grid.name('patch ', bad).replace(' #', ' ')}")
         return faults
 
     def _labels(self) -> Tensor | None:
+        """Return the labels of the collected images: `(n,)` int64, or for "multi" labels `(n, n_classes)` bool."""
         if self._shape.labels is None:
             return None
         labels = [image.label for image in self._images]
         if self._shape.labels == "single":
             return torch.tensor(labels, dtype=torch.int64)
-        several = torch.zeros(len(labels), self._shape.n_classes, dtype=torch.bool)
+        is_positive = torch.zeros(len(labels), self._shape.n_classes, dtype=torch.bool)
         for row, label in enumerate(labels):
-            several[row, list(label)] = True  # type: ignore[arg-type] # "multi" labels are tuples
-        return several
+            is_positive[row, list(label)] = True  # type: ignore[arg-type] # "multi" labels are tuples
+        return is_positive
 
-    def _small(self) -> UInt8[Tensor, "n s s 3"] | None:
+    def _joined_thumbnails(self) -> UInt8[Tensor, "n s s 3"] | None:
         size = self._shape.thumbnail_size
         if size is None:
             return None

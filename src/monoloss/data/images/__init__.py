@@ -1,4 +1,4 @@
-"""Where images come from: folders, archives of data sets, Hugging Face datasets."""
+"""Sources of images: folders, archives of data sets, Hugging Face datasets."""
 
 from monoloss.data.images.open import open_images
 from monoloss.data.images.source import ImageSource

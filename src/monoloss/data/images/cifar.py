@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their official files, which torchvision reads."""
+"""Images of CIFAR-10 and CIFAR-100, read by torchvision from their official files."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class CifarImages:
-    """The images of one split, in the order of the files; the ids are "train/0", "train/1", ..."""
+    """Images of one split of CIFAR, in the order of the files; the ids are "train/0", "train/1", ..."""
 
     description: str  # the source as the user wrote it
     split: str  # "train" or "test"
-    pixels: UInt8[ndarray, "n 32 32 3"]  # of all images
-    numbers: Sequence[int]  # the label of each
+    pixels: UInt8[ndarray, "n 32 32 3"]
+    numbers: Sequence[int]  # the class number of each image
     class_names: list[str]  # of the classes 0, 1, ...
 
     @property
     def image_root(self) -> str | None:
-        """None: the images are no files of a folder."""
+        """None: the images are not files of a folder."""
         return None
 
     @property
     def labels(self) -> LabelKind:
-        """An image has one label."""
+        """The kind of labels: one for each image."""
         return "single"
 
     @property
     def n_images(self) -> int:
-        """How many there are."""
+        """The number of images."""
         return len(self.numbers)
 
     def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
-        """The images at positions `start` to `stop` (exclusive; by default to the end), in order, as PNG files."""
+        """Yield the images at positions `start` to `stop` (exclusive; by default to the end) as PNG files, in order."""
         check_number("start", start, at_least=0, integer=True)
         for position in range(start, self.n_images if stop is None else min(stop, self.n_images)):
             file = io.BytesIO()
@@ -54,7 +54,7 @@ class CifarImages:
             yield SourceImage(position, self._id(position), None, self.numbers[position], file.getvalue())
 
     def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
-        """The id and the label of each image, without the images."""
+        """Yield the id and the label of each image, without encoding it."""
         return ((self._id(position), number) for position, number in enumerate(self.numbers))
 
     def _id(self, position: int) -> str:
@@ -62,9 +62,9 @@ class CifarImages:
 
 
 def open_cifar(description: str, kind: str, path: str | os.PathLike[str], split: str | None) -> CifarImages:
-    """The images of a split of CIFAR-10 or CIFAR-100 (its fine labels); see `open_images`.
+    """Open a split of CIFAR-10 or CIFAR-100 (with its fine labels); see `open_images`.
 
-    The official files are pickles. Each is read only if its MD5 is the published one.
+    The official files are pickles; a file is read only if its MD5 is the published one.
 
     Args:
         description: the source as the user wrote it.
@@ -73,14 +73,14 @@ def open_cifar(description: str, kind: str, path: str | os.PathLike[str], split:
         split: "train" or "test".
 
     Raises:
-        InputError: no split is chosen, or a file is missing or is not the official one.
+        InputError: the split is unknown, or a file is missing or is not the official one.
     """
     if split not in _SPLITS:
         raise InputError("split", repr(split), f"one of the splits of {kind}: {', '.join(_SPLITS)}")
-    files = _KINDS[kind]
+    reader = _KINDS[kind]
     try:
-        data = files(path, train=split == "train")
+        data = reader(path, train=split == "train")
     except RuntimeError as error:
-        expected = f"the folder that holds {files.base_folder}, unpacked from {files.filename}"
+        expected = f"the folder that holds {reader.base_folder}, unpacked from {reader.filename}"
         raise InputError(description, "files that are missing or are not the official ones", expected) from error
     return CifarImages(description, split, data.data, data.targets, list(data.classes))

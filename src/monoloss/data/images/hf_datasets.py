@@ -1,4 +1,4 @@
-"""Images in Hugging Face datasets: which columns, and their rows without decoding."""
+"""Images in Hugging Face datasets: the choice of columns, and the rows with their encoded images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from monoloss.errors import InputError
 
 _USUAL_LABELS = (*LABEL_KEYS, "label", "target")
 _IMAGES_AT_A_TIME = 32  # encoded images in memory
-_ROWS_AT_A_TIME = 1024  # of labels and ids
+_ROWS_AT_A_TIME = 1024  # rows of labels and ids in memory
 _NO_LABELS = 'label_column="" leaves labels out'
 
 
@@ -37,12 +37,12 @@ class LabelColumn(NamedTuple):
     """A column of labels."""
 
     name: str  # of the column
-    kind: LabelKind  # one label a row, or several
-    class_names: list[str] | None  # of the classes 0, 1, ..., if they are known
-    numbers: dict[str, int] | None  # class numbers, where the labels are strings
+    kind: LabelKind  # "single" (one label in a row) or "multi" (any number)
+    class_names: list[str] | None  # of the classes 0, 1, ...; None if unknown
+    numbers: dict[str, int] | None  # the class number of each label that is a string; None for other labels
 
     def read(self, table: pa.Table, where: str, first_row: int) -> list[Label]:
-        """The labels of a table, which starts at row `first_row`; `InputError` for a missing or impossible one."""
+        """Return the labels of a table; `first_row` is its first row's number, for `InputError` about a bad label."""
         name = f"{where}, column {self.name}"
         column = table.column(self.name)
         if self.numbers is not None:
@@ -63,81 +63,86 @@ class LabelColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """The images of one split of a dataset."""
+    """Images of one split of a dataset."""
 
     description: str  # the source as the user wrote it
-    dataset: AnyDataset  # a Dataset or, for a stream, an IterableDataset, of the columns that are needed
-    n_images: int | None  # rows; None for a stream
-    image_column: str  # of the encoded images
-    label_column: LabelColumn | None  # of the labels, if there are any
-    id_column: str | None  # of the ids; without it the row numbers are the ids
+    dataset: AnyDataset  # the columns below, of a Dataset or (for a stream) an IterableDataset
+    n_images: int | None  # number of rows; None for a stream
+    image_column: str  # name of the column of encoded images
+    label_column: LabelColumn | None  # None if rows have no labels
+    id_column: str | None  # name of the column of ids; None where the row numbers are the ids
 
     @property
     def image_root(self) -> str | None:
-        """None: images of a dataset are no files of a folder."""
+        """None: images of a dataset are not files of a folder."""
         return None
 
     @property
     def labels(self) -> LabelKind:
-        """Whether a row has one label, any number of them, or none is known."""
+        """The labels of a row: "single" (one), "multi" (any number), or None (unknown)."""
         return None if self.label_column is None else self.label_column.kind
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes, if the dataset has them."""
+        """The names of the classes 0, 1, ...; None if the dataset has no names."""
         return None if self.label_column is None else self.label_column.class_names
 
     def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
-        """The images at positions `start` to `stop` (exclusive; by default to the end), in order.
+        """Yield the images at positions `start` to `stop` (exclusive; by default to the end), in order.
 
-        A stream reads what lies before `start` as well, and hands it to nobody.
+        A stream is read from its beginning; rows before `start` are dropped.
 
         Raises:
             InputError: a row cannot be read, or its label or id is missing or impossible.
         """
         check_number("start", start, at_least=0, integer=True)
         if self.n_images is None:
-            yield from islice(
-                self._rows(self.dataset.skip(start), start), None if stop is None else max(stop - start, 0)
-            )
+            n_rows = None if stop is None else max(stop - start, 0)
+            yield from islice(self._rows(self.dataset.skip(start), start), n_rows)
             return
         end = self.n_images if stop is None else min(stop, self.n_images)
         if start < end:
             yield from self._rows(self.dataset.select(range(start, end)), start)
 
     def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
-        """The id and the label of each row, without the images; None for a label that is not known."""
-        chosen = (self.label_column.name if self.label_column else None, self.id_column)
-        names = list(dict.fromkeys(name for name in chosen if name is not None)) or [self.image_column]
+        """Yield the id and the label of each row, without images; the label is None in a dataset without labels."""
+        names = self._label_and_id_columns() or [self.image_column]
         row = 0
-        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME):
+        for table in arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description):
             column = self.label_column
             labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
             yield from zip(self._ids(table, row), labels, strict=True)
             row += table.num_rows
 
     def check_columns(self) -> None:
-        """Read all labels and ids (of a stream: the first row) before any work; `InputError` says what is wrong."""
+        """Check all labels and ids (of a stream: its first row); `InputError` for a bad label or a repeated id."""
         if self.n_images is None:
             if next(self.images(0, 1), None) is None:
                 raise InputError(self.description, "a dataset without rows", "at least one row")
             return
-        chosen = (self.label_column.name if self.label_column else None, self.id_column)
-        names = list(dict.fromkeys(name for name in chosen if name is not None))
-        seen: dict[str, int] = {}
+        names = self._label_and_id_columns()
+        if not names:
+            return
+        row_of_id: dict[str, int] = {}
         row = 0
-        for table in self._tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME) if names else ():
+        for table in arrow_tables(self.dataset.select_columns(names), _ROWS_AT_A_TIME, self.description):
             if self.label_column is not None:
                 self.label_column.read(table, self.description, row)
             for i, name in enumerate(self._ids(table, row) if self.id_column else ()):
-                if seen.setdefault(name, row + i) != row + i:
-                    got = f"{name!r} twice (rows {seen[name]} and {row + i})"
+                if row_of_id.setdefault(name, row + i) != row + i:
+                    got = f"{name!r} twice (rows {row_of_id[name]} and {row + i})"
                     raise InputError("id_column", got, "an id of its own for every row")
             row += table.num_rows
 
+    def _label_and_id_columns(self) -> list[str]:
+        """Return the names of the columns of labels and ids, as far as there are any, each once."""
+        names = (self.label_column.name if self.label_column else None, self.id_column)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
     def _rows(self, dataset: AnyDataset, first_row: int) -> Iterator[SourceImage]:
+        """Yield all rows of a dataset (perhaps a part of `self.dataset`) whose first row has the number `first_row`."""
         row = first_row
-        for table in self._tables(dataset, _IMAGES_AT_A_TIME):
+        for table in arrow_tables(dataset, _IMAGES_AT_A_TIME, self.description):
             column = self.label_column
             labels = [None] * table.num_rows if column is None else column.read(table, self.description, row)
             ids = self._ids(table, row)
@@ -148,22 +153,20 @@ class DatasetImages:
                 row += 1
 
     def _ids(self, table: pa.Table, first_row: int) -> list[str]:
+        """Return the ids of a table whose first row has the number `first_row`."""
         if self.id_column is None:
             return [str(first_row + i) for i in range(table.num_rows)]
         return string_list(table.column(self.id_column), f"{self.description}, column {self.id_column}", first_row)
 
-    def _tables(self, dataset: AnyDataset, batch_size: int) -> Iterator[pa.Table]:
-        return arrow_tables(dataset, batch_size, self.description)
-
     def _content(self, cell: bytes | dict[str, Any] | None) -> tuple[str | None, str | bytes]:
-        """What a dataset calls an image, and the image: a file here, or its bytes. A row without one is empty."""
+        """Return the path that a cell records, and the image: an absolute path or bytes; `b""` if the cell has none."""
         if cell is None or isinstance(cell, bytes):
             return None, cell or b""
         path, content = cell.get("path"), cell.get("bytes")
         if content is not None or path is None:
             return path, content or b""
         if "://" not in path:
-            return path, os.path.abspath(path)  # noqa: PTH100 - a text is handed on
+            return path, os.path.abspath(path)  # noqa: PTH100 - a str is returned
         with reading_dataset(self.description), xopen(path, "rb") as file:
             return path, bytes(file.read())
 
@@ -179,11 +182,11 @@ def open_image_dataset(
     id_column: str | None = None,
     streaming: bool = False,
 ) -> DatasetImages:
-    """The images of a dataset; see `open_images`.
+    """Open the images of a dataset; see `open_images`.
 
     Raises:
-        InputError: the dataset, the split or a column is not there or of another kind; a label is missing or
-            impossible, or an id stands twice (of a stream this is seen when its row comes).
+        InputError: the dataset, the split or a column does not exist or is of another kind; a label is missing or
+            impossible, or an id is repeated (in a stream, labels after the first row are checked while it is read).
     """
     dataset = choose_split(open_dataset(path, subset, streaming=streaming), split, path)
     features = features_of(dataset, path)
@@ -205,36 +208,39 @@ def open_image_dataset(
 
 
 def _choose_images(features: Any, image_column: str | None, path: str) -> str:
+    """Return `image_column` if it holds images; for None the only column of images. `InputError` otherwise."""
     if image_column is not None:
         if image_column not in features or not _holds_images(features[image_column]):
             got = repr(image_column) if image_column not in features else f"{image_column!r}, {features[image_column]}"
-            there = ", ".join(name for name in features if _holds_images(features[name])) or "(none)"
-            raise InputError("image_column", got, f"a column of images of {path}: {there}")
+            columns = ", ".join(name for name in features if _holds_images(features[name])) or "(none)"
+            raise InputError("image_column", got, f"a column of images of {path}: {columns}")
         return image_column
-    found: list[str] = [name for name in features if isinstance(features[name], datasets.Image)]
-    found = found or [name for name in features if _holds_images(features[name])]
-    if not found:
+    names: list[str] = [name for name in features if isinstance(features[name], datasets.Image)]
+    names = names or [name for name in features if _holds_images(features[name])]
+    if not names:
         expected = "a column of images: of the type Image, or of encoded bytes"
         raise InputError(path, f"no images in the columns {', '.join(features) or '(none)'}", expected)
-    if len(found) > 1:
-        raise InputError("image_column", f"no choice between {' and '.join(found)} in {path}", "one of them")
-    return found[0]
+    if len(names) > 1:
+        raise InputError("image_column", f"no choice between {' and '.join(names)} in {path}", "one of them")
+    return names[0]
 
 
 def _holds_images(feature: Any) -> bool:
-    if isinstance(feature, dict):  # how an Image is stored, in a file that does not say so
+    """Return whether a column of this type can hold encoded images."""
+    if isinstance(feature, dict):  # an Image as it is stored in a file without the type of its columns
         return feature.keys() == {"bytes", "path"}
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in {"binary", "large_binary"}
 
 
 def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None, path: str) -> LabelColumn | None:
+    """Return the column of labels, chosen as `open_images` says; None if there is none or `label_column` is empty."""
     if label_column == "":
         return None
-    of_classes = [name for name in features if class_names_of(features, name) is not None]
-    usual: Sequence[str] = of_classes if len(of_classes) == 1 else _USUAL_LABELS
+    class_label_columns = [name for name in features if class_names_of(features, name) is not None]
+    usual: Sequence[str] = class_label_columns if len(class_label_columns) == 1 else _USUAL_LABELS
     name = choose_key("label_column", label_column, usual, list(features), path)
-    if name is None and of_classes:
-        got = f"no choice between {' and '.join(of_classes)} in {path}"
+    if name is None and class_label_columns:
+        got = f"no choice between {' and '.join(class_label_columns)} in {path}"
         raise InputError("label_column", got, f"one of them; {_NO_LABELS}")
     if name is None:
         return None
@@ -242,8 +248,7 @@ def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None,
     where, kind = f"{path}, column {name}", getattr(feature, "dtype", None)
     if getattr(feature, "feature", None) is not None:
         if names is None:
-            got = "lists without class names"
-            raise InputError(where, got, f"lists of ClassLabel, which say how many classes there are; {_NO_LABELS}")
+            raise InputError(where, "lists without class names", f"lists of ClassLabel, with names; {_NO_LABELS}")
         return LabelColumn(name, "multi", names, None)
     if kind in {"string", "large_string"}:
         if not hasattr(dataset, "num_rows"):
@@ -257,13 +262,13 @@ def _choose_labels(dataset: AnyDataset, features: Any, label_column: str | None,
 
 
 def _strings(dataset: AnyDataset, name: str, where: str) -> list[str]:
-    """All strings of a column, sorted; a row without one is refused."""
-    found: set[str] = set()
+    """Return the different strings of a column, sorted; `InputError` for a row without one."""
+    distinct: set[str] = set()
     row = 0
     for table in arrow_tables(dataset.select_columns([name]), _ROWS_AT_A_TIME, where):
         texts = optional_strings(table.column(name), where)
         if None in texts:
             raise InputError(where, f"nothing in row {row + texts.index(None)}", f"a label in every row; {_NO_LABELS}")
-        found |= {text for text in texts if text is not None}
+        distinct |= {text for text in texts if text is not None}
         row += len(texts)
-    return sorted(found)
+    return sorted(distinct)

@@ -1,4 +1,4 @@
-"""Images from anywhere: folders, Hugging Face datasets, CIFAR, OpenImages. One order, one id each, decoded late."""
+"""Open images by a short description of their source: a folder, a Hugging Face dataset, CIFAR or OpenImages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from monoloss.errors import InputError, needs_extra
 __all__ = ["ImageSource", "SourceImage", "UnreadableImage", "decode_image", "open_images"]
 
 _KINDS = ("imagefolder", "dataset", "hf-hub", "openimages", "cifar10", "cifar100")
-_WITH_COLUMNS = ("dataset", "hf-hub")
-_ONLY_FOR = {
+_KINDS_WITH_COLUMNS = ("dataset", "hf-hub")
+_KINDS_WITH_OPTION = {
     "image_column": ("dataset", "hf-hub"),
     "id_column": ("dataset", "hf-hub"),
     "streaming": ("dataset", "hf-hub"),
@@ -36,32 +36,32 @@ def open_images(  # noqa: PLR0913 - each is an option
     labels_path: str | None = None,
     classes_path: str | None = None,
 ) -> ImageSource:
-    """Open a source of images: labels and names are read and checked now, images when they are asked for.
+    """Open a source of images. Labels and ids are read and checked now; images are read when they are iterated over.
 
-    - ``imagefolder:PATH``: image files in class folders, in any depth. The path relative to the class folders' parent
-      is the id; the order is that of the sorted paths. Images without class folders have no labels.
+    - ``imagefolder:PATH``: image files in class folders, in any depth, in the order of their sorted paths. The id of
+      an image is its path relative to the parent of the class folders. Images without class folders have no labels.
     - ``dataset:PATH``: a Hugging Face dataset on this machine: a folder of `save_to_disk`, a .parquet or .arrow file,
       or a folder of such files. The row numbers are the ids.
-    - ``hf-hub:USER/NAME``: one on the Hugging Face Hub; it is downloaded whole, unless `streaming` is on.
-    - ``openimages:PATH``: image files in any depth and the official CSV files; several labels an image.
+    - ``hf-hub:USER/NAME``: a dataset on the Hugging Face Hub; it is downloaded whole, unless `streaming` is on.
+    - ``openimages:PATH``: image files in any depth and the official CSV files; an image has any number of labels.
     - ``cifar10:PATH``, ``cifar100:PATH``: the official files for Python, unpacked in PATH.
 
     Args:
-        spec: one of these.
-        split: of a folder PATH/split/class; of a dataset, where there are several; of OpenImages; or of CIFAR, "train"
-            or "test".
-        image_column: of a dataset; by default its only column of images.
-        label_column: of a dataset; by default its only ClassLabel, else `labels`, `label`, `targets` or `target`: a
-            ClassLabel, lists of ClassLabel, integers, or strings (their sorted values are the classes). An empty name
-            leaves labels out, also those of a folder.
-        id_column: of a dataset: strings or integers, each its own.
-        streaming: read a dataset from front to back without a copy on the disk (one of `save_to_disk` needs none).
-        subset: configuration of a dataset on the Hub, where there are several.
+        spec: the source, in one of the forms above.
+        split: the split to open: of a folder PATH/split/class, of a dataset with several splits, of OpenImages, or of
+            CIFAR ("train" or "test").
+        image_column: a dataset's column of images; by default the only one.
+        label_column: a dataset's column of labels; by default the only ClassLabel, else `labels`, `label`, `targets` or
+            `target`. It holds a ClassLabel, lists of ClassLabel, integers, or strings (whose sorted values are the
+            classes). An empty name leaves labels out, also those of a folder.
+        id_column: a dataset's column of ids: strings or integers, different in every row. By default the row number.
+        streaming: read a dataset from front to back without a copy on the disk (one of `save_to_disk` is read as is).
+        subset: the configuration of a dataset on the Hub that has several.
         labels_path: CSV of OpenImages' labels: image-level labels or boxes; by default the official one in PATH.
         classes_path: CSV of OpenImages' class names; by default the official one in PATH.
 
     Raises:
-        InputError: the source, the split, a column or a file is not there, cannot be read or holds no image; a label
+        InputError: the source, the split, a column or a file does not exist, cannot be read or holds no image; a label
             is missing; or an option belongs to another kind of source.
 
     Example:
@@ -82,17 +82,17 @@ def open_images(  # noqa: PLR0913 - each is an option
     options = {"image_column": image_column, "id_column": id_column, "streaming": streaming or None, "subset": subset}
     options |= {"labels_path": labels_path, "classes_path": classes_path}
     for name, value in options.items():
-        if value is not None and kind not in _ONLY_FOR[name]:
-            raise InputError(name, repr(value), f"none: it is an option of {' and '.join(_ONLY_FOR[name])}")
-    if label_column is not None and (kind not in _WITH_COLUMNS and (label_column or kind != "imagefolder")):
+        if value is not None and kind not in _KINDS_WITH_OPTION[name]:
+            raise InputError(name, repr(value), f"none: it is an option of {' and '.join(_KINDS_WITH_OPTION[name])}")
+    if label_column is not None and (kind not in _KINDS_WITH_COLUMNS and (label_column or kind != "imagefolder")):
         raise InputError("label_column", repr(label_column), f"none, or a dataset: {kind} has no columns")
-    path = os.path.expanduser(place)  # noqa: PTH111 - a shell does not do it behind a colon
+    path = os.path.expanduser(place)  # noqa: PTH111 - a shell does not expand ~ behind a colon
     if kind == "imagefolder":
         return open_image_folder(spec, path, split, labelled=label_column is None)
     if kind == "openimages":
         return open_openimages(spec, path, split=split, labels_path=labels_path, classes_path=classes_path)
     with needs_extra("vision"):
-        if kind not in _WITH_COLUMNS:
+        if kind not in _KINDS_WITH_COLUMNS:
             from monoloss.data.images.cifar import open_cifar
 
             return open_cifar(spec, kind, path, split)

@@ -1,4 +1,4 @@
-"""The images of a store's rows, from wherever they are."""
+"""Images of a store's rows, from image files or from the store's thumbnails."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Picture = UInt8[np.ndarray, "_ _ _"]  # height, width, 1 or 3
 
 
 class Pictures(NamedTuple):
-    """Where the images of a store's rows come from."""
+    """A reader of the images of a store's rows."""
 
-    # gives the images of some row numbers, ``(h, w, 1 or 3)`` bytes each, for cells of a size (it may make them smaller
-    # itself); None for one that cannot be read
+    # `read(rows, cell)` returns an image ``(h, w, 1 or 3)`` for each row number, to be shown ``cell`` pixels wide
+    # (image files are scaled to that size, thumbnails are not); None for an image that cannot be read
     read: Callable[[Int[Tensor, " n"], int], Sequence[Picture | None]]
     root: Path | None = None  # the folder of the image files; None for thumbnails
 
 
 def pictures_of(store: FeatureStore, images: Path | None = None) -> Pictures | None:
-    """Where the images of a store come from, or None.
+    """Return a reader of the images of a store's rows, or None if the store has none.
 
-    In this order: below ``images``, where the store knows its rows' paths; its thumbnails; the image root that it
-    names, if that is still there.
+    The first that exists of: the files below the folder ``images`` (if the store records the paths of its rows), the
+    store's thumbnails, the files below the image root that the store records.
     """
     root = store.manifest.image_root
     if images is not None and _has_paths(store):
@@ -44,9 +44,10 @@ def pictures_of(store: FeatureStore, images: Path | None = None) -> Pictures | N
 
 
 def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s c"]:
-    """The middle square of an image at the size of a cell; pixels of small images become squares, sharp.
+    """Scale the middle square of an image to ``(cell, cell)`` pixels.
 
-    Sharp where a pixel fills a whole number of the cell's; else smoothed.
+    A square image whose side divides ``cell`` is enlarged by repeating its pixels, which stays sharp; any other is
+    resampled (bicubic).
     """
     height, width = picture.shape[:2]
     if height == width and cell % height == 0:
@@ -58,24 +59,25 @@ def fitted(picture: Picture, cell: int) -> UInt8[np.ndarray, "s s c"]:
 
 
 def _files(store: FeatureStore, root: Path) -> Pictures:
-    """Image files below a root, by the paths of the store's rows; a path that leads out of the root is not followed."""
+    """Return a reader of the files below ``root`` at the paths of the store's rows; paths out of ``root`` give None."""
     if not root.is_dir():
         raise InputError("images", f"{root}, which is no folder", "the folder that the store's paths are relative to")
-    whole, paths = root.resolve(), store.paths
+    resolved_root, paths = root.resolve(), store.paths
 
     def read(rows: Tensor, cell: int) -> list[Picture | None]:
-        return [_read(whole, paths[row], cell) for row in rows.tolist()]
+        return [_read(resolved_root, paths[row], cell) for row in rows.tolist()]
 
     return Pictures(read, root)
 
 
 def _has_paths(store: FeatureStore) -> bool:
-    """Whether the path of some image is known."""
-    rows_each = store.n_rows // store.n_images  # the patches of an image have the same
-    return any(store.paths[row] is not None for row in range(0, store.n_rows, rows_each))
+    """Return whether the store records a path for any row."""
+    rows_per_image = store.n_rows // store.n_images  # the patches of an image have the same path
+    return any(store.paths[row] is not None for row in range(0, store.n_rows, rows_per_image))
 
 
 def _read(root: Path, path: str | None, cell: int) -> Picture | None:
+    """Return the image file ``root / path`` fitted to a cell; None without a path, outside ``root``, or unreadable."""
     if path is None:
         return None
     file = (root / path).resolve()

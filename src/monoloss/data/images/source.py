@@ -1,4 +1,4 @@
-"""What a source of images hands out, wherever the images come from."""
+"""The interface of every source of images, and the images that it yields."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LabelKind: TypeAlias = Literal["single", "multi"] | None
 class SourceImage(NamedTuple):
     """One image, not yet decoded."""
 
-    position: int  # its place in the source, from 0
-    id: str  # its own in the whole source; for files the path
-    # relative to the source's `image_root`, "/" between its parts; what a dataset calls the image, if it does
+    position: int  # index in the source, from 0
+    id: str  # unique in the source; for files the path
+    # of a file: relative to the source's `image_root`, "/" between its parts; of a dataset's row: the name of the image
     path: str | None
-    label: Label  # class number; for several labels the numbers of all positive classes, ascending (there may be none)
-    content: str | bytes  # the absolute path of the file, or the encoded image itself: what `decode_image` takes
+    label: Label  # class number; with labels "multi" the numbers of all positive classes, ascending (perhaps none)
+    content: str | bytes  # the argument of `decode_image`: the absolute path of a file, or the encoded image
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Images in a fixed order, with their labels; `open_images` makes one."""
+    """Images in a fixed order, with their labels; returned by `open_images`."""
 
     @property
     def description(self) -> str:
@@ -30,19 +30,19 @@ class ImageSource(Protocol):
 
     @property
     def image_root(self) -> str | None:
-        """The folder that paths are relative to; None for datasets."""
+        """The folder that the images' paths are relative to; None for datasets."""
 
     @property
     def labels(self) -> LabelKind:
-        """Whether an image has one label, any number of them, or none is known."""
+        """The labels of an image: "single" (one), "multi" (any number), or None (unknown)."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names of the classes 0, 1, ..., if they are known."""
+        """The names of the classes 0, 1, ...; None if unknown."""
 
     @property
     def n_images(self) -> int | None:
-        """How many there are; None for a stream."""
+        """The number of images; None for a stream."""
 
     def images(self, start: int = 0, stop: int | None = None) -> Iterator[SourceImage]:
-        """The images at positions `start` to `stop` (exclusive; by default to the end), in order."""
+        """Yield the images at positions `start` to `stop` (exclusive; by default to the end), in order."""
