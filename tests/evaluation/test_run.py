@@ -366,7 +366,7 @@ def test_error_texts(stores, tmp_path: Path):
         ),
         (
             lambda: evaluate(store, {"a": topk, "narrow": narrow}),
-            "store: got rows of width 32 for models['narrow']; expected its width, 31",
+            "store: got rows of width 32 for models['narrow']; expected the SAE's width, 31",
         ),
         (
             lambda: evaluate(store, {"a": SparseAutoencoder(D, some_config("batch_topk", M, 4))}),

@@ -228,7 +228,7 @@ def test_what_cannot_be_shown(evaluation: Evaluation, store, folder: Path) -> No
         with pytest.raises(InputError, match=rf"latent: got {latent}; expected an integer at least 0 and below 16"):
             evaluation.latent(latent)
     other = small_store(str(folder / "other"), ids=[f"other {row}" for row in range(64)])
-    with pytest.raises(InputError, match=r"store: got .*other, another store; expected the one that was evaluated"):
+    with pytest.raises(InputError, match=r"store: got .*other, another store; expected the store that was evaluated"):
         evaluation.latent(0, other)
     with pytest.raises(InputError, match=r"images: got pictures; expected the store too"):
         evaluation.latent(0, images="pictures")
