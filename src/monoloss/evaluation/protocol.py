@@ -76,7 +76,7 @@ class EncodedBatch(NamedTuple):
     reconstruction: Float[Tensor, "n d_in"] | None
     """In the space of ``target``; None without a decoder, or if it was not requested."""
     target: Float[Tensor, "n d_in"]
-    """The rows that the reconstruction is compared with: the inputs, for a SAE scaled."""
+    """The rows that the reconstruction is compared with: the inputs, of a SAE with ``unit_norm`` at length 1."""
 
 
 def encode_batch(
