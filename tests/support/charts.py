@@ -1,4 +1,4 @@
-"""Evaluations for interactive charts, and what is on them."""
+"""Small evaluations to draw charts of, and names that a page must show as text."""
 
 from __future__ import annotations
 

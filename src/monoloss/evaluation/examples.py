@@ -54,7 +54,7 @@ class ExtremeRows:
     """
 
     def __init__(self, m: int, k: int, device: torch.device | None = None, *, largest: bool) -> None:
-        self.largest, self._sign = largest, -1 if largest else 1
+        self.largest, self._sign = largest, -1 if largest else 1  # the key of an activation is sign * bits
         self._smallest = _SmallestKeys(m, k, device)
 
     def add(self, activations: Activations, first_row: int) -> None:
@@ -180,7 +180,7 @@ class _SmallestKeys:
             return
         m, k = self.keys.shape
         by_key = keys.argsort(stable=True)
-        order = by_key[latents[by_key].argsort(stable=True)]
+        order = by_key[latents[by_key].argsort(stable=True)]  # by latent, and by key within a latent
         latents = latents[order]
         offsets = offsets_of_sorted_rows(latents, m)
         rank = torch.arange(len(order), device=order.device) - offsets[latents]

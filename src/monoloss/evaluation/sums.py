@@ -34,7 +34,7 @@ class LatentMeasures(NamedTuple):
 
     score: Tensor
     n_eff: Tensor
-    counts: Tensor
+    counts: Tensor  # active rows of each latent
     purity: ClassPurityResult | None
     top_classes: TopClasses | None
     examples: Examples

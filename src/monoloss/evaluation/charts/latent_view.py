@@ -101,11 +101,11 @@ class LatentView:
         """Return the HTML that a notebook shows."""
         title = f"Latent {self.latent} of {plain_text(self.evaluation.name)}"
         measures = "".join(
-            f"<div><dt>{_text(word)}</dt><dd>{_text(value)}</dd></div>"
+            f"<div><dt>{_escaped(word)}</dt><dd>{_escaped(value)}</dd></div>"
             for word, value in latent_measures(self.evaluation, self.latent).items()
         )
-        parts = [f"<h3>{_text(title)}</h3><dl>{measures}</dl>"]
-        parts += [f"<h4>{_text(heading)}</h4>{_rows_html(rows)}" for heading, rows in self.rows.items()]
+        parts = [f"<h3>{_escaped(title)}</h3><dl>{measures}</dl>"]
+        parts += [f"<h4>{_escaped(heading)}</h4>{_rows_html(rows)}" for heading, rows in self.rows.items()]
         parts.append(f'<div class="charts">{self._histogram_html()}{self._classes_html()}</div>')
         parts.append(self._similar_html())
         return f'{_STYLE}<div class="monoloss-latent">{"".join(parts)}</div>'
@@ -121,7 +121,7 @@ class LatentView:
         Raises:
             InputError: `path` is a folder.
         """
-        title = _text(f"Latent {self.latent} of {plain_text(self.evaluation.name)}")
+        title = _escaped(f"Latent {self.latent} of {plain_text(self.evaluation.name)}")
         head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         head += '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         page = f"{head}<title>{title}</title></head><body>{self._repr_html_()}</body></html>\n"
@@ -151,7 +151,7 @@ class LatentView:
             return ""
         highest = max(bar.n_rows for bar in bars)
         lines = "".join(
-            f'<div class="bar"><span title="{_text(bar.name)}">{_text(bar.name)}</span>'
+            f'<div class="bar"><span title="{_escaped(bar.name)}">{_escaped(bar.name)}</span>'
             f'<i style="width:{100 * bar.n_rows / highest:.4g}%"></i><span>{bar.n_rows:,}</span></div>'
             for bar in bars
         )
@@ -237,7 +237,7 @@ def _rows_html(rows: Sequence[ShownRow]) -> str:
 
 def _row_html(row: ShownRow) -> str:
     classes = ", ".join([*row.labels[:_N_LABELS], *(["…"] if len(row.labels) > _N_LABELS else [])])
-    words = _text(", ".join(part for part in (row.name, classes) if part))
+    words = _escaped(", ".join(part for part in (row.name, classes) if part))
     value = f'<span class="quiet">{row.value:.3g}</span>'
     if row.image is None:
         return f'<li class="name" title="{words}">{words}<br>{value}</li>'
@@ -245,5 +245,5 @@ def _row_html(row: ShownRow) -> str:
     return f'<li title="{words}"><img{kind} src="{row.image.address}" alt="{words}">{value}</li>'
 
 
-def _text(text: str) -> str:
+def _escaped(text: str) -> str:
     return html.escape(text)
