@@ -13,13 +13,11 @@ from torch import Tensor
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation import sums
-from monoloss.evaluation.protocol import latents_of
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.metrics import MonoScore
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sparse import SparseActivations
 from support import bounds
 from support.evaluations import tensors_of
 from support.sae_checks import Spy
@@ -106,17 +104,6 @@ def test_rows_are_rebuilt_in_the_first_pass_only(store, monkeypatch):
     found = evaluate(store, {"a": some_sae("topk")}, latents_per_pass=10)["a"]
     assert sum(n_rebuilt) == N
     assert found.summary["explained_variance"] <= 1.0
-
-
-def test_latents_of():
-    dense = torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 0.0], [0.0, 3.0, -4.0]])
-    for form in (SparseActivations.from_dense(dense), SparseActivations(dense, torch.arange(3).repeat(3, 1), 3)):
-        assert latents_of(form, 0, 3) is form
-        for first, stop in ((0, 1), (1, 2), (1, 3)):
-            part = latents_of(form, first, stop)
-            assert part.shape == (3, stop - first)
-            assert torch.equal(part.to_dense(), dense[:, first:stop])
-    assert torch.equal(latents_of(dense, 1, 3), dense[:, 1:])
 
 
 @pytest.mark.door

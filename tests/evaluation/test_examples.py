@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monoloss.evaluation import examples as module
-from monoloss.evaluation.examples import Examples, ExtremeRows, SampledRows, mixed
+from monoloss.evaluation.examples import Examples, ExtremeRows, SampledRows, splitmix64
 from monoloss.functional import sparsity
 from support.embeddings import LAYOUTS, as_dense, ragged
 from support.evaluations import assert_examples, examples_by_loops, hash_of
@@ -121,12 +121,12 @@ def test_nothing_of_the_batch_is_changed_nor_kept_on_the_graph():
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_the_hash_is_that_of_whole_numbers(number):
-    assert mixed(torch.tensor([number])).tolist() == [hash_of(number)]
+    assert splitmix64(torch.tensor([number])).tolist() == [hash_of(number)]
 
 
 def test_the_hash_is_the_published_one():
     """The first numbers that SplitMix64 draws from the seed 0."""
-    drawn = mixed(torch.tensor([0, hash_start := 0x9E3779B97F4A7C15 - 2**64])).tolist()
+    drawn = splitmix64(torch.tensor([0, hash_start := 0x9E3779B97F4A7C15 - 2**64])).tolist()
     assert [number % 2**64 for number in drawn] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
     assert hash_start < 0
 
@@ -198,8 +198,8 @@ WRONG = {
     "the last batch only": (module._SmallestKeys, "add", no_earlier_batches),
     "above the median only": (SampledRows, "middle", from_the_median_on),
     "rows where the latent is silent": (ExtremeRows, "_may_enter", inactive_rows_too),
-    "the first rows as a sample": (module, "mixed", lambda numbers: numbers),
-    "a hash that is not mixed": (module, "mixed", multiplied_only),
+    "the first rows as a sample": (module, "splitmix64", lambda numbers: numbers),
+    "a hash that is not mixed": (module, "splitmix64", multiplied_only),
 }
 
 
@@ -217,6 +217,6 @@ def test_wrong_variants_are_seen(monkeypatch, wrong):
 
 @pytest.mark.parametrize("variant", [lambda numbers: numbers, multiplied_only])
 def test_a_poor_hash_is_seen_by_the_spread_alone(monkeypatch, variant):
-    monkeypatch.setattr(module, "mixed", variant)
+    monkeypatch.setattr(module, "splitmix64", variant)
     with pytest.raises(AssertionError):
         check_the_sample_is_spread_evenly()

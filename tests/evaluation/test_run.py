@@ -1,4 +1,4 @@
-"""An evaluation against loops over the concatenated rows; every row once, in order; nothing changed by it."""
+"""An evaluation against loops over all rows at once, whatever the batches, the shards and the other models."""
 
 from __future__ import annotations
 
@@ -9,119 +9,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import reference
-from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
-from monoloss.sae.config import InputScaling
 from monoloss.sae.model import SparseAutoencoder
-from monoloss.sparse import SparseActivations
 from support import bounds
-from support.sae_checks import Spy, check_evaluation_changes_no_tensor, check_every_row_is_read_once_in_order
-from support.saes import bits_of, dense, generator_of, some_config, structured_rows, structured_store
+from support.evaluated_models import LABELS, MODELS, ROWS, D, M, N, Returning
+from support.saes import dense, some_config, structured_store
 
-D, M, N = 32, 40, 160
 ERROR = bounds.of_score(N)  # 8e-5, of any split into batches
 
 
-class Dense:
-    """A user's own encoder: dense codes of any sign, never active on latent 0, once on latent 1."""
-
-    def __init__(self) -> None:
-        self.weight = torch.randn(D, M, generator=generator_of(2)) / 5
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        z = inputs @ self.weight - 0.4
-        z[:, 0] = 0.0
-        z[:, 1] = torch.where(inputs[:, 0] == ROWS[7, 0], 3.0, 0.0)
-        return z
-
-
-class DenseWithDecoder(Dense):
-    """The same with a way back."""
-
-    def decode(self, codes: Tensor) -> Tensor:
-        return (codes.relu() @ self.weight.t()) * 0.3 + 0.4
-
-
-class Sparse(Dense):
-    """The same, stored as the entries that are not 0, with a decoder that takes just those."""
-
-    def encode(self, inputs: Tensor) -> SparseActivations:
-        return SparseActivations.from_dense(super().encode(inputs).relu())
-
-    def decode(self, codes: SparseActivations) -> Tensor:
-        return (codes.to_dense() @ self.weight.t()) * 0.3 + 0.4
-
-
-ROWS, LABELS = structured_rows(N, seed=3)
-
-
-def multi_labels() -> Tensor:
-    """Two classes on some rows, none on others."""
-    table = torch.zeros(N, 5, dtype=torch.bool)
-    table[torch.arange(N), LABELS % 5] = torch.arange(N) % 4 != 0
-    table[torch.arange(N), (LABELS * 3) % 5] |= torch.arange(N) % 3 == 0
-    return table
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FeatureStore]:
-    """The same rows: with labels in one shard and in several, with several labels a row, and without."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    return {
-        "single": FeatureStore.create(folder / "single", ROWS, LABELS),
-        "shards": FeatureStore.create(folder / "shards", ROWS, LABELS, rows_per_shard=37),
-        "multi": FeatureStore.create(folder / "multi", ROWS, multi_labels(), rows_per_shard=100),
-        "none": FeatureStore.create(folder / "none", ROWS),
-    }
-
-
-def some_trained_sae(variant: str) -> SparseAutoencoder:
-    """Codes and reconstructions that are neither perfect nor pointless; standardised and centred for TopK."""
-    scaling = InputScaling(center=variant == "topk", standardise=variant != "batch_topk")
-    mean = torch.nn.functional.normalize(ROWS).mean(0) if scaling.center else None
-    sae = SparseAutoencoder(D, some_config(variant, M, 4, inputs=scaling), input_mean=mean, seed=4)
-    with torch.no_grad():
-        sae.decoder_bias.add_(0.05)
-    sae.calibrate_([ROWS])
-    return sae.eval()
-
-
-MODELS: dict[str, Any] = {
-    "topk": some_trained_sae("topk"),
-    "topk_tied": some_trained_sae("topk_tied"),
-    "batch_topk": some_trained_sae("batch_topk"),
-    "jump_relu": some_trained_sae("jump_relu"),
-    "vanilla": some_trained_sae("vanilla"),
-    "dense": Dense(),
-    "dense_with_decoder": DenseWithDecoder(),
-    "sparse": Sparse(),
-}
-
-
-def expected_figures(
+def expected_measures(
     z: Tensor, target: Tensor, reconstruction: Tensor | None, labels: Tensor | None, center: Tensor | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Summary and columns by loops over all rows at once."""
     rows = ROWS if center is None else torch.as_tensor(reference.unit_rows(ROWS))  # a mean is that of unit rows
     scores = reference.mono_score_pairwise(rows, z, center)
     chance = reference.chance_pairwise(rows, center)
-    kept = scores[~np.isnan(scores)]
+    defined = scores[~np.isnan(scores)]
     lift, n_eff = reference.lift(scores, chance), reference.n_eff(z)
     summary = {
-        "score_mean": kept.mean(),
-        "score_median": np.median(kept),
-        "score_p90": np.quantile(kept, 0.9),
-        "score_mean_zero_filled": kept.sum() / M,
+        "score_mean": defined.mean(),
+        "score_median": np.median(defined),
+        "score_p90": np.quantile(defined, 0.9),
+        "score_mean_zero_filled": defined.sum() / M,
         "chance": chance,
         "lift_mean": np.nanmean(lift),
         "n_eff_median": np.median(n_eff[~np.isnan(scores)]),
         "n_latents": M,
-        "n_alive": len(kept),
+        "n_alive": len(defined),
         "l0": reference.l0(z),
     }
     columns = {"score": scores, "lift": lift, "n_eff": np.nan_to_num(n_eff), "density": (z > 0).double().mean(0)}
@@ -150,7 +70,7 @@ def all_at_once(model: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     return dense(codes), ROWS, model.decode(codes) if hasattr(model, "decode") else None
 
 
-def assert_figures(evaluation: Evaluation, summary: dict[str, float], columns: dict[str, Any]) -> None:
+def assert_measures(evaluation: Evaluation, summary: dict[str, float], columns: dict[str, Any]) -> None:
     assert evaluation.summary == bounds.close_summary(summary, ERROR)
     dominant = {"dominant_class"} if "purity_binary" in columns else set()
     assert set(evaluation.latents) == set(columns) | dominant
@@ -167,7 +87,7 @@ def test_equals_loops_over_all_rows(stores, which):
     assert list(evaluations) == list(MODELS)
     for name, model in MODELS.items():
         z, target, reconstruction = all_at_once(model)
-        assert_figures(evaluations[name], *expected_figures(z, target, reconstruction, labels, None))
+        assert_measures(evaluations[name], *expected_measures(z, target, reconstruction, labels, None))
         assert (reconstruction is None) == (name == "dense")
         if labels is not None and labels.ndim == 1:
             check_dominant_class(evaluations[name], z, labels)
@@ -185,7 +105,7 @@ def check_dominant_class(evaluation: Evaluation, z: Tensor, labels: Tensor) -> N
 
 def test_purity_is_judged_only_where_asked_for(stores):
     with_labels = evaluate(stores["single"], {"dense": MODELS["dense"]}, purity=False)["dense"]
-    assert_figures(with_labels, *expected_figures(*all_at_once(MODELS["dense"]), None, None))
+    assert_measures(with_labels, *expected_measures(*all_at_once(MODELS["dense"]), None, None))
     same = {
         name: evaluate(stores["single"], {"a": MODELS["dense"]}, purity=choice)["a"]
         for name, choice in (("by default", None), ("asked", True))
@@ -197,11 +117,11 @@ def test_purity_is_judged_only_where_asked_for(stores):
 def test_center_is_taken_off_the_unit_embeddings_only(stores):
     store, center = stores["single"], torch.linspace(-0.1, 0.3, D)
     evaluation = evaluate(store, {"topk": MODELS["topk"]}, center=center)["topk"]
-    assert_figures(evaluation, *expected_figures(*all_at_once(MODELS["topk"]), LABELS, center))
+    assert_measures(evaluation, *expected_measures(*all_at_once(MODELS["topk"]), LABELS, center))
     assert evaluation.metadata["centred"] is True
 
 
-def test_neither_batches_nor_shards_nor_company_change_the_figures(stores):
+def test_neither_batches_nor_shards_nor_company_change_the_measures(stores):
     one = evaluate(stores["single"], MODELS)
     others = [
         evaluate(stores["single"], MODELS, batch_size=9),
@@ -228,9 +148,8 @@ def test_examples_are_the_most_active_rows(stores):
         z = all_at_once(MODELS[name])[0]
         highest = z.clamp(min=0.0).sort(0, descending=True).values[:5]
         steps = (highest[:-1] - highest[1:])[highest[:-1] > 0]
-        assert steps.min() > 10 * float(
-            bounds.of_product(ROWS, MODELS[name].weight).max()
-        )  # no rounding exchanges two rows
+        rounding = float(bounds.of_product(ROWS, MODELS[name].weight).max())
+        assert steps.min() > 10 * rounding  # which exchanges no two rows
         examples = evaluate(stores["shards"], {"a": MODELS[name]}, n_examples=4, batch_size=N)["a"].examples
         assert examples.rows.shape == examples.values.shape == (M, 4)
         for latent in range(M):
@@ -244,7 +163,7 @@ def test_examples_are_the_most_active_rows(stores):
     assert evaluate(stores["single"], {"a": MODELS["dense"]})["a"].examples.rows.shape == (M, 15)
 
 
-def test_facts(stores):
+def test_metadata(stores):
     evaluations = evaluate(stores["shards"], {"a": MODELS["topk"], "b": MODELS["dense"]})
     metadata = evaluations["a"].metadata
     assert metadata["store_fingerprint"] == stores["shards"].fingerprint
@@ -262,20 +181,6 @@ def test_comes_back_from_files(stores, tmp_path):
         assert set(loaded.latents) == set(evaluation.latents)
 
 
-# Every row once, and nothing is changed
-
-
-def test_every_row_is_read_once_in_stored_order(tmp_path):
-    check_every_row_is_read_once_in_order(tmp_path)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, N, N + 1])
-def test_the_last_short_batch_counts(stores, batch_size):
-    spy = Spy()
-    evaluate(stores["shards"], {"spy": spy}, batch_size=batch_size)
-    assert torch.equal(torch.cat(spy.seen), ROWS)
-
-
 def test_progress_goes_to_stderr_and_changes_nothing(stores, capsys):
     quiet = evaluate(stores["shards"], {"a": MODELS["topk"]})["a"]
     assert capsys.readouterr() == ("", "")
@@ -287,121 +192,29 @@ def test_progress_goes_to_stderr_and_changes_nothing(stores, capsys):
     assert f"{N}/{N} rows" in err
 
 
-def test_changes_no_tensor(tmp_path):
-    check_evaluation_changes_no_tensor(tmp_path)
-
-
-class Layered(nn.Module):
-    """A module of parts in different modes, which notes in which modes it was run."""
-
-    def __init__(self, fails: bool = False) -> None:
-        super().__init__()
-        self.frozen = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D)).eval()
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(D, M))
-        self.fails, self.ran_in = fails, []
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        self.ran_in.append({part.training for part in self.modules()})
-        assert not torch.is_grad_enabled()
-        if self.fails:
-            raise ZeroDivisionError("a fault")
-        return self.head(self.frozen(inputs)).relu()
-
-
-def modes_of(model: nn.Module) -> dict[str, bool]:
-    return {name: part.training for name, part in model.named_modules()}
-
-
-def test_modes_of_all_parts_come_back(stores):
-    layered, sae = Layered(), some_trained_sae("batch_topk").train()
-    before, bits = modes_of(layered), bits_of(layered)
-    assert set(before.values()) == {True, False}
-    evaluate(stores["single"], {"a": layered, "b": sae}, batch_size=100)
-    assert layered.ran_in == [{False}, {False}]
-    assert modes_of(layered) == before
-    assert all(modes_of(sae).values())
-    assert bits_of(layered) == bits
-    assert all(parameter.grad is None for parameter in layered.parameters())
-
-
-def test_modes_come_back_after_an_error(stores):
-    layered, sae = Layered(fails=True), some_trained_sae("topk").train()
-    before = modes_of(layered)
-    with pytest.raises(ZeroDivisionError, match="a fault"):
-        evaluate(stores["single"], {"b": sae, "a": layered})
-    assert modes_of(layered) == before
-    assert all(modes_of(sae).values())
-    uncalibrated = SparseAutoencoder(D, some_config("batch_topk", M, 4))
-    with pytest.raises(InputError):
-        evaluate(stores["single"], {"a": uncalibrated})
-    assert all(modes_of(uncalibrated).values())
-
-
-# The door
-
-
-class Returning:
-    """An encoder that gives back what it was made with."""
-
-    def __init__(self, codes: Any, reconstruction: Any = None) -> None:
-        self.codes = codes
-        if reconstruction is not None:
-            self.decode = lambda _: reconstruction
-
-    def encode(self, inputs: Tensor) -> Any:
-        return self.codes
-
-
 @pytest.mark.door
 def test_error_texts(stores, tmp_path: Path):
     store, topk = stores["single"], MODELS["topk"]
     bad_codes = torch.ones(N, 3)
     bad_codes[4, 2] = torch.nan
-    sparse = SparseActivations.from_dense(torch.ones(5, 3))
-    narrow = SparseAutoencoder(D - 1, some_config("topk", M, 4))
     for call, text in (
         (
             lambda: evaluate(stores["none"], {"a": topk}, purity=True),
             f"purity: got True for {stores['none'].folder}, which has no labels; expected a store with labels",
         ),
         (
-            lambda: evaluate(store, {"a": topk, "narrow": narrow}),
-            "store: got rows of width 32 for models['narrow']; expected its width, 31",
-        ),
-        (
             lambda: evaluate(store, {"a": SparseAutoencoder(D, some_config("batch_topk", M, 4))}),
             "threshold: got no calibrated value; expected calibrate_ on training rows before eval()",
         ),
         (
-            lambda: evaluate(store, topk),
-            "models: got SparseAutoencoder; expected a dict from names to models with encode(inputs)",
-        ),
-        (lambda: evaluate(store, [topk]), "models: got list; expected a dict from names to models with encode(inputs)"),
-        (
             lambda: evaluate(store, {}),
             "models: got an empty dict; expected a dict from names to models with encode(inputs)",
-        ),
-        (
-            lambda: evaluate(store, {"a": nn.Linear(2, 2)}),
-            "models['a']: got Linear; expected a model with encode(inputs)",
         ),
         (lambda: evaluate(store, {"a": topk}, batch_size=0), "batch_size: got 0; expected an integer at least 1"),
         (lambda: evaluate(store, {"a": topk}, n_examples=0), "n_examples: got 0; expected an integer at least 1"),
         (
             lambda: evaluate(store, {"a": topk}, center=torch.ones(3)),
             "center: got shape (3,), dtype torch.float32; expected a floating-point tensor of shape (32,)",
-        ),
-        (
-            lambda: evaluate(store, {"a": Returning([1.0])}),
-            "models['a'].encode(inputs): got list; expected a floating-point tensor of shape (160, any width)",
-        ),
-        (
-            lambda: evaluate(store, {"a": Returning(torch.ones(5, 3))}),
-            "models['a'].encode(inputs): got shape (5, 3); expected a floating-point tensor of shape (160, any width)",
-        ),
-        (
-            lambda: evaluate(store, {"a": Returning(sparse)}),
-            "models['a'].encode(inputs): got 5 rows; expected 160 rows",
         ),
         (
             lambda: evaluate(store, {"a": Returning(bad_codes)}),

@@ -134,14 +134,15 @@ def test_error_texts():
     without = replace(one, name="old", decoder_directions=None)
     narrow = replace(one, decoder_directions=one.decoder_directions[:, :-1])
     lacks = (
-        "got 'old', which has no decoder directions; expected that of a SAE; files that an earlier version wrote lack"
+        "got 'old', which has no decoder directions; expected the evaluation of a SAE; "
+        "if an earlier version wrote it, evaluate again"
     )
     for call, text in (
-        (lambda: similar_latents(without), f"evaluation: {lacks} them: evaluate again"),
-        (lambda: closest_matches(one, without), f"other: {lacks} them: evaluate again"),
+        (lambda: similar_latents(without), f"evaluation: {lacks}"),
+        (lambda: closest_matches(one, without), f"other: {lacks}"),
         (
             lambda: closest_matches(one, narrow),
-            "other: got directions of width 5; expected those of the other evaluation, 6",
+            "other: got directions of width 5; expected the width of the first evaluation, 6",
         ),
         (lambda: similar_latents(one, 0), "k: got 0; expected an integer at least 1"),
         (lambda: similar_latents({}), "evaluation: got a dict; expected an Evaluation"),

@@ -142,7 +142,7 @@ def test_another_number_of_rows_is_refused_before_the_pass(tmp_path):
     with pytest.raises(InputError) as caught:
         evaluate(store, {"a": StoredActivations(tmp_path / "a.npy")})
     path = tmp_path / "a.npy"
-    assert str(caught.value) == f"models['a']: got {N - 1} rows in {path}; expected as many as the store has, {N}"
+    assert str(caught.value) == f"models['a']: got {N - 1} rows in {path}; expected one for each row of the store, {N}"
 
 
 @pytest.mark.door

@@ -1,7 +1,8 @@
-"""Evaluations for interactive charts, and what is on them."""
+"""Small evaluations to draw charts of, and names that a page must show as text."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,20 @@ def run(name: str, scores: Sequence[float], **summary: float) -> Evaluation:
     }
     whole = {"score_mean": float(score.nanmean()), "chance": 0.25, "explained_variance": 0.8, "r2": 0.7, **summary}
     return Evaluation(name, {}, whole, latents, Examples.none(len(scores), 2))
+
+
+def run_groups() -> dict[str, list[Evaluation]]:
+    """Two groups of a baseline and a run with MonoLoss."""
+    return {
+        "TopK": [
+            run("topk-base", [0.4, 0.5, math.nan], explained_variance=0.8, r2=0.7, purity_weighted=0.3),
+            run("topk-mono", [0.6, 0.7, 0.8], explained_variance=0.79, r2=0.71, purity_weighted=0.4),
+        ],
+        "BatchTopK": [
+            run("batch_topk-base", [0.3, 0.5, 0.1], explained_variance=0.82, r2=0.72, purity_weighted=0.2),
+            run("batch_topk-mono", [0.5, 0.5, 0.6], explained_variance=0.81, r2=0.74, purity_weighted=0.6),
+        ],
+    }
 
 
 def small_store(folder: str, **more: object) -> FeatureStore:

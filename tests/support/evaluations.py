@@ -1,4 +1,4 @@
-"""What tests of evaluations share: what is shown of latents, by loops written from the definitions."""
+"""Reference loops, written from the definitions, for the examples, classes and histograms of latents."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from monoloss.evaluation.result import Evaluation
 
 
 def tensors_of(evaluation: Evaluation) -> dict[str, Tensor]:
-    """Everything that is shown of the latents but their columns: the tensors of an evaluation by name."""
-    found = {}
+    """The tensors of an evaluation other than the columns of its latents, by name."""
+    tensors = {}
     for field in fields(evaluation):
         value = getattr(evaluation, field.name)
         if isinstance(value, Tensor):
-            found[field.name] = value
+            tensors[field.name] = value
         elif is_dataclass(value):
-            found |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
-    return found
+            tensors |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+    return tensors
 
 
 def hash_of(row: int) -> int:
-    """SplitMix64 in whole numbers, as a signed one."""
+    """SplitMix64 in Python integers, as a signed 64-bit integer."""
     mask = 2**64 - 1
     x = (row + 0x9E3779B97F4A7C15) & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -40,7 +40,7 @@ def highest_first(column: list[float], rows: list[int]) -> list[int]:
 
 
 def expected_rows(kind: str, column: list[float], k: int, size: int) -> list[int]:
-    """By the definitions, one latent at a time."""
+    """Rows of one latent's examples of a kind, from its column of activations."""
     active = [row for row, value in enumerate(column) if value > 0]
     if kind == "highest":
         return highest_first(column, active)[:k]
@@ -53,7 +53,7 @@ def expected_rows(kind: str, column: list[float], k: int, size: int) -> list[int
 
 
 def examples_by_loops(kind: str, z: Tensor, k: int, size: int) -> tuple[list[list[int]], list[list[float]]]:
-    """What is missing is row -1 with value 0."""
+    """Rows and values of all latents; missing examples are row -1 with value 0."""
     all_rows, all_values = [], []
     width = size if kind == "sample" else k
     for column in z.double().t().tolist():
@@ -64,8 +64,8 @@ def examples_by_loops(kind: str, z: Tensor, k: int, size: int) -> tuple[list[lis
     return all_rows, all_values
 
 
-def assert_examples(found: dict[str, Examples], z: Tensor, k: int, size: int) -> None:
-    for kind, examples in found.items():
+def assert_examples(by_kind: dict[str, Examples], z: Tensor, k: int, size: int) -> None:
+    for kind, examples in by_kind.items():
         rows, values = examples_by_loops(kind, z, k, size)
         assert examples.rows.dtype == torch.int64
         assert examples.values.dtype == torch.float64
@@ -85,11 +85,11 @@ def classes_by_loops(rows: list[list[float]]) -> tuple[list[list[int]], list[lis
     return classes, counts
 
 
-def assert_classes(found: TopClasses, rows: Tensor) -> None:
+def assert_classes(top: TopClasses, rows: Tensor) -> None:
     classes, counts = classes_by_loops(rows.tolist())
-    assert found.classes.dtype == found.counts.dtype == torch.int64
-    assert found.classes.tolist() == classes
-    assert found.counts.tolist() == counts
+    assert top.classes.dtype == top.counts.dtype == torch.int64
+    assert top.classes.tolist() == classes
+    assert top.counts.tolist() == counts
 
 
 def histogram_by_loops(z: Tensor) -> np.ndarray:

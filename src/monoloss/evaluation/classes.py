@@ -1,4 +1,4 @@
-"""The classes that a latent is active on most often."""
+"""The most frequent classes among the active rows of each latent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 N_CLASSES = 10
-_BLOCK_COUNTS = 2**22  # ranked in one go: 32 MB
+_BLOCK_COUNTS = 2**22  # counts ranked at a time: 32 MB
 
 
 @dataclass(frozen=True)
 class TopClasses:
-    """The most frequent classes of each latent's active rows, at most ten: of equal counts the lower class first.
+    """The most frequent classes of each latent's active rows, at most ten; of equal counts the lower class first.
 
     Attributes:
-        classes: ``(m, k)`` int64, the first the dominant class; -1 where a latent is active on fewer classes.
-        counts: how many active rows carry the class, ``(m, k)`` int64; 0 where there is none.
+        classes: ``(m, k)`` int64, the dominant class first; -1 where a latent is active on fewer than k classes.
+        counts: number of active rows that carry the class, ``(m, k)`` int64; 0 where the class is -1.
     """
 
     classes: Int[Tensor, "m k"]
@@ -27,7 +27,7 @@ class TopClasses:
 
     @classmethod
     def of_counts(cls, rows: Float[Tensor, "m c"]) -> TopClasses:
-        """From the active rows of each class, as :class:`monoloss.functional.purity.PurityCounts` sums them up.
+        """Rank the classes of each latent by its number of active rows in each class, ``PurityCounts.rows``.
 
         Exact. Cost O(m c), some latents at a time.
         """
@@ -42,5 +42,5 @@ class TopClasses:
 
     @classmethod
     def join_latents(cls, parts: Sequence[TopClasses]) -> TopClasses:
-        """The classes of the latents of several parts, one part after the other."""
+        """Concatenate several blocks of latents."""
         return cls(torch.cat([part.classes for part in parts]), torch.cat([part.counts for part in parts]))

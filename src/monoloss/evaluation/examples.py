@@ -1,4 +1,4 @@
-"""The rows that show what a latent means, collected while a store is read once."""
+"""Example rows of each latent (highest, lowest, around the median), collected in one pass over a store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monoloss.functional.sparsity import EntryBlock, active_entries
 from monoloss.sparse import Activations
 from monoloss.sparse.activations import offsets_of_sorted_rows
 
-_NO_KEY = torch.iinfo(torch.int64).max  # of a place that is not taken
+_NO_KEY = torch.iinfo(torch.int64).max  # marks an empty place
 
 
 @dataclass(frozen=True)
@@ -30,49 +30,50 @@ class Examples:
 
     @classmethod
     def none(cls, m: int, k: int, device: torch.device | None = None) -> Examples:
-        """No rows."""
+        """Return the examples of ``m`` latents that are active on no row."""
         rows = torch.full((m, k), -1, dtype=torch.int64, device=device)
         return cls(rows, torch.zeros(m, k, dtype=torch.float64, device=device))
 
     @classmethod
     def join_latents(cls, parts: Sequence[Examples]) -> Examples:
-        """The examples of the latents of several parts, one part after the other."""
+        """Concatenate several blocks of latents."""
         return cls(torch.cat([part.rows for part in parts]), torch.cat([part.values for part in parts]))
 
 
 class ExtremeRows:
-    """Collects the ``k`` most or least active rows of each latent, of those it is active on.
+    """Collects the ``k`` most or least active rows of each latent, among the rows it is active on.
 
-    The most extreme comes first, of equal values the earlier row. Batches come in the order of their rows. Cost
-    O(entries) a batch; only entries beyond the last of a latent's ``k`` so far are sorted: after some batches, few.
+    The most extreme row is first, of equal values the earlier row. Batches must be added in the order of their rows.
+    Cost O(entries) a batch; only entries more extreme than a latent's ``k`` rows so far are sorted, soon only a few.
 
     Args:
-        m: latents.
-        k: rows of each.
-        device: of what is collected.
-        largest: the most active rows; False: the least active.
+        m: number of latents.
+        k: number of rows of each latent.
+        device: device of the collected rows.
+        largest: collect the most active rows; False: the least active.
     """
 
     def __init__(self, m: int, k: int, device: torch.device | None = None, *, largest: bool) -> None:
-        self.largest, self._sign = largest, -1 if largest else 1
-        self._kept = _SmallestKeys(m, k, device)
+        self.largest, self._sign = largest, -1 if largest else 1  # the key of an activation is sign * bits
+        self._smallest = _SmallestKeys(m, k, device)
 
     def add(self, activations: Activations, first_row: int) -> None:
         """Add a batch whose first row has the given number."""
         for entries in active_entries(activations, self._may_enter):
-            self._kept.add(entries.latents, self._sign * _bits(entries.values), entries.rows + first_row)
+            self._smallest.add(entries.latents, self._sign * _bits(entries.values), entries.rows + first_row)
 
     def examples(self) -> Examples:
-        """The rows found so far."""
-        taken = self._kept.taken
-        values = _values(torch.where(taken, self._sign * self._kept.keys, 0))
-        return Examples(torch.where(taken, self._kept.payloads[0], -1), values)
+        """Return the rows collected so far, ``(m, k)``."""
+        taken = self._smallest.taken
+        values = _values(torch.where(taken, self._sign * self._smallest.keys, 0))
+        return Examples(torch.where(taken, self._smallest.payloads[0], -1), values)
 
     def _may_enter(self, block: EntryBlock) -> Bool[Tensor, "..."]:
-        last = self._kept.last
+        """Mark the active entries that may be more extreme than the last of their latent's ``k`` rows so far."""
+        last = self._smallest.last
         is_full = last < _NO_KEY
         bounds = _values(torch.where(is_full, self._sign * last, 0))
-        rounded = bounds.to(block.values)  # compared in that dtype, several times faster
+        rounded = bounds.to(block.values)  # a comparison in the dtype of the block is several times faster
         if self.largest:
             return block.values > block.of_latents(rounded.where(rounded.to(bounds) <= bounds, 0.0))
         highest = rounded.where(is_full & (rounded.to(bounds) >= bounds), torch.inf)
@@ -80,32 +81,32 @@ class ExtremeRows:
 
 
 class SampledRows:
-    """Collects a sample of at most ``size`` of each latent's active rows; all of them where there are no more.
+    """Collects a sample of ``size`` of each latent's active rows; all of them if there are no more.
 
-    The rows whose numbers have the smallest hash: as good as drawn at random, and the same for any split into batches
-    and any order of them. Latents prefer the same rows, so that the samples of all of them have few rows between them.
+    The sample holds the rows whose numbers have the smallest hashes. It is as good as random, and depends neither on
+    the split into batches nor on their order. As all latents use the same hashes, their samples share many rows.
     """
 
     def __init__(self, m: int, size: int, device: torch.device | None = None) -> None:
-        self._kept = _SmallestKeys(m, size, device, n_payloads=2)  # value and row
+        self._smallest = _SmallestKeys(m, size, device, n_payloads=2)  # value and row
 
     def add(self, activations: Activations, first_row: int) -> None:
         """Add a batch whose first row has the given number."""
-        numbers = torch.arange(first_row, first_row + activations.shape[0], device=self._kept.keys.device)
-        keys = mixed(numbers)
-        upper = (keys >> 32).int()  # compared by these first: half the time
+        numbers = torch.arange(first_row, first_row + activations.shape[0], device=self._smallest.keys.device)
+        keys = splitmix64(numbers)
+        upper = (keys >> 32).int()  # comparing these halves first takes half the time
 
         def may_be_drawn(block: EntryBlock) -> Bool[Tensor, "..."]:
-            last = (self._kept.last >> 32).int()
+            last = (self._smallest.last >> 32).int()
             return (block.values > 0) & (block.of_rows(upper) <= block.of_latents(last))
 
         for entries in active_entries(activations, may_be_drawn):
-            self._kept.add(entries.latents, keys[entries.rows], _bits(entries.values), entries.rows + first_row)
+            self._smallest.add(entries.latents, keys[entries.rows], _bits(entries.values), entries.rows + first_row)
 
     def sample(self) -> Examples:
-        """The sample of each latent, ``(m, size)``: the highest first, of equal values the earlier row."""
-        taken = self._kept.taken
-        bits, rows = self._kept.payloads
+        """Return the sample of each latent, ``(m, size)``: the highest first, of equal values the earlier row."""
+        taken = self._smallest.taken
+        bits, rows = self._smallest.payloads
         values, rows = _values(torch.where(taken, bits, 0)), torch.where(taken, rows, -1)
         by_row = rows.argsort(dim=1)
         rows, values = rows.gather(1, by_row), values.gather(1, by_row)
@@ -113,50 +114,50 @@ class SampledRows:
         return Examples(rows.gather(1, by_value), values.gather(1, by_value))
 
     def middle(self, k: int) -> Examples:
-        """The ``k`` rows around the median rank of each latent's sample, ``(m, k)``: the highest first.
+        """Return the ``k`` rows around the median rank of each latent's sample, ``(m, k)``: the highest first.
 
-        Of a sample of ``s`` rows those of rank ``floor((s - k) / 2)`` (from 0) on; all of them where ``s <= k``.
+        Of a sample of ``s`` rows these have the ranks from ``floor((s - k) / 2)`` on (from 0); all if ``s <= k``.
         """
         sample = self.sample()
         n_sampled = (sample.rows >= 0).sum(1, keepdim=True)
         places = torch.arange(k, device=n_sampled.device)
         ranks = ((n_sampled - k) // 2).clamp(min=0) + places
-        there = places < n_sampled
+        is_row = places < n_sampled
         ranks = ranks.clamp(max=sample.rows.shape[1] - 1)
         return Examples(
-            sample.rows.gather(1, ranks).where(there, -1),
-            sample.values.gather(1, ranks).where(there, 0.0),
+            sample.rows.gather(1, ranks).where(is_row, -1),
+            sample.values.gather(1, ranks).where(is_row, 0.0),
         )
 
 
-def mixed(numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """A hash of numbers that no two share: SplitMix64, over all int64.
+def splitmix64(numbers: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Hash int64 numbers to int64 by SplitMix64; different numbers have different hashes.
 
     Source:
         Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """
-    x = numbers + _signed(0x9E3779B97F4A7C15)  # without it row 0 would have the hash 0
+    x = numbers + _signed(0x9E3779B97F4A7C15)  # without this sum row 0 would have the hash 0
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ _shifted(x, shift)) * _signed(factor)
     return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """Shift to the right, with zeros from the left."""
+    """Shift to the right by ``by`` bits, filling with zeros from the left."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signed(bits: int) -> int:
-    """The int64 of the same 64 bits."""
+    """Return the signed integer with the 64 bits of an unsigned one."""
     return bits - (bits >> 63 << 64)
 
 
 class _SmallestKeys:
-    """Of each latent the ``k`` entries with the smallest keys, in their order; of equal keys those that came first.
+    """The ``k`` entries of each latent with the smallest keys, sorted by key; of equal keys the ones added first.
 
     Attributes:
         keys: ``(m, k)`` int64.
-        payloads: what comes with each key, each ``(m, k)`` int64.
+        payloads: the values that were added with the keys, each ``(m, k)`` int64.
     """
 
     def __init__(self, m: int, k: int, device: torch.device | None, n_payloads: int = 1) -> None:
@@ -165,46 +166,46 @@ class _SmallestKeys:
 
     @property
     def taken(self) -> Bool[Tensor, "m k"]:
-        """Where there is an entry."""
+        """Mask of the places that hold an entry."""
         return self.keys < _NO_KEY
 
     @property
     def last(self) -> Int[Tensor, " m"]:
-        """The keys that a further entry of each latent has to stay below."""
+        """The last key of each latent: a further entry enters only if its key is smaller."""
         return self.keys[:, -1].contiguous()
 
     def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], *payloads: Int[Tensor, " _"]) -> None:
-        """Take further entries in, in place; best only those whose keys are below ``last``."""
+        """Add entries in place; it is fastest to pass only entries whose keys are below ``last``."""
         if not len(keys):
             return
         m, k = self.keys.shape
         by_key = keys.argsort(stable=True)
-        order = by_key[latents[by_key].argsort(stable=True)]
+        order = by_key[latents[by_key].argsort(stable=True)]  # by latent, and by key within a latent
         latents = latents[order]
         offsets = offsets_of_sorted_rows(latents, m)
         rank = torch.arange(len(order), device=order.device) - offsets[latents]
         counts = offsets.diff()
         touched = counts.nonzero().squeeze(1)
-        place = torch.empty_like(counts)
-        place[touched] = torch.arange(len(touched), device=place.device)
+        row_of_latent = torch.empty_like(counts)
+        row_of_latent[touched] = torch.arange(len(touched), device=row_of_latent.device)
         best = (rank < k).nonzero().squeeze(1)
-        order, cells = order[best], (place[latents[best]], k + rank[best])
+        order, cells = order[best], (row_of_latent[latents[best]], k + rank[best])
         shape = (len(touched), k + min(k, int(counts.max())))
-        all_keys = self.keys.new_full(shape, _NO_KEY)
-        all_keys[:, :k], all_keys[cells] = self.keys[touched], keys[order]
-        all_keys, ranked = all_keys.sort(dim=1, stable=True)
-        self.keys.index_copy_(0, touched, all_keys[:, :k])
-        for kept, added in zip(self.payloads, payloads, strict=True):
-            both = kept.new_zeros(shape)
-            both[:, :k], both[cells] = kept[touched], added[order]
-            kept.index_copy_(0, touched, both.gather(1, ranked[:, :k]))
+        merged_keys = self.keys.new_full(shape, _NO_KEY)
+        merged_keys[:, :k], merged_keys[cells] = self.keys[touched], keys[order]
+        merged_keys, ranked = merged_keys.sort(dim=1, stable=True)
+        self.keys.index_copy_(0, touched, merged_keys[:, :k])
+        for payload, added in zip(self.payloads, payloads, strict=True):
+            merged = payload.new_zeros(shape)
+            merged[:, :k], merged[cells] = payload[touched], added[order]
+            payload.index_copy_(0, touched, merged.gather(1, ranked[:, :k]))
 
 
 def _bits(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Positive float64 values as integers that are ordered alike."""
+    """Reinterpret positive float64 values as int64; the order of the numbers is the same."""
     return values.view(torch.int64)
 
 
 def _values(bits: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Back from their bits."""
+    """Undo ``_bits``: reinterpret int64 as float64."""
     return bits.view(torch.float64)

@@ -1,4 +1,4 @@
-"""What an evaluation holds, apart from what can be done with it."""
+"""The data of an evaluation without its methods, so that the charts can import it without a circle of imports."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from monoloss.evaluation.examples import Examples
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """The attributes of :class:`monoloss.evaluation.result.Evaluation`, which explains them.
+    """The attributes of an evaluation, documented in its subclass :class:`monoloss.evaluation.result.Evaluation`.
 
-    Two classes, because charts take this one and ``Evaluation.plot()`` imports the charts: one would be a circle.
+    The charts take this class, because ``Evaluation.plot()`` imports the charts.
     """
 
     name: str

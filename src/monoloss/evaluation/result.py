@@ -1,4 +1,4 @@
-"""What an evaluation found, in memory and as files: ``evaluation.json`` and ``latents.safetensors``."""
+"""An evaluation: its record, and methods to write and read its files and to draw its charts."""
 
 from __future__ import annotations
 
@@ -34,13 +34,7 @@ PairT = TypeVar("PairT")
 
 
 def check_evaluation_folder(folder: str | Path) -> None:
-    """Refuse a folder that an evaluation cannot be saved in: it holds something else, or cannot be made.
-
-    Example:
-        >>> check_evaluation_folder(__file__)
-        Traceback (most recent call last):
-        monoloss.errors.InputError: ...: got a file; expected a path for a folder
-    """
+    """Check that an evaluation can be saved in a folder: it is new, or can be made, or holds an evaluation only."""
     folder = Path(folder)
     if folder.is_dir() and not {file.name for file in folder.iterdir()} <= {EVALUATION_FILE, LATENTS}:
         raise InputError(str(folder), "a folder with other files", "a new folder, or one with an evaluation only")
@@ -49,10 +43,10 @@ def check_evaluation_folder(folder: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Evaluation(EvaluationRecord):
-    """The figures of one model on one store.
+    """The measures of one model on one store, and the rows that show what its latents stand for.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         metadata: what was evaluated: store, its folder and fingerprint, encoder, number of rows, model, and of a SAE
             its configuration and training; the command line adds the model's "source".
         summary: one number a measure; NaN where undefined. ``score_mean``, ``score_median`` and ``score_p90`` over
@@ -66,13 +60,13 @@ class Evaluation(EvaluationRecord):
         middle_examples: rows around the median rank of a fixed-size sample of a latent's active rows, the highest
             first; exact where the sample is all of them.
         bottom_examples: the least active of a latent's active rows, the lowest first.
-        histogram: active rows of each latent by activation, ``(m, 80)`` int64, in bins that meet at
+        histogram: number of active rows of each latent by activation, ``(m, 80)`` int64, in the bins between
             :func:`monoloss.functional.histogram.histogram_edges`.
-        top_classes: the most frequent classes of a latent's active rows; None where purity was not judged.
-        decoder_directions: what each latent adds to a reconstruction, at length 1, ``(m, d_in)`` float16; None for
-            models other than SAEs.
+        top_classes: the most frequent classes of a latent's active rows; None if purity was not measured.
+        decoder_directions: decoder rows of the latents, scaled to length 1, ``(m, d_in)`` float16; None for models
+            other than SAEs.
 
-    Files that an earlier version wrote lack the last five: these are None.
+    The last five are None where an earlier version wrote the files, which then lack them.
 
     Example:
         >>> import tempfile, torch
@@ -86,10 +80,12 @@ class Evaluation(EvaluationRecord):
     """
 
     def save(self, folder: str | Path) -> Path:
-        """Write both files into a folder that appears whole, replacing an earlier evaluation there.
+        """Write ``evaluation.json`` and ``latents.safetensors`` into a folder, both or none, and return its path.
+
+        An earlier evaluation in the folder is replaced.
 
         Raises:
-            InputError: the folder holds something else.
+            InputError: the folder holds other files.
         """
         folder = Path(folder)
         check_evaluation_folder(folder)
@@ -102,7 +98,7 @@ class Evaluation(EvaluationRecord):
 
     @classmethod
     def load(cls, folder: str | Path) -> Evaluation:
-        """Read what ``save`` wrote.
+        """Read an evaluation from the folder that ``save`` wrote.
 
         Raises:
             InputError: a file is missing, torn or of another version; the error names it.
@@ -124,18 +120,18 @@ class Evaluation(EvaluationRecord):
                 histogram=columns.pop("histogram", None),
                 top_classes=_pair(TopClasses, columns, *_CLASSES),
                 decoder_directions=columns.pop("decoder_directions", None),
-                latents=columns,  # what is left
+                latents=columns,  # those not popped above
             )
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(str(file), f"an unreadable file ({error})", "the files of an evaluation") from error
 
     def plot(self, *others: Evaluation) -> OverviewView:
-        """Charts of the latents' score, lift, purity and n_eff, and of the trade-offs; needs the extra "report".
+        """Draw the latents' score, lift, purity and n_eff, and the trade-offs; requires the extra "report".
 
-        A notebook shows them where they are the last line of a cell; ``.save("charts.html")`` writes them.
+        A notebook shows the charts if the call is the last line of a cell; ``.save("charts.html")`` writes them.
 
         Args:
-            others: drawn beside this one, which counts as the baseline.
+            others: evaluations drawn beside this one, which counts as the baseline.
 
         Returns:
             An object with ``_repr_html_``, ``save(path)`` and ``figures``: Plotly's, each with title and caption.
@@ -149,8 +145,8 @@ class Evaluation(EvaluationRecord):
             >>> saes = {name: SparseAutoencoder(8, TopKConfig("topk", n_latents=16, k=2)) for name in ("one", "other")}
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     store = FeatureStore.create(folder + "/store", torch.randn(64, 8))
-            ...     found = evaluate(store, saes)
-            >>> found["one"].plot(found["other"])
+            ...     evaluations = evaluate(store, saes)
+            >>> evaluations["one"].plot(evaluations["other"])
             <charts of 'one', 'other': score, lift, n_eff, score-against-explained-variance, score-against-r2>
         """
         with needs_extra("report"):
@@ -163,22 +159,22 @@ class Evaluation(EvaluationRecord):
         store: FeatureStore | str | os.PathLike[str] | None = None,
         images: str | os.PathLike[str] | None = None,
     ) -> LatentView:
-        """One latent to look at: its most, middle and least activating images, activations, classes, similar latents.
+        """Show one latent: its most, middle and least activating images, activations, classes, similar latents.
 
-        A notebook shows it where it is the last line of a cell; ``.save("latent.html")`` writes it.
+        A notebook shows the view if the call is the last line of a cell; ``.save("latent.html")`` writes it.
 
         Args:
-            latent: its number, from 0.
-            store: what was evaluated, or its folder: gives ids, labels and images. Without it row numbers are shown.
+            latent: number of the latent, from 0.
+            store: the evaluated store, or its folder: gives ids, labels and images. Without it row numbers are shown.
             images: the folder that the paths of the store's rows are relative to. By default the store's thumbnails, or
-                the image root that it names, are taken; where there is neither, ids are shown.
+                the image root that the store names, are used; without either, ids are shown.
 
         Returns:
             An object with ``_repr_html_``, ``save(path)`` and ``rows``.
 
         Raises:
-            InputError: there is no such latent, another store, ``images`` without a store, or no folder.
-            MissingExtraError: there are images, and Pillow is not installed.
+            InputError: a latent or folder that does not exist, another store, or ``images`` without a store.
+            MissingExtraError: images are to be shown, and Pillow is not installed.
 
         Example:
             >>> import tempfile, torch
@@ -196,11 +192,11 @@ class Evaluation(EvaluationRecord):
             return LatentView(self, latent, store, images)
 
     def _parts(self) -> dict[str, Tensor]:
-        """All but the columns of the latents, as the file names them."""
+        """Return the tensors other than the columns of ``latents``, by their names in the file."""
         parts = {"example_rows": self.examples.rows, "example_values": self.examples.values}
-        for names, shown in ((_MIDDLE, self.middle_examples), (_BOTTOM, self.bottom_examples)):
-            if shown is not None:
-                parts |= zip(names, (shown.rows, shown.values), strict=True)
+        for names, examples in ((_MIDDLE, self.middle_examples), (_BOTTOM, self.bottom_examples)):
+            if examples is not None:
+                parts |= zip(names, (examples.rows, examples.values), strict=True)
         if self.top_classes is not None:
             parts |= zip(_CLASSES, (self.top_classes.classes, self.top_classes.counts), strict=True)
         if self.histogram is not None:
@@ -211,7 +207,7 @@ class Evaluation(EvaluationRecord):
 
 
 def _pair(kind: Callable[[Tensor, Tensor], PairT], columns: dict[str, Tensor], first: str, second: str) -> PairT | None:
-    """What two tensors of a file make up, taken out of its columns; None where neither is there."""
+    """Remove two tensors from ``columns`` and return ``kind(first, second)``; None if the file has neither."""
     if first not in columns and second not in columns:
         return None
     return kind(columns.pop(first), columns.pop(second))

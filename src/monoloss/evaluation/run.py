@@ -1,4 +1,4 @@
-"""One pass over a store: every row read once, in stored order, through every model."""
+"""The evaluation of models: reads every row of a store in stored order and encodes it with each model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from monoloss.evaluation.protocol import (
     SelfDescribing,
     check_models,
     device_of,
-    judge,
+    encode_batch,
     latents_of,
-    modes,
+    training_modes,
 )
 from monoloss.evaluation.result import Evaluation
-from monoloss.evaluation.sums import LatentMeasures, LatentSums, Wanted
+from monoloss.evaluation.sums import EvaluationOptions, LatentMeasures, LatentSums
 from monoloss.files.dataclasses import to_plain
 from monoloss.functional.moments import unit_rows
 from monoloss.functional.purity import ClassPurityResult, join_latents
@@ -36,7 +36,7 @@ from monoloss.metrics import Reconstruction
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.version import __version__
 
-_OF_LATENTS = {  # keys of a summary by attributes of what summary_of_latents gives
+_LATENT_SUMMARY = {  # key in the summary: attribute of the result of summary_of_latents
     "score_mean": "mean",
     "score_median": "median",
     "score_p90": "p90",
@@ -47,7 +47,7 @@ _OF_LATENTS = {  # keys of a summary by attributes of what summary_of_latents gi
     "n_latents": "n_latents",
     "n_alive": "n_defined",
 }
-_OF_PURITY = {  # and of a ClassPurityResult
+_PURITY_SUMMARY = {  # key in the summary: attribute of ClassPurityResult
     "purity_binary": "mean_binary",
     "purity_weighted": "mean_weighted",
     "purity_binary_by_mass": "mass_weighted_binary",
@@ -67,28 +67,28 @@ def evaluate(
     latents_per_pass: int | None = None,
     progress: bool = False,
 ) -> dict[str, Evaluation]:
-    """Judge models on a store: MonoScore, class purity, reconstruction, L0, and what shows each latent.
+    """Evaluate models on a store: MonoScore, class purity, reconstruction, L0, and example rows of each latent.
 
-    Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the models' modes are
-    put back, and no tensor of theirs changes. One process reads the whole store: nothing is summed over ranks. Memory
-    beyond the models: one batch, and the next one's rows unless the store is loaded; for each model
-    ``m (d + 2 c + 16 n_examples + 80)`` numbers of 8 bytes, with ``latents_per_pass`` that many latents in the place
-    of m.
+    Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the training modes of
+    the models are restored, and no tensor of a model changes. One process reads the whole store: nothing is summed over
+    ranks. Memory beyond the models: one batch, and the rows of the next one unless the store is loaded; for each model
+    with m latents and c classes ``m (d + 2 c + 16 n_examples + 80)`` numbers of 8 bytes (``latents_per_pass`` takes the
+    place of m).
 
     Args:
-        store: the rows; they are the embeddings that the score compares, and the inputs of the models.
-        models: what encodes rows, by name: a :class:`monoloss.SparseAutoencoder`, or any object with
-            ``encode(inputs)`` (and ``decode(activations)``, if its reconstruction is to be judged); activations of
-            these rows in a file, :class:`monoloss.StoredActivations`; or a fine-tuned model on the images of these
-            rows, :class:`monoloss.ImageActivations`.
-        purity: judge class purity; by default where the store has labels.
-        center: mean vector ``(d,)`` taken off the unit embeddings, such as ``store.mean``; None as in the paper.
-        n_examples: rows kept for each latent, of those it is active on: as many of the most active, of the least
-            active, and around the median of a sample of four times as many (of all where there are no more).
+        store: the rows: the embeddings that the score compares, and the inputs of the models.
+        models: by name, a :class:`monoloss.SparseAutoencoder`; any object with ``encode(inputs)``, and with
+            ``decode(activations)`` if its reconstruction is to be measured; activations of these rows in a file,
+            :class:`monoloss.StoredActivations`; or a fine-tuned model on the images of these rows,
+            :class:`monoloss.ImageActivations`.
+        purity: measure class purity; by default if the store has labels.
+        center: mean vector ``(d,)`` subtracted from the unit embeddings, such as ``store.mean``; None as in the paper.
+        n_examples: number of example rows of each latent: the most active, the least active, and those around the
+            median of a sample of ``4 n_examples`` active rows (of all active rows if there are no more).
         batch_size: rows encoded at a time; the results do not depend on it.
-        latents_per_pass: where the sums of all latents do not fit the memory: as many at a time, with a pass over the
-            rows for each such block, in which all is encoded again. The results are the same (dense activations:
-            within rounding).
+        latents_per_pass: number of latents summed in one pass over the rows, for sums of all latents that do not fit
+            into memory. Each pass encodes all rows again. The results are the same (dense activations: within
+            rounding). None: all latents in one pass.
         progress: show a progress bar.
 
     Returns:
@@ -116,23 +116,23 @@ def evaluate(
     check_number("batch_size", batch_size, at_least=1, integer=True)
     if latents_per_pass is not None:
         check_number("latents_per_pass", latents_per_pass, at_least=1, integer=True)
-    judge_purity = store.has_labels if purity is None else purity
-    if judge_purity and not store.has_labels:
+    has_purity = store.has_labels if purity is None else purity
+    if has_purity and not store.has_labels:
         raise InputError("purity", f"True for {store.folder}, which has no labels", "a store with labels")
     with _in_eval_mode(models):
-        wanted = Wanted(judge_purity, center, n_examples, latents_per_pass)
-        measures = {name: _EvaluationInProgress(name, model, store, wanted) for name, model in models.items()}
-        while unfinished := [part for part in measures.values() if not part.is_finished]:
-            for batch in _shown(store, batch_size, progress):
-                for part in unfinished:
-                    part.add(batch)
-            for part in unfinished:
-                part.end_pass()
-    return {name: part.evaluation() for name, part in measures.items()}
+        options = EvaluationOptions(has_purity, center, n_examples, latents_per_pass)
+        accumulators = {name: _Accumulator(name, model, store, options) for name, model in models.items()}
+        while unfinished := [accumulator for accumulator in accumulators.values() if not accumulator.is_finished]:
+            for batch in _batches(store, batch_size, progress):
+                for accumulator in unfinished:
+                    accumulator.add(batch)
+            for accumulator in unfinished:
+                accumulator.end_pass()
+    return {name: accumulator.evaluation() for name, accumulator in accumulators.items()}
 
 
-def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
-    """The batches of a store, with a progress bar in rows if asked for."""
+def _batches(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
+    """Yield the batches of a store; with ``progress`` a progress bar counts the rows."""
     with terminal.progress("evaluating", store.n_rows, "rows", shown=progress) as advance:
         for batch in store.batches(batch_size):
             yield batch
@@ -141,53 +141,54 @@ def _shown(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[Sto
 
 @contextmanager
 def _in_eval_mode(models: dict[str, Encoder | ByPosition]) -> Iterator[None]:
-    before = modes(models)
+    """Set all modules of the models to ``eval()`` mode; restore each module's own mode on exit."""
+    modules = training_modes(models)
     try:
-        for module, _ in before:
+        for module, _ in modules:
             module.training = False
         yield
     finally:
-        for module, training in before:
+        for module, training in modules:
             module.training = training
 
 
-class _EvaluationInProgress:
-    """What is found out about one model, its latents block after block; its sizes are known from the first batch on."""
+class _Accumulator:
+    """The unfinished evaluation of one model: each pass over the store adds the measures of one block of latents."""
 
-    def __init__(self, name: str, model: Encoder | ByPosition, store: FeatureStore, wanted: Wanted) -> None:
-        self.name, self.model, self.store, self.wanted = name, model, store, wanted
-        self.n_latents: int | None = None
+    def __init__(self, name: str, model: Encoder | ByPosition, store: FeatureStore, options: EvaluationOptions) -> None:
+        self.name, self.model, self.store, self.options = name, model, store, options
+        self.n_latents: int | None = None  # unknown before the first batch
         self.chance = torch.tensor(torch.nan)
         self.blocks: list[LatentMeasures] = []
-        self.first = 0  # latent of this pass
+        self.first = 0  # the first latent of this pass's block
         self.sums: LatentSums | None = None
         self.reconstruction: Reconstruction | None = None
 
     @property
     def is_finished(self) -> bool:
-        """Every latent has had its pass."""
+        """Whether the blocks hold every latent."""
         return self.first == self.n_latents
 
     def add(self, batch: StoredBatch) -> None:
-        """Encode a batch and add it up."""
+        """Encode a batch and add its activations of this pass's latents; in the first pass also its reconstruction."""
         device = device_of(self.model, batch.embeddings.device)
         embeddings = batch.embeddings.to(device)
-        judged = judge(self.name, self.model, embeddings, batch.start, rebuild=self.first == 0)
-        self.n_latents = judged.activations.shape[1]
-        stop = min(self.first + (self.wanted.latents_per_pass or self.n_latents), self.n_latents)
+        activations, reconstruction, target = encode_batch(
+            self.name, self.model, embeddings, batch.start, decode=self.first == 0
+        )
+        self.n_latents = activations.shape[1]
+        stop = min(self.first + (self.options.latents_per_pass or self.n_latents), self.n_latents)
         if self.sums is None:
-            self.sums = LatentSums(stop - self.first, judged.activations.device, self.store, self.wanted)
-        rows = embeddings if self.wanted.center is None else unit_rows(embeddings)
-        self.sums.add(rows, latents_of(judged.activations, self.first, stop), batch.labels)
-        if judged.reconstruction is not None:
+            self.sums = LatentSums(stop - self.first, activations.device, self.store, self.options)
+        rows = embeddings if self.options.center is None else unit_rows(embeddings)
+        self.sums.add(rows, latents_of(activations, self.first, stop), batch.labels)
+        if reconstruction is not None:
             if self.reconstruction is None:
-                self.reconstruction = Reconstruction(judged.target.shape[1], sync_on_compute=False).to(
-                    judged.target.device
-                )
-            self.reconstruction.update(judged.target, judged.reconstruction)
+                self.reconstruction = Reconstruction(target.shape[1], sync_on_compute=False).to(target.device)
+            self.reconstruction.update(target, reconstruction)
 
     def end_pass(self) -> None:
-        """Keep what was found about the latents of this pass, and make room for the next ones."""
+        """Store the measures of this pass's latents, and start the sums of the next block."""
         assert self.sums is not None  # noqa: S101 - a store has at least one row
         self.blocks.append(self.sums.result())
         self.chance = chance(self.sums.score.sums)
@@ -195,7 +196,7 @@ class _EvaluationInProgress:
         self.sums = None
 
     def evaluation(self) -> Evaluation:
-        """Put the blocks of latents together."""
+        """Join the blocks of latents into one evaluation."""
         purities = [block.purity for block in self.blocks if block.purity is not None]
         purity = join_latents(purities) if purities else None
         top_classes = [block.top_classes for block in self.blocks if block.top_classes is not None]
@@ -209,14 +210,15 @@ class _EvaluationInProgress:
             bottom_examples=Examples.join_latents([block.bottom_examples for block in self.blocks]),
             histogram=self._joined("histogram"),
             top_classes=TopClasses.join_latents(top_classes) if top_classes else None,
-            decoder_directions=_directions(self.model),
+            decoder_directions=_decoder_directions(self.model),
         )
 
     def _joined(self, name: str) -> Tensor:
+        """Concatenate one attribute of the blocks' :class:`LatentMeasures`."""
         return torch.cat([getattr(block, name) for block in self.blocks])
 
     def _columns(self, purity: ClassPurityResult | None) -> dict[str, Tensor]:
-        """The measures of each latent."""
+        """Return the measures of each latent, one column a measure."""
         scores = self._joined("score")
         columns = {
             "score": scores,
@@ -230,13 +232,13 @@ class _EvaluationInProgress:
         return columns
 
     def _summary(self, purity: ClassPurityResult | None) -> dict[str, float]:
-        """The measures of the model."""
+        """Return the measures of the model."""
         n_rows = self.store.n_rows
-        of_latents = summary_of_latents(n_rows, self.chance, self._joined("score"), self._joined("n_eff"))
-        summary = {key: float(getattr(of_latents, name)) for key, name in _OF_LATENTS.items()}
+        latent_summary = summary_of_latents(n_rows, self.chance, self._joined("score"), self._joined("n_eff"))
+        summary = {key: float(getattr(latent_summary, name)) for key, name in _LATENT_SUMMARY.items()}
         summary["l0"] = float(l0(self._joined("counts"), n_rows))
         if purity is not None:
-            summary |= {key: float(getattr(purity, name)) for key, name in _OF_PURITY.items()}
+            summary |= {key: float(getattr(purity, name)) for key, name in _PURITY_SUMMARY.items()}
         if self.reconstruction is not None:
             quality = self.reconstruction.summary()
             summary |= {key: float(getattr(quality, key)) for key in ("r2", "explained_variance", "nmse", "mse")}
@@ -252,21 +254,21 @@ class _EvaluationInProgress:
             "n_rows": self.store.n_rows,
             "width": self.store.width,
             "class_names": self.store.class_names,
-            "centred": self.wanted.center is not None,
+            "centred": self.options.center is not None,
             "model": _model_text(self.model),
-            **_origin(self.model),
+            **_model_metadata(self.model),
         }
 
 
-def _directions(model: Encoder | ByPosition) -> Tensor | None:
-    """What each latent of a SAE adds to a reconstruction, at length 1, ``(m, d_in)`` float16."""
+def _decoder_directions(model: Encoder | ByPosition) -> Tensor | None:
+    """Return the decoder rows of a SAE at length 1, ``(m, d_in)`` float16; None for other models."""
     if not isinstance(model, SparseAutoencoder):
         return None
     return nn.functional.normalize(model.decoder_rows.float(), dim=1).half()
 
 
-def _origin(model: Encoder | ByPosition) -> dict[str, Any]:
-    """The configuration of a SAE, and how it was trained if that is known; what other models say of themselves."""
+def _model_metadata(model: Encoder | ByPosition) -> dict[str, Any]:
+    """Return a SAE's configuration and, if known, its training; of a self-describing model its own metadata."""
     if isinstance(model, SelfDescribing):
         return model.model_metadata()
     if not isinstance(model, SparseAutoencoder):
@@ -276,6 +278,7 @@ def _origin(model: Encoder | ByPosition) -> dict[str, Any]:
 
 
 def _model_text(model: Encoder | ByPosition) -> str:
+    """Describe a model in a few words, for its metadata."""
     if isinstance(model, SparseAutoencoder):
         return repr(model.config)
     return model.description if isinstance(model, ByPosition) else type(model).__name__

@@ -1,4 +1,4 @@
-"""Which latents resemble each other by their decoders: within one evaluation, and from one to another."""
+"""Latents with similar decoder directions, within one evaluation and between two."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from monoloss.checks import check_number, check_type
 from monoloss.errors import InputError
 from monoloss.evaluation.record import EvaluationRecord
 
-_BLOCK_COSINES = 2**22  # of the (m, m) that are there at once: 16 MB
+_BLOCK_COSINES = 2**22  # cosines in memory at a time: 16 MB
 
 
 class SimilarLatents(NamedTuple):
-    """Latents whose decoder directions point most nearly the same way, the nearest first.
+    """Latents with the largest cosines between decoder directions, the largest first.
 
     Attributes:
-        latents: their numbers, ``(m, k)`` int64, or ``(m,)``; -1 where there are fewer.
-        cosines: of the angle between the directions, float32 in [-1, 1]; NaN where there is none.
+        latents: numbers of the similar latents, ``(m, k)`` or ``(m,)`` int64; -1 where fewer than k exist.
+        cosines: cosines of the angles between the directions, float32 in [-1, 1]; NaN where the latent is -1.
     """
 
     latents: Int[Tensor, "..."]
@@ -32,15 +32,15 @@ class SimilarLatents(NamedTuple):
 def similar_latents(
     evaluation: EvaluationRecord, k: int = 8, latents: Int[Tensor, " l"] | None = None
 ) -> SimilarLatents:
-    """The ``k`` other latents whose decoder directions have the largest cosine with each latent's, ``(m, k)``.
+    """Return for each latent the ``k`` others with the largest cosine between decoder directions, ``(m, k)``.
 
-    Only latents that are active on some evaluated row are found: others have nothing to show. Of equal cosines the
-    lower number comes first. Cost O(m^2 d), in blocks: memory O(m (d + k)) and 2^22 numbers.
+    Latents that are active on no evaluated row are left out of the results: they have nothing to show. Of equal cosines
+    the lower number is first. Cost O(m^2 d), in blocks: memory O(m (d + k)) and 2^22 numbers.
 
     Args:
-        evaluation: of a SAE.
-        k: how many, at least 1.
-        latents: numbers of those to find others for, ``(l,)``; all by default. Then the result is ``(l, k)``.
+        evaluation: evaluation of a SAE.
+        k: number of similar latents, at least 1.
+        latents: numbers ``(l,)`` of the latents to compare with all others; the result is then ``(l, k)``. None: all.
 
     Raises:
         InputError: an evaluation without decoder directions.
@@ -59,14 +59,14 @@ def similar_latents(
 
 @torch.no_grad()
 def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> SimilarLatents:
-    """The latent of another evaluation whose decoder direction has the largest cosine with each latent's, ``(m,)``.
+    """Return for each latent the latent of another evaluation with the largest cosine of decoder directions, ``(m,)``.
 
-    As in :func:`similar_latents`, only latents of ``other`` that are active on some evaluated row are found. The two
+    As in :func:`similar_latents`, latents of ``other`` that are active on no evaluated row are left out. The two SAEs
     may have different numbers of latents.
 
     Args:
-        evaluation: of a SAE.
-        other: of a SAE on rows of the same width.
+        evaluation: evaluation of a SAE.
+        other: evaluation of a SAE on rows of the same width.
 
     Raises:
         InputError: an evaluation without decoder directions, or with those of another width.
@@ -74,27 +74,29 @@ def closest_matches(evaluation: EvaluationRecord, other: EvaluationRecord) -> Si
     directions, candidates = _directions("evaluation", evaluation), _directions("other", other)
     if directions.shape[1] != candidates.shape[1]:
         got = f"directions of width {candidates.shape[1]}"
-        raise InputError("other", got, f"those of the other evaluation, {directions.shape[1]}")
+        raise InputError("other", got, f"the width of the first evaluation, {directions.shape[1]}")
     blocks = _cosine_blocks(directions, candidates.to(directions.device), _is_active(other).to(directions.device))
-    found = _joined([_nearest(cosines, 1) for _, cosines in blocks])
-    return SimilarLatents(found.latents[:, 0], found.cosines[:, 0])
+    matches = _joined([_nearest(cosines, 1) for _, cosines in blocks])
+    return SimilarLatents(matches.latents[:, 0], matches.cosines[:, 0])
 
 
 def _directions(argument: str, evaluation: EvaluationRecord) -> Tensor:
+    """Return the decoder directions of an evaluation in float32 at length 1; errors name ``argument``."""
     check_type(argument, evaluation, EvaluationRecord, "an Evaluation")
     if evaluation.decoder_directions is None:
-        expected = "that of a SAE; files that an earlier version wrote lack them: evaluate again"
+        expected = "the evaluation of a SAE; if an earlier version wrote it, evaluate again"
         raise InputError(argument, f"{evaluation.name!r}, which has no decoder directions", expected)
-    return nn.functional.normalize(evaluation.decoder_directions.float(), dim=1)  # float16 has made them uneven
+    return nn.functional.normalize(evaluation.decoder_directions.float(), dim=1)  # float16 has rounded the lengths
 
 
 def _is_active(evaluation: EvaluationRecord) -> Tensor:
-    assert evaluation.decoder_directions is not None  # noqa: S101 - was looked at before
+    """Mark the latents that are active on at least one evaluated row, ``(m,)``."""
+    assert evaluation.decoder_directions is not None  # noqa: S101 - _directions has checked it
     return (evaluation.latents["density"] > 0).to(evaluation.decoder_directions.device)
 
 
 def _cosine_blocks(directions: Tensor, candidates: Tensor, allowed: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Cosines of some directions with all candidates at a time, after the number of the first; -inf if not allowed."""
+    """Yield blocks of ``directions``: number of the first, cosines with all candidates (-inf unless ``allowed``)."""
     n_rows = max(1, _BLOCK_COSINES // max(1, len(candidates)))
     for first in range(0, len(directions), n_rows):
         cosines = (directions[first : first + n_rows] @ candidates.t()).clamp_(-1.0, 1.0)
@@ -102,17 +104,18 @@ def _cosine_blocks(directions: Tensor, candidates: Tensor, allowed: Tensor) -> I
 
 
 def _nearest(cosines: Tensor, k: int) -> SimilarLatents:
-    n_found = min(k, cosines.shape[1])
-    found, latents = cosines.topk(n_found, dim=1)
+    """Return the ``k`` columns with the largest cosines of each row; of equal cosines the lower column first."""
+    n_columns = min(k, cosines.shape[1])
+    largest, latents = cosines.topk(n_columns, dim=1)
     by_number = latents.argsort(dim=1)
-    found, latents = found.gather(1, by_number), latents.gather(1, by_number)
-    order = found.argsort(dim=1, descending=True, stable=True)
-    found, latents = found.gather(1, order), latents.gather(1, order)
-    there = found > -torch.inf
-    missing = (0, k - n_found)
+    largest, latents = largest.gather(1, by_number), latents.gather(1, by_number)
+    order = largest.argsort(dim=1, descending=True, stable=True)
+    largest, latents = largest.gather(1, order), latents.gather(1, order)
+    is_allowed = largest > -torch.inf
+    missing = (0, k - n_columns)
     return SimilarLatents(
-        nn.functional.pad(latents.where(there, -1), missing, value=-1),
-        nn.functional.pad(found.where(there, torch.nan), missing, value=torch.nan),
+        nn.functional.pad(latents.where(is_allowed, -1), missing, value=-1),
+        nn.functional.pad(largest.where(is_allowed, torch.nan), missing, value=torch.nan),
     )
 
 

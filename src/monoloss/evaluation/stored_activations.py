@@ -1,4 +1,4 @@
-"""Activations that somebody has computed before: files whose rows belong to the rows of a store by position."""
+"""Activations read from a file; row ``i`` of the file belongs to row ``i`` of a store."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _SMALL_INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16)  # float32 
 
 
 class StoredActivations:
-    """Activations ``(n, m)`` of the rows of a store, in its order, read a slice at a time.
+    """Activations ``(n, m)`` in a file, for the rows of a store in stored order, read a slice at a time.
 
     Args:
-        path: an .npy file (memory-mapped); or one array of an .npz (which is read whole), .safetensors or .pt file (a
-            tensor, or a dict with it; both memory-mapped, a .pt of the old format is read whole). Numbers of any real
-            type; integers become floating point. Nothing in a file is executed.
-        key: of the array in files that hold several; by default `activations`, `codes`, or the only one.
-        device: where slices come back.
+        path: an .npy file (memory-mapped); or an .npz (read whole), .safetensors or .pt file with one array (a tensor,
+            or a dict that holds it; both memory-mapped, but a .pt of the old format is read whole). Numbers of any
+            real type; integers become floating point. Nothing in a file is executed.
+        key: name of the array in a file that holds several; by default `activations`, `codes`, or the only one.
+        device: device of the slices.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         shape: n and m.
 
     Raises:
-        InputError: the file cannot be read, or holds no such array; the error lists the keys that are there.
+        InputError: the file cannot be read, or has no such array; the error lists its keys.
 
     Example:
         >>> import tempfile
@@ -73,24 +73,24 @@ class StoredActivations:
         if len(shape) != 2 or shape[1] == 0:
             raise InputError(str(path), f"an array of shape {shape}", "activations of shape (rows, latents)")
         self.shape: tuple[int, int] = (shape[0], shape[1])
-        self.rows(0, 0)  # refuses what are no real numbers
+        self.rows(0, 0)  # raises unless the dtype is one of real numbers
 
     @property
     def description(self) -> str:
-        """What they are, in a few words."""
+        """A few words that say what the activations are, with the name of the file."""
         return f"activations in {self.path.name}"
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "n m"]:
-        """Activations of the rows ``start`` to ``stop`` (exclusive), floating point, on ``device``.
+        """Return the activations of the rows ``start`` to ``stop`` (exclusive), floating point, on ``device``.
 
         Raises:
-            InputError: NaN or infinity among them (the error names the row of the file), or complex numbers.
+            InputError: NaN or infinity among them (the error names the row and the latent), or complex numbers.
         """
         with reading(self.path):
             part = _as_floats(self.path, self._array[start:stop])
         if not torch.isfinite(part.sum()):
             bad = (~torch.isfinite(part)).nonzero()
-            if len(bad):  # or the sum has overflowed
+            if len(bad):  # none if only the sum overflowed
                 row, latent = bad[0].tolist()
                 got = f"{float(part[row, latent])} (row {start + row}, latent {latent})"
                 raise InputError(str(self.path), got, "finite numbers")
@@ -101,6 +101,7 @@ class StoredActivations:
 
 
 def _as_floats(path: Path, part: Shaped[np.ndarray, "n m"] | Shaped[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Convert rows of an array to a floating-point tensor that holds their values exactly (int64 up to 2^53)."""
     values = to_tensor(str(path), part)
     if values.is_complex():
         raise InputError(str(path), f"dtype {values.dtype}", "real numbers")
@@ -145,10 +146,10 @@ _OPENERS: Mapping[str, Callable[[Path, str | None], Any]] = {
 }
 
 
-def _key(path: Path, key: str | None, there: Sequence[str]) -> str:
-    """Choose the key that was asked for, or the only one, or the usual one that is there."""
-    found = choose_key("key", there[0] if key is None and len(there) == 1 else key, USUAL_KEYS, there, path)
-    if found is None:
-        got = f"the keys {', '.join(there) or '(none)'}"
-        raise InputError(str(path), got, "a key: which of them holds the activations")
-    return found
+def _key(path: Path, key: str | None, keys: Sequence[str]) -> str:
+    """Return ``key`` if it is given, else the file's only key, else the one of ``USUAL_KEYS`` that the file has."""
+    chosen = choose_key("key", keys[0] if key is None and len(keys) == 1 else key, USUAL_KEYS, keys, path)
+    if chosen is None:
+        got = f"the keys {', '.join(keys) or '(none)'}"
+        raise InputError(str(path), got, "a key: the name of the array of activations")
+    return chosen

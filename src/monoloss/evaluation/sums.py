@@ -1,4 +1,4 @@
-"""What one pass over a store sums up for some latents of one model."""
+"""Sums over the rows of a store for one block of latents of a model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from monoloss.metrics import ClassPurity, MonoScore
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations
 
-SAMPLE_SIZE = 4  # times the examples in the middle: how many rows their median is taken of
+SAMPLE_SIZE = 4  # rows sampled for the median of a latent, in multiples of the number of examples
 
 
-class Wanted(NamedTuple):
-    """What is to be found out."""
+class EvaluationOptions(NamedTuple):
+    """Options of :func:`monoloss.evaluation.run.evaluate` that all its models share."""
 
     purity: bool
     center: Tensor | None
@@ -30,11 +30,11 @@ class Wanted(NamedTuple):
 
 
 class LatentMeasures(NamedTuple):
-    """What was found about some latents, one row each."""
+    """Measures and examples of a block of latents, one row for each latent."""
 
     score: Tensor
     n_eff: Tensor
-    counts: Tensor
+    counts: Tensor  # active rows of each latent
     purity: ClassPurityResult | None
     top_classes: TopClasses | None
     examples: Examples
@@ -44,21 +44,21 @@ class LatentMeasures(NamedTuple):
 
 
 class LatentSums:
-    """The sums of some latents of one model, batch after batch in stored order."""
+    """Sums and examples of a block of ``m`` latents, added up batch after batch in stored order."""
 
-    def __init__(self, m: int, device: torch.device, store: FeatureStore, wanted: Wanted) -> None:
-        sums_dev, k = sums_device(device), wanted.n_examples
+    def __init__(self, m: int, device: torch.device, store: FeatureStore, options: EvaluationOptions) -> None:
+        sums_dev, k = sums_device(device), options.n_examples
         self.n_rows, self.n_latents, self.n_examples = 0, m, k
-        self.score = MonoScore(store.width, m, center=wanted.center, sync_on_compute=False).to(device)
+        self.score = MonoScore(store.width, m, center=options.center, sync_on_compute=False).to(device)
         self.highest, self.lowest = (ExtremeRows(m, k, sums_dev, largest=largest) for largest in (True, False))
         self.sampled = SampledRows(m, SAMPLE_SIZE * k, sums_dev)
         self.histogram = torch.zeros(m, N_BINS, dtype=torch.int64, device=sums_dev)
         self.purity: ClassPurity | None = None
-        if wanted.purity:
+        if options.purity:
             self.purity = ClassPurity(m, store.n_classes, sync_on_compute=False).to(device)
 
     def add(self, embeddings: Tensor, activations: Activations, labels: Tensor | None) -> None:
-        """Add a batch up."""
+        """Add a batch: embeddings ``(n, d)``, activations ``(n, m)`` and labels, if the store has any."""
         self.score.update(embeddings, activations)
         if self.purity is not None and labels is not None:
             self.purity.update(activations, labels.to(activations.device))
@@ -68,7 +68,7 @@ class LatentSums:
         self.n_rows += len(embeddings)
 
     def result(self) -> LatentMeasures:
-        """Measures of the latents over all rows added."""
+        """Return the measures of the latents over all rows added so far."""
         return LatentMeasures(
             score=self.score.compute(),
             n_eff=n_eff(self.score.sums),

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ import torch
 from PIL import Image
 
 from monoloss.errors import InputError
-from monoloss.evaluation.charts.bars import ActivationBar, activation_bars, class_bars, latent_measures
+from monoloss.evaluation.charts.bars import activation_bars, class_bars, latent_measures
 from monoloss.evaluation.charts.latent_view import LatentView
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.similar import similar_latents
-from monoloss.functional.histogram import histogram_edges
 from support.charts import HOSTILE, judged, small_store
 
 
@@ -38,21 +36,6 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data + "\n"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("stores")
-
-
-@pytest.fixture(scope="module")
-def store(folder: Path):
-    return small_store(str(folder / "store"))
-
-
-@pytest.fixture(scope="module")
-def evaluation(store) -> Evaluation:
-    return judged(store)
 
 
 def test_shows_the_rows_of_the_evaluation(evaluation: Evaluation, store) -> None:
@@ -84,29 +67,6 @@ def test_shows_measures_histogram_classes_and_similar_latents(evaluation: Evalua
         assert f"{bar.name}\n{bar.n_rows}\n" in read.text
     latents, cosines = (part[3] for part in similar_latents(evaluation, 8))
     assert f"{int(latents[0])} ({float(cosines[0]):.2f}), {int(latents[1])} (" in read.text
-
-
-def test_bars_are_the_histogram_from_its_first_to_its_last_filled_bin(evaluation: Evaluation) -> None:
-    edges = histogram_edges().tolist()
-    for latent, counts in enumerate(evaluation.histogram.tolist()):
-        bars = activation_bars(evaluation, latent)
-        assert {edges.index(bar.low): bar.n_rows for bar in bars if bar.n_rows} == {
-            i: count for i, count in enumerate(counts) if count
-        }
-        assert all(a.high == b.low for a, b in pairwise(bars))
-        if bars:
-            assert bars[0].n_rows
-            assert bars[-1].n_rows
-    assert ActivationBar(1.0, 2**0.5, 5).range_text == "1 to 1.4"
-
-
-def test_class_bars_are_the_counts_of_the_evaluation(evaluation: Evaluation, store) -> None:
-    named = dataclasses.replace(evaluation, metadata={**evaluation.metadata, "class_names": ["a", "b", "<c>", "d"]})
-    for latent in range(16):
-        bars = class_bars(named, latent)
-        assert sum(bar.n_rows for bar in bars) == named.histogram[latent].sum()  # every row has one of four classes
-        top = zip(named.top_classes.classes[latent].tolist(), named.top_classes.counts[latent].tolist(), strict=True)
-        assert bars == [(["a", "b", "<c>", "d"][number], count) for number, count in top if number >= 0]
 
 
 def test_a_dead_latent_says_so(evaluation: Evaluation, store) -> None:
@@ -228,7 +188,7 @@ def test_what_cannot_be_shown(evaluation: Evaluation, store, folder: Path) -> No
         with pytest.raises(InputError, match=rf"latent: got {latent}; expected an integer at least 0 and below 16"):
             evaluation.latent(latent)
     other = small_store(str(folder / "other"), ids=[f"other {row}" for row in range(64)])
-    with pytest.raises(InputError, match=r"store: got .*other, another store; expected the one that was evaluated"):
+    with pytest.raises(InputError, match=r"store: got .*other, another store; expected the store that was evaluated"):
         evaluation.latent(0, other)
     with pytest.raises(InputError, match=r"images: got pictures; expected the store too"):
         evaluation.latent(0, images="pictures")

@@ -1,4 +1,4 @@
-"""What the bars of a latent's charts stand for: its activations, and its classes."""
+"""The numbers of a latent's charts: bars of its activations and of its classes, and its measures as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monoloss.functional.histogram import histogram_edges
 
 
 class ActivationBar(NamedTuple):
-    """Active rows with an activation in ``[low, high)``; the lowest and highest possible bin are open."""
+    """Number of rows with an activation in ``[low, high)``; the first and last bin of all also hold what is beyond."""
 
     low: float
     high: float
@@ -20,36 +20,36 @@ class ActivationBar(NamedTuple):
 
     @property
     def range_text(self) -> str:
-        """Such as "0.71 to 1"."""
+        """The bin as text, such as "0.71 to 1"."""
         return f"{self.low:.2g} to {self.high:.2g}"
 
 
 class ClassBar(NamedTuple):
-    """Active rows that carry a class."""
+    """Number of a latent's active rows that carry a class."""
 
     name: str
     n_rows: int
 
 
 def check_latent(evaluation: EvaluationRecord, latent: int) -> int:
-    """The number of a latent, refused where there is none of that number."""
+    """Check that the evaluation has a latent of this number, and return the number as an int."""
     check_number("latent", latent, at_least=0, below=len(evaluation.latents["score"]), integer=True)
     return int(latent)
 
 
 def activation_bars(evaluation: EvaluationRecord, latent: int) -> list[ActivationBar] | None:
-    """The bins from the first to the last that is not empty; None where the evaluation has no histogram."""
+    """Return the bins of a latent from its first to its last non-empty one; None if there is no histogram."""
     latent = check_latent(evaluation, latent)
     if evaluation.histogram is None:
         return None
     counts, edges = evaluation.histogram[latent].tolist(), histogram_edges().tolist()
-    filled = [number for number, count in enumerate(counts) if count]
-    shown = range(filled[0], filled[-1] + 1) if filled else range(0)
-    return [ActivationBar(edges[number], edges[number + 1], counts[number]) for number in shown]
+    filled = [i for i, count in enumerate(counts) if count]
+    bins = range(filled[0], filled[-1] + 1) if filled else range(0)
+    return [ActivationBar(edges[i], edges[i + 1], counts[i]) for i in bins]
 
 
 def class_bars(evaluation: EvaluationRecord, latent: int) -> list[ClassBar] | None:
-    """The most frequent classes of a latent's active rows; None where purity was not judged."""
+    """Return the most frequent classes of a latent's active rows; None if purity was not measured."""
     latent = check_latent(evaluation, latent)
     top = evaluation.top_classes
     if top is None:
@@ -60,19 +60,19 @@ def class_bars(evaluation: EvaluationRecord, latent: int) -> list[ClassBar] | No
 
 
 def latent_measures(evaluation: EvaluationRecord, latent: int) -> dict[str, str]:
-    """The measures of a latent as text, by what they are called; "undefined" where one is."""
+    """Return the measures of a latent as text ("undefined" if NaN), by their names in words."""
     latent = check_latent(evaluation, latent)
-    columns = {key: column[latent].item() for key, column in evaluation.latents.items()}
-    found: dict[str, str] = {}
+    values = {key: column[latent].item() for key, column in evaluation.latents.items()}
+    texts: dict[str, str] = {}
     for key, (word, form) in _WORDS.items():
-        if key in columns:
-            found[word] = format(columns[key], form) if math.isfinite(columns[key]) else "undefined"
-    if (dominant := int(columns.get("dominant_class", -1))) >= 0:
-        found["dominant class"] = class_name(dominant, evaluation.metadata.get("class_names"))
-    return found
+        if key in values:
+            texts[word] = format(values[key], form) if math.isfinite(values[key]) else "undefined"
+    if (dominant := int(values.get("dominant_class", -1))) >= 0:
+        texts["dominant class"] = class_name(dominant, evaluation.metadata.get("class_names"))
+    return texts
 
 
-_WORDS = {
+_WORDS = {  # name in words and format, by column of the evaluation
     "score": ("score", ".3f"),
     "lift": ("lift", ".3f"),
     "n_eff": ("effective rows", ",.1f"),

@@ -1,4 +1,4 @@
-"""A latent as a piece of HTML: for a notebook, or a file. It runs no script and loads nothing."""
+"""A latent as HTML, for a notebook or a file; the HTML runs no script and loads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from monoloss.evaluation.record import EvaluationRecord
 from monoloss.evaluation.similar import similar_latents
 from monoloss.files.atomic import atomic_file
 
-_CELL, _N_SIMILAR, _N_NAMES = 64, 8, 5
+_CELL, _N_SIMILAR, _N_LABELS = 64, 8, 5  # pixels of an image; similar latents; class names of a row
 _STYLE = """<style>
 .monoloss-latent{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:75rem}
 .monoloss-latent h3{font-size:1.15em;margin:0 0 .3em;overflow-wrap:anywhere}
@@ -49,45 +49,35 @@ _STYLE = """<style>
 
 
 class ShownImage(NamedTuple):
-    """An image as a ``data:`` address; a small one is shown with its pixels as squares."""
+    """An image as a ``data:`` address; the pixels of a small one are enlarged as squares."""
 
     address: str
     is_small: bool
 
 
 class ShownRow(NamedTuple):
-    """A row that a latent is active on.
-
-    Attributes:
-        row: its number in the store.
-        value: the activation.
-        name: its id, or "row 3".
-        labels: names of its classes; empty where they are not known.
-        image: None without one.
-    """
+    """A row that a latent is active on."""
 
     row: int
+    """Number of the row in the store."""
     value: float
+    """The activation."""
     name: str
+    """The row's id, or "row 3" without a store."""
     labels: Sequence[str]
+    """Names of the row's classes; empty if unknown."""
     image: ShownImage | None
 
 
 class LatentView:
-    """A latent of an evaluation, to look at: what :meth:`monoloss.Evaluation.latent` gives.
+    """One latent of an evaluation as HTML, the result of :meth:`monoloss.Evaluation.latent`.
 
-    The last line of a notebook's cell shows it: measures, the rows that activate it most, around the median and least,
-    how its activations are distributed, its classes, and the latents with the most similar decoder directions.
+    A notebook shows the latent's measures, the rows that activate it most, around the median and least, the histogram
+    of its activations, its classes, and the latents with the most similar decoder directions. The arguments and errors
+    are those of :meth:`monoloss.Evaluation.latent`.
 
-    Args:
-        evaluation: whose latent.
-        latent: its number.
-        store: what was evaluated, or its folder: gives ids, labels and images. Without it row numbers are shown.
-        images: the folder that the paths of the store's rows are relative to; else the store's thumbnails, or the image
-            root that it names, are taken.
-
-    Raises:
-        InputError: there is no such latent, another store, ``images`` without a store, or no folder.
+    Attributes:
+        rows: the shown rows by their heading.
     """
 
     def __init__(
@@ -101,37 +91,37 @@ class LatentView:
         self.evaluation, self.latent = evaluation, check_latent(evaluation, latent)
         self._store = store if store is None or isinstance(store, FeatureStore) else FeatureStore(store)
         if self._store is None and images is not None:
-            raise InputError("images", str(images), "the store too: it knows which image a row is")
-        known = evaluation.metadata.get("store_fingerprint")
-        if self._store is not None and known not in (None, self._store.fingerprint):
-            raise InputError("store", f"{self._store.folder}, another store", "the one that was evaluated")
+            raise InputError("images", str(images), "the store too: it says which image belongs to a row")
+        fingerprint = evaluation.metadata.get("store_fingerprint")
+        if self._store is not None and fingerprint not in (None, self._store.fingerprint):
+            raise InputError("store", f"{self._store.folder}, another store", "the store that was evaluated")
         self.rows = _shown_rows(evaluation, latent, self._store, None if images is None else Path(images))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML that a notebook shows."""
         title = f"Latent {self.latent} of {plain_text(self.evaluation.name)}"
         measures = "".join(
-            f"<div><dt>{_text(word)}</dt><dd>{_text(value)}</dd></div>"
+            f"<div><dt>{_escaped(word)}</dt><dd>{_escaped(value)}</dd></div>"
             for word, value in latent_measures(self.evaluation, self.latent).items()
         )
-        parts = [f"<h3>{_text(title)}</h3><dl>{measures}</dl>"]
-        parts += [f"<h4>{_text(heading)}</h4>{_rows_html(rows)}" for heading, rows in self.rows.items()]
+        parts = [f"<h3>{_escaped(title)}</h3><dl>{measures}</dl>"]
+        parts += [f"<h4>{_escaped(heading)}</h4>{_rows_html(rows)}" for heading, rows in self.rows.items()]
         parts.append(f'<div class="charts">{self._histogram_html()}{self._classes_html()}</div>')
         parts.append(self._similar_html())
         return f'{_STYLE}<div class="monoloss-latent">{"".join(parts)}</div>'
 
     def __repr__(self) -> str:
         measures = latent_measures(self.evaluation, self.latent)
-        metadata = ", ".join(f"{word} {value}" for word, value in measures.items())
-        return f"<latent {self.latent} of {self.evaluation.name!r}: {metadata}>"
+        text = ", ".join(f"{word} {value}" for word, value in measures.items())
+        return f"<latent {self.latent} of {self.evaluation.name!r}: {text}>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as a page that opens from the disk, whole or not at all; an older file is replaced.
+        """Write the view as an HTML page, whole or not at all, and return its path; an older file is replaced.
 
         Raises:
             InputError: `path` is a folder.
         """
-        title = _text(f"Latent {self.latent} of {plain_text(self.evaluation.name)}")
+        title = _escaped(f"Latent {self.latent} of {plain_text(self.evaluation.name)}")
         head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         head += '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         page = f"{head}<title>{title}</title></head><body>{self._repr_html_()}</body></html>\n"
@@ -161,7 +151,7 @@ class LatentView:
             return ""
         highest = max(bar.n_rows for bar in bars)
         lines = "".join(
-            f'<div class="bar"><span title="{_text(bar.name)}">{_text(bar.name)}</span>'
+            f'<div class="bar"><span title="{_escaped(bar.name)}">{_escaped(bar.name)}</span>'
             f'<i style="width:{100 * bar.n_rows / highest:.4g}%"></i><span>{bar.n_rows:,}</span></div>'
             for bar in bars
         )
@@ -170,8 +160,8 @@ class LatentView:
     def _similar_html(self) -> str:
         if self.evaluation.decoder_directions is None:
             return ""
-        found = similar_latents(self.evaluation, _N_SIMILAR, torch.tensor([self.latent]))
-        pairs = zip(found.latents[0].tolist(), found.cosines[0].tolist(), strict=True)
+        similar = similar_latents(self.evaluation, _N_SIMILAR, torch.tensor([self.latent]))
+        pairs = zip(similar.latents[0].tolist(), similar.cosines[0].tolist(), strict=True)
         text = ", ".join(f"{latent} ({cosine:.2f})" for latent, cosine in pairs if latent >= 0)
         return f"<h4>Most similar latents (cosine of the decoders)</h4><div>{text or 'none'}</div>"
 
@@ -179,15 +169,15 @@ class LatentView:
 def _shown_rows(
     evaluation: EvaluationRecord, latent: int, store: FeatureStore | None, images: Path | None
 ) -> dict[str, list[ShownRow]]:
-    """The rows under their headings; what an earlier version did not keep is left out."""
+    """Return the example rows of a latent by their heading; kinds that the evaluation lacks are left out."""
     kinds = {
         "Most active": evaluation.examples,
         "Around the median": evaluation.middle_examples,
         "Least active": evaluation.bottom_examples,
     }
-    pairs = {heading: _pairs(examples, latent) for heading, examples in kinds.items() if examples is not None}
-    wanted = sorted({row for of_kind in pairs.values() for row, _ in of_kind})
-    pictures_by_row = _images_of(store, wanted, images)
+    pairs = {heading: _row_values(examples, latent) for heading, examples in kinds.items() if examples is not None}
+    rows = sorted({row for row_values in pairs.values() for row, _ in row_values})
+    image_of_row = _images_of(store, rows, images)
     return {
         heading: [
             ShownRow(
@@ -195,20 +185,22 @@ def _shown_rows(
                 value,
                 f"row {row}" if store is None else plain_text(str(store.ids[row])),
                 [] if store is None else _labels(store, row),
-                pictures_by_row.get(row),
+                image_of_row.get(row),
             )
-            for row, value in of_kind
+            for row, value in row_values
         ]
-        for heading, of_kind in pairs.items()
+        for heading, row_values in pairs.items()
     }
 
 
-def _pairs(examples: Examples, latent: int) -> list[tuple[int, float]]:
+def _row_values(examples: Examples, latent: int) -> list[tuple[int, float]]:
+    """Return the row numbers of a latent's examples with their activations."""
     rows, values = examples.rows[latent].tolist(), examples.values[latent].tolist()
     return [(row, value) for row, value in zip(rows, values, strict=True) if row >= 0]
 
 
 def _labels(store: FeatureStore, row: int) -> list[str]:
+    """Return the names of a row's classes."""
     if not store.has_labels:
         return []
     label = store.labels(row, row + 1)[0]
@@ -217,7 +209,7 @@ def _labels(store: FeatureStore, row: int) -> list[str]:
 
 
 def _images_of(store: FeatureStore | None, rows: Sequence[int], images: Path | None) -> dict[int, ShownImage]:
-    """Images by row number; none of rows whose image is not there."""
+    """Return the images of rows by row number; rows without an image are left out."""
     if store is None or not rows:
         return {}
     from PIL import Image  # of the extra "report"
@@ -227,7 +219,7 @@ def _images_of(store: FeatureStore | None, rows: Sequence[int], images: Path | N
     pictures = pictures_of(store, images)
     if pictures is None:
         return {}
-    found = {}
+    shown_images = {}
     for row, picture in zip(rows, pictures.read(torch.tensor(rows), _CELL), strict=True):
         if picture is None:
             continue
@@ -235,8 +227,8 @@ def _images_of(store: FeatureStore | None, rows: Sequence[int], images: Path | N
         file = io.BytesIO()
         Image.fromarray(cell[:, :, 0] if cell.shape[2] == 1 else cell).save(file, "png")
         address = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        found[row] = ShownImage(address, max(cell.shape[:2]) <= _CELL // 2)
-    return found
+        shown_images[row] = ShownImage(address, max(cell.shape[:2]) <= _CELL // 2)
+    return shown_images
 
 
 def _rows_html(rows: Sequence[ShownRow]) -> str:
@@ -244,8 +236,8 @@ def _rows_html(rows: Sequence[ShownRow]) -> str:
 
 
 def _row_html(row: ShownRow) -> str:
-    classes = ", ".join([*row.labels[:_N_NAMES], *(["…"] if len(row.labels) > _N_NAMES else [])])
-    words = _text(", ".join(part for part in (row.name, classes) if part))
+    classes = ", ".join([*row.labels[:_N_LABELS], *(["…"] if len(row.labels) > _N_LABELS else [])])
+    words = _escaped(", ".join(part for part in (row.name, classes) if part))
     value = f'<span class="quiet">{row.value:.3g}</span>'
     if row.image is None:
         return f'<li class="name" title="{words}">{words}<br>{value}</li>'
@@ -253,5 +245,5 @@ def _row_html(row: ShownRow) -> str:
     return f'<li title="{words}"><img{kind} src="{row.image.address}" alt="{words}">{value}</li>'
 
 
-def _text(text: str) -> str:
+def _escaped(text: str) -> str:
     return html.escape(text)

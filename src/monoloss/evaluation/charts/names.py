@@ -1,22 +1,22 @@
-"""Names of models, classes and rows as they are shown: one line, and without what all of a group share."""
+"""Names of models, classes and rows as charts show them: on one line, without the name of their group."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-_JOINERS = "\u200c\u200d"  # within emoji and some scripts
+_JOINERS = "\u200c\u200d"  # zero-width joiners: parts of emoji and of some scripts
 
 
 def variant_of(name: str, group: str) -> str:
-    """The name of a loss variant: a model's name without its group's in front ("topk-memory" in "TopK": "memory")."""
+    """Return a model's name without its group's name in front, its loss variant: "topk-memory" in "TopK": "memory"."""
     letters = [re.escape(letter) for letter in group if letter.isalnum()]
     match = re.match(r"[\W_]*".join(letters) + r"[\W_]+(?=.)", name, re.IGNORECASE) if letters else None
     return name[match.end() :] if match else name
 
 
 def plain_text(text: str, longest: int = 60) -> str:
-    r"""One line without control characters, cut in the middle where it is longer than `longest`.
+    r"""Return the text on one line without control characters, cut in the middle if longer than `longest` letters.
 
     Example:
         >>> plain_text("a\tb\x00"), plain_text("abcdefgh", 5), plain_text("")
@@ -29,7 +29,7 @@ def plain_text(text: str, longest: int = 60) -> str:
 
 
 def class_name(number: int, names: Sequence[str] | None) -> str:
-    """The name of a class, "class 3" where it has none.
+    """Return the name of a class, or "class 3" if class 3 has no name.
 
     Example:
         >>> class_name(1, ["cat", "dog"]), class_name(3, None)

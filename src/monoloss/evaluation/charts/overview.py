@@ -1,4 +1,4 @@
-"""Interactive charts of evaluations: how latents are distributed, what a gain costs, how training went."""
+"""The interactive charts of an overview: distributions over the latents, trade-offs, training curves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from monoloss.evaluation.charts.style import (
     panels,
     run_styles,
 )
-from monoloss.evaluation.charts.trade_off import AGAINST, trade_off_figure
+from monoloss.evaluation.charts.trade_off import TRADE_OFFS, trade_off_figure
 from monoloss.evaluation.charts.training import MEASURES as LOGGED
 from monoloss.evaluation.charts.training import TrainingCurve, training_curves_figure
 from monoloss.evaluation.record import EvaluationRecord
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 Values = NDArray[np.float64]
-_MOST_FILLED = 3  # in one panel; more would be mud
+_MAX_FILLED = 3  # filled areas in one panel; more would be mud
 
 
 class _Measure(NamedTuple):
-    """A column of the latents, and what to say about it."""
+    """Title, label of the x axis and caption of the chart of a column of ``Evaluation.latents``."""
 
     title: str
     axis: str
@@ -76,30 +76,30 @@ _MEASURES = {
 
 
 def overview_figures(groups: Groups, curves: Sequence[TrainingCurve] = ()) -> list[OverviewFigure]:
-    """Every chart that there is data for: score, lift, purity and n_eff of the latents, trade-offs, training curves.
+    """Draw all charts that have data: score, lift, purity and n_eff of the latents, trade-offs, training curves.
 
     Args:
-        groups: evaluations by the name of their group (such as the kind of SAE), in each the baseline first. A group's
-            name in front of a run's name is left out where runs of several groups are compared.
-        curves: what was logged in training.
+        groups: evaluations by the name of their group (such as the kind of SAE), in each the baseline first. Charts of
+            several groups show a run's name without the name of its group in front.
+        curves: values logged in training.
 
     Raises:
         InputError: no evaluations.
     """
     groups = check_groups(groups)
     evaluations = [evaluation for group in groups.values() for evaluation in group]
-    shown = [latents_figure(groups, key) for key in _MEASURES if any(key in e.latents for e in evaluations)]
-    shown += [trade_off_figure(groups, key) for key in AGAINST if any(key in e.summary for e in evaluations)]
+    figures = [latents_figure(groups, key) for key in _MEASURES if any(key in e.latents for e in evaluations)]
+    figures += [trade_off_figure(groups, key) for key in TRADE_OFFS if any(key in e.summary for e in evaluations)]
     if any(curve.measure in LOGGED for curve in curves):
-        shown.append(training_curves_figure(curves, groups))
-    return shown
+        figures.append(training_curves_figure(curves, groups))
+    return figures
 
 
 def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
-    """How the latents of each run are distributed over a measure: steps over shared bins, one panel a group.
+    """Draw the distribution of a measure over the latents of each run: steps over shared bins, one panel a group.
 
-    Triangles mark the means over defined latents; undefined ones are counted in the caption. Counts are shares where
-    runs have different numbers of latents.
+    Triangles mark the means over defined latents; the caption counts the undefined ones. Heights are shares instead of
+    counts if runs have different numbers of latents.
 
     Args:
         groups: evaluations by the name of their group, in each the baseline first.
@@ -127,13 +127,13 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
         for i, (evaluation, values) in enumerate(zip(evaluations, columns[group], strict=True)):
             weight = 100 / _n_latents(evaluation) if len(n_latents) > 1 else 1.0
             style, name = styles[row - 1][i], names[row - 1][i]
-            steps = _steps(values, edges, weight, style, is_log=is_log, is_filled=len(evaluations) <= _MOST_FILLED)
+            steps = _steps(values, edges, weight, style, is_log=is_log, is_filled=len(evaluations) <= _MAX_FILLED)
             for trace in (steps, _mean_mark(values, style, is_log)):
                 trace.update(name=name, legendgroup=name, showlegend=trace is steps and name not in legend)
                 figure.add_trace(trace, row=row, col=1)
             legend.add(name)
         top = max(max(trace.y, default=0.0) for trace in figure.select_traces(row=row))
-        figure.update_yaxes(range=[0, 1.15 * top or 1.0], row=row, col=1)  # the label of a level has room above
+        figure.update_yaxes(range=[0, 1.15 * top or 1.0], row=row, col=1)  # leaves room for the label of a level
         for label, level in levels.items():
             level_line(figure, level, label, row=row, upright=True)
     figure.update_yaxes(title_text="latents" if len(n_latents) == 1 else "share of latents, %")
@@ -146,7 +146,7 @@ def latents_figure(groups: Groups, measure: str = "score") -> OverviewFigure:
 
 
 def defined_values(evaluation: EvaluationRecord, measure: str, is_log: bool = False) -> Values:
-    """A column of the latents without what is undefined; logarithms to base 10 on request."""
+    """Return the defined values of a measure of the latents; with ``is_log`` the log10 of the positive ones."""
     if measure not in evaluation.latents:
         return np.zeros(0)
     values = evaluation.latents[measure].detach().double().cpu().numpy()
@@ -159,9 +159,9 @@ def _n_latents(evaluation: EvaluationRecord) -> int:
 
 
 def _edges(columns: Sequence[Values], levels: Sequence[float], measure: str) -> Values:
-    """Edges that all runs share; purity from 0 to 1, others from the lowest to the highest with the levels within."""
-    longest = max(map(len, columns))
-    n_bins = int(np.clip(math.sqrt(longest) * 2, 15, 50))
+    """Return edges of bins for all runs: purity from 0 to 1, others from the lowest to the highest value or level."""
+    n_values = max(map(len, columns))
+    n_bins = int(np.clip(math.sqrt(n_values) * 2, 15, 50))
     if measure == "purity_weighted":
         return np.linspace(0, 1, 2 * (n_bins // 2) + 1)
     values = np.concatenate([*columns, np.asarray(levels, dtype=float)])
@@ -175,7 +175,7 @@ def _edges(columns: Sequence[Values], levels: Sequence[float], measure: str) -> 
 def _steps(
     values: Values, edges: Values, weight: float, style: RunStyle, *, is_log: bool, is_filled: bool
 ) -> go.Scatter:
-    """Counts as a line of steps, over the middles of the bins and an empty bin on either side."""
+    """Draw the counts times ``weight`` as a line of steps, with an empty bin on either side."""
     counts = np.histogram(values, edges)[0]
     width = edges[1] - edges[0]
     middles = np.concatenate([[edges[0] - width / 2], (edges[1:] + edges[:-1]) / 2, [edges[-1] + width / 2]])
@@ -198,27 +198,28 @@ def _steps(
 
 
 def _mean_mark(values: Values, style: RunStyle, is_log: bool) -> go.Scatter:
-    """A triangle on the axis; none where nothing is defined."""
+    """Draw a triangle on the x axis at the mean; none without values."""
     mean = [float(values.mean())] if len(values) else []
-    shown = [f"mean {10**value:,.4g}" if is_log else f"mean {value:.3f}" for value in mean]
+    text = [f"mean {10**value:,.4g}" if is_log else f"mean {value:.3f}" for value in mean]
     return go.Scatter(
         x=mean,
         y=[0.0] * len(mean),
         mode="markers",
         marker={"symbol": "triangle-up", "size": 12, "color": style.color},
         cliponaxis=False,
-        text=shown,
+        text=text,
         hovertemplate="%{text}",
     )
 
 
 def _faint(color: str) -> str:
+    """Return a color "#rrggbb" at an opacity of 13 %."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, 0.13)"
 
 
 def _power_ticks(edges: Values) -> dict[str, list[float] | list[str]]:
-    """Ticks at 1, 2 and 5 times each power of ten, or at the powers where there would be too many."""
+    """Return ticks of a log10 axis at 1, 2 and 5 times each power of ten; over a long range at the powers only."""
     low, high = float(edges[0]), float(edges[-1])
     factors = (1, 2, 5) if high - low < 2.5 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1)
@@ -228,7 +229,7 @@ def _power_ticks(edges: Values) -> dict[str, list[float] | list[str]]:
 
 
 def _undefined_text(groups: Groups, columns: Mapping[str, Sequence[Values]]) -> str:
-    """How many latents of each run are not drawn, and how many of these are active on no row at all."""
+    """Say how many latents of each run are undefined and not drawn, and how many of these are active on no row."""
     parts = []
     for group, evaluations in groups.items():
         for evaluation, values in zip(evaluations, columns[group], strict=True):

@@ -1,4 +1,4 @@
-"""The overview's charts as a piece of HTML: for a notebook, or a file."""
+"""The overview's charts as HTML, for a notebook or a file."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _FRAME_HEIGHT = 640  # pixels; the frame scrolls
 
 
 class OverviewView:
-    """Charts of one or several evaluations, to look at: what :meth:`monoloss.Evaluation.plot` gives.
+    """The charts of one or several evaluations, the result of :meth:`monoloss.Evaluation.plot`.
 
-    The last line of a notebook's cell shows them in a frame. Nothing is loaded from the network: the charts bring
-    Plotly along, about 5 MB.
+    A notebook shows the charts in a frame. Nothing is loaded from the network: the HTML contains Plotly, about 5 MB.
 
     Args:
         evaluations: at least one, the baseline first.
@@ -45,7 +44,7 @@ class OverviewView:
         self.figures: list[OverviewFigure] = overview_figures(self._groups)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a frame, so that page and charts leave each other alone."""
+        """Return the HTML that a notebook shows: a frame, so that page and charts do not share styles or scripts."""
         style = f"width:100%;height:{_FRAME_HEIGHT}px;border:1px solid rgba(128,128,128,.4)"
         return (
             f'<iframe title="charts" sandbox="allow-scripts" style="{style}" srcdoc="{html.escape(self._page())}">'
@@ -57,7 +56,7 @@ class OverviewView:
         return f"<charts of {names}: {', '.join(figure.id for figure in self.figures)}>"
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write them as a page that opens from the disk, whole or not at all; an older file is replaced.
+        """Write the charts as an HTML page, whole or not at all, and return its path; an older file is replaced.
 
         Raises:
             InputError: `path` is a folder.
@@ -67,12 +66,13 @@ class OverviewView:
         return Path(path)
 
     def _page(self) -> str:
+        """Return the page of all charts, with Plotly in it."""
         charts = "".join(
-            f"<h2>{html.escape(shown.title)}</h2>"
-            + shown.figure.to_html(
+            f"<h2>{html.escape(chart.title)}</h2>"
+            + chart.figure.to_html(
                 full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
             )
-            + f"<p>{html.escape(shown.caption)}</p>"
-            for shown in self.figures
+            + f"<p>{html.escape(chart.caption)}</p>"
+            for chart in self.figures
         )
         return f"{_HEAD}<script>{get_plotlyjs()}</script></head><body>{charts}{_COLORS}</body></html>\n"

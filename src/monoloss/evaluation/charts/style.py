@@ -1,4 +1,4 @@
-"""The look of all charts: colours for light and dark pages and for prints; of interactive ones layout and safe text."""
+"""The look of all charts: colours for light and dark pages and for prints; layout and safe text of interactive ones."""
 
 from __future__ import annotations
 
@@ -11,110 +11,98 @@ from monoloss.errors import InputError
 from monoloss.evaluation.charts.names import plain_text, variant_of
 from monoloss.evaluation.record import EvaluationRecord
 
-if TYPE_CHECKING:  # the palette is for pictures too, which do without plotly
+if TYPE_CHECKING:  # pictures use the palette too, without plotly
     import plotly.graph_objects as go
 
 # After Okabe and Ito, for colour-blind readers; the baseline, which comes first, is grey. Each has a contrast of at
 # least 3 with white and with #16181d; the first three differ in grey too, for prints.
 COLORS = ("#7e7e7e", "#d87f00", "#2b83c6", "#0a9a72", "#c2619a", "#d4540f", "#8b74d6")
-DASHES = ("solid", "solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # a second sign beside the colour
+DASHES = ("solid", "solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # tell runs apart without colour
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "pentagon")
-INK = "#7a7a7a"  # of text, where a page does not set its own `layout.font.color`
+INK = "#7a7a7a"  # text of a page that sets no `layout.font.color`
 QUIET, GRID = "rgba(128, 128, 128, 0.9)", "rgba(128, 128, 128, 0.25)"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_LEGEND_WIDTH, _LEGEND_LINES = 320, 14  # the width on a phone, in pixels; elsewhere charts take what is left
+_LEGEND_WIDTH, _LEGEND_LINES = 320, 14  # pixels, as on a phone; lines
 
 Groups = Mapping[str, Sequence[EvaluationRecord]]
 
 
 class OverviewFigure(NamedTuple):
-    """A chart with the words around it, which are plain text.
-
-    Attributes:
-        id: short, for links.
-        title: a headline.
-        caption: how to read it, and what is not drawn.
-        figure: a ``plotly.graph_objects.Figure`` on a transparent ground; its text takes ``layout.font.color``.
-    """
+    """A chart with its title and caption, both plain text."""
 
     id: str
+    """A short name for links."""
     title: str
     caption: str
+    """How to read the chart, and what is not drawn."""
     figure: go.Figure
+    """The Plotly figure, on a transparent ground; its text takes ``layout.font.color``."""
 
 
 class RunStyle(NamedTuple):
-    """How one run is drawn in every chart.
-
-    Attributes:
-        name: of the run, as text for a chart.
-        variant: its name without that of its group, as text for a chart.
-        color: the same for the same variant in every group; the first variant, usually the baseline, is grey.
-        dash: of lines, by variant.
-        group_dash: of lines, by group.
-        symbol: of points, by group.
-    """
+    """How one run is drawn in every chart."""
 
     name: str
+    """Name of the run, as text for a chart."""
     variant: str
+    """Name of the run without its group's name, as text for a chart."""
     color: str
+    """Colour of the variant, in every group; the first variant, usually the baseline, is grey."""
     dash: str
+    """Dashes of lines, by variant."""
     group_dash: str
+    """Dashes of lines, by group."""
     symbol: str
+    """Symbol of points, by group."""
 
 
 def check_groups(groups: Groups) -> dict[str, Sequence[EvaluationRecord]]:
-    """The groups that have an evaluation; refuses those without any."""
+    """Return the groups that have an evaluation; raises InputError if no group has one."""
     if not any(groups.values()):
         raise InputError("groups", "no evaluations", "at least one")
     return {group: evaluations for group, evaluations in groups.items() if evaluations}
 
 
 def run_styles(names: Mapping[str, Sequence[str]]) -> list[list[RunStyle]]:
-    """A style for each run of each group, in their order."""
-    order: dict[str, int] = {}
+    """Return a style for each run of each group, in their order; ``names`` holds the runs by group."""
+    index_of_variant: dict[str, int] = {}
     styles: list[list[RunStyle]] = []
     for i, (group, runs) in enumerate(names.items()):
         styles.append([])
         for run in runs:
             variant = variant_of(run, group)
-            place = order.setdefault(variant, len(order))
-            color, dash = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
+            index = index_of_variant.setdefault(variant, len(index_of_variant))
+            color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
             group_dash, symbol = DASHES[(i + 1) % len(DASHES)], SYMBOLS[i % len(SYMBOLS)]
             styles[-1].append(RunStyle(chart_text(run, 36), chart_text(variant, 36), color, dash, group_dash, symbol))
     return styles
 
 
 def names_of(groups: Groups) -> dict[str, list[str]]:
-    """The names of the runs of each group."""
+    """Return the names of the runs of each group."""
     return {group: [evaluation.name for evaluation in evaluations] for group, evaluations in groups.items()}
 
 
 def chances(groups: Groups) -> dict[str, float]:
-    """The scores of chance by their label; one where all runs are judged on the same rows."""
-    found = (float(e.summary.get("chance", math.nan)) for evaluations in groups.values() for e in evaluations)
-    return {f"chance {value:.3f}": value for value in found if math.isfinite(value)}
+    """Return the chance levels of the runs by their label; a single one if all runs were evaluated on the same rows."""
+    levels = (float(e.summary.get("chance", math.nan)) for evaluations in groups.values() for e in evaluations)
+    return {f"chance {level:.3f}": level for level in levels if math.isfinite(level)}
 
 
 def chart_text(text: str, longest: int = 60) -> str:
-    """Text that a chart shows as it is: no markup, no link, no formula of it is carried out.
-
-    Example:
-        >>> chart_text("<b>$x$ & y")
-        '&lt;b&gt;&#36;x&#36; &amp; y'
-    """
+    """Escape text so that a chart shows it as it is: "<b>$x$ & y" becomes neither markup nor link nor formula."""
     return html.escape(plain_text(text, longest), quote=False).replace("$", "&#36;")
 
 
 def panels(titles: Sequence[str], panel_height: int, entries: Iterable[str] = ()) -> go.Figure:
-    """Charts one below the other over the same x axis, under a legend.
+    """Return a figure of empty charts, one below the other over the same x axis, under a legend.
 
-    As wide as its place, on a transparent ground; text takes ``layout.font.color``.
+    The figure is as wide as its container, on a transparent ground; its text takes ``layout.font.color``.
 
     Args:
-        titles: plain text, one a chart; empty where there is nothing to say.
-        panel_height: of one chart, in pixels.
-        entries: of the legend.
+        titles: plain text, one a chart; "" for none.
+        panel_height: height of one chart in pixels.
+        entries: entries of the legend, which gets the height for them.
     """
     from plotly.subplots import make_subplots
 
@@ -141,15 +129,15 @@ def panels(titles: Sequence[str], panel_height: int, entries: Iterable[str] = ()
     figure.update_xaxes(**axis, showline=True, linecolor=QUIET, ticks="outside", tickcolor=QUIET, ticklen=4)
     figure.update_yaxes(**axis)
     for i, title in enumerate(titles, 1):
-        place = {"xref": "x domain", "yref": f"y{i if i > 1 else ''} domain", "x": 0, "y": 1, "yshift": 3}
+        corner = {"xref": "x domain", "yref": f"y{i if i > 1 else ''} domain", "x": 0, "y": 1, "yshift": 3}
         if title:
             text = f"<b>{chart_text(title)}</b>"
-            figure.add_annotation(text=text, **place, xanchor="left", yanchor="bottom", showarrow=False)
+            figure.add_annotation(text=text, **corner, xanchor="left", yanchor="bottom", showarrow=False)
     return figure
 
 
 def level_line(figure: go.Figure, level: float, label: str, *, row: int = 1, upright: bool = False) -> None:
-    """A dashed line across a chart, with its label beside it."""
+    """Draw a dashed line across chart ``row`` with a label: at a height, or with ``upright`` at an x value."""
     suffix = str(row) if row > 1 else ""
     line = {"color": QUIET, "width": 1.5, "dash": "dash"}
     along, across = ("y", "x") if upright else ("x", "y")

@@ -1,4 +1,4 @@
-"""Charts of what a gain in score costs, or brings along: a point for each run."""
+"""Charts of the score against reconstruction or purity, a point for each run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from monoloss.evaluation.charts.style import (
 from monoloss.evaluation.record import EvaluationRecord
 
 
-class _Against(NamedTuple):
-    """What the score is drawn over."""
+class _TradeOff(NamedTuple):
+    """A measure that the score is drawn over: id of the chart, name, label of the x axis, caption."""
 
     id: str
     word: str
@@ -35,24 +35,24 @@ class _Against(NamedTuple):
 
 
 _COSTS = "Up and not to the left of its start is a gain that costs no reconstruction."
-AGAINST = {
-    "explained_variance": _Against(
+TRADE_OFFS = {
+    "explained_variance": _TradeOff(
         "score-against-explained-variance", "explained variance", "explained variance, pooled", _COSTS
     ),
-    "r2": _Against(
+    "r2": _TradeOff(
         "score-against-r2",
         "R²",
         "R², mean over dimensions",
         f"{_COSTS} This is the paper's figure; dimensions that hardly vary can make it very low.",
     ),
-    "purity_weighted": _Against(
+    "purity_weighted": _TradeOff(
         "score-against-purity",
         "class purity",
         "weighted class purity, mean",
         "The score knows no labels; where purity rises with it, latents come closer to classes.",
     ),
 }
-_SHOWN = {
+_HOVER_MEASURES = {
     "score_mean": "score",
     "lift_mean": "lift",
     "explained_variance": "explained variance",
@@ -62,7 +62,7 @@ _SHOWN = {
 
 
 def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> OverviewFigure:
-    """Mean score over defined latents of each run over another figure; lines lead from a group's baseline to its runs.
+    """Draw the mean score of each run over another measure, with lines from a group's baseline to its other runs.
 
     Args:
         groups: evaluations by the name of their group, in each the baseline first.
@@ -72,9 +72,9 @@ def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> Ove
         InputError: no evaluations, or another measure.
     """
     groups = check_groups(groups)
-    if measure not in AGAINST:
-        raise InputError("measure", repr(measure), f"one of {', '.join(AGAINST)}")
-    against = AGAINST[measure]
+    if measure not in TRADE_OFFS:
+        raise InputError("measure", repr(measure), f"one of {', '.join(TRADE_OFFS)}")
+    trade_off = TRADE_OFFS[measure]
     styles = run_styles(names_of(groups))
     figure = panels([""], 360, [style.name for group in styles for style in group])
     points, missing = list[tuple[float, float]](), list[str]()
@@ -91,30 +91,31 @@ def trade_off_figure(groups: Groups, measure: str = "explained_variance") -> Ove
             if start is not None and evaluation is not evaluations[0]:
                 lines.append(_line(start, point))
     figure.add_traces([*lines, *marks])
-    figure.update_xaxes(title_text=against.axis, range=_range(x for x, _ in points))
+    figure.update_xaxes(title_text=trade_off.axis, range=_range(x for x, _ in points))
     figure.update_yaxes(title_text="MonoScore, mean", range=_range(y for _, y in points))
-    known = chances(groups)
+    levels = chances(groups)
     low, high = figure.layout.yaxis.range
-    for label, chance in known.items():
+    for label, chance in levels.items():
         if low - (high - low) < chance <= high:  # near enough to leave room for the points
             figure.update_yaxes(range=[min(figure.layout.yaxis.range[0], chance - 0.08 * (high - low)), high])
             level_line(figure, chance, label)
     caption = "One point a run, with means over defined latents; lines lead from a group's baseline to its others. "
-    caption += against.caption
-    if known:
-        caption += f" At random a latent scores {' or '.join(f'{chance:.3f}' for chance in known.values())} (chance)."
+    caption += trade_off.caption
+    if levels:
+        caption += f" At random a latent scores {' or '.join(f'{chance:.3f}' for chance in levels.values())} (chance)."
     if missing:
-        caption += f" Not drawn, without a defined score or {against.word}: {', '.join(missing)}."
-    return OverviewFigure(against.id, f"Score against {against.word}", caption, figure)
+        caption += f" Not drawn, without a defined score or {trade_off.word}: {', '.join(missing)}."
+    return OverviewFigure(trade_off.id, f"Score against {trade_off.word}", caption, figure)
 
 
 def _point(evaluation: EvaluationRecord, measure: str) -> tuple[float, float] | None:
+    """Return the measure and the mean score of a run; None if either is undefined."""
     x, y = (float(evaluation.summary.get(key, math.nan)) for key in (measure, "score_mean"))
     return (x, y) if math.isfinite(x) and math.isfinite(y) else None
 
 
 def _mark(style: RunStyle, evaluation: EvaluationRecord, point: tuple[float, float]) -> go.Scatter:
-    measures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _SHOWN.items()}
+    measures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _HOVER_MEASURES.items()}
     hover = [f"{word} {value:.3f}" for word, value in measures.items() if math.isfinite(value)]
     return go.Scatter(
         x=[point[0]],
@@ -139,7 +140,7 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> go.Scatter:
 
 
 def _range(values: Iterable[float]) -> list[float]:
-    """Room around the outermost points; at least 0.05 wide, so that noise stays small."""
+    """Return a range of an axis with room around the values, at least 0.05 wide, so that noise does not look large."""
     values = list(values)
     if not values:
         return [0.0, 1.0]

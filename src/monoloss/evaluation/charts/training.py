@@ -1,4 +1,4 @@
-"""Charts of what was logged in training."""
+"""The chart of the values logged in training."""
 
 from __future__ import annotations
 
@@ -18,44 +18,41 @@ MEASURES = {
     "l0": "active latents a row (L0)",
     "dead": "dead latents",
 }
-_MOST_POINTS = 400  # of a curve
-_OTHERS = "\0"  # no name of a group
+_MAX_POINTS = 400  # of a curve
+_UNGROUPED = "\0"  # stands for the group of runs without a group; no group has this name
 
 
 class TrainingCurve(NamedTuple):
-    """One logged figure of one run.
-
-    Attributes:
-        run: name of the SAE, as its evaluation has it.
-        measure: such as "loss" or "score".
-        steps: optimiser steps, rising.
-        values: at these steps; NaN where undefined.
-    """
+    """The logged values of one measure of one run."""
 
     run: str
+    """Name of the SAE, as in its evaluation."""
     measure: str
+    """Name of the measure, such as "loss" or "score"."""
     steps: Sequence[int]
+    """Optimiser steps, rising."""
     values: Sequence[float]
+    """The values at these steps; NaN where undefined."""
 
 
 def training_curves_figure(curves: Sequence[TrainingCurve], groups: Groups | None = None) -> OverviewFigure:
-    """What was logged in training, one panel a measure.
+    """Draw the values logged in training, one panel a measure.
 
-    Of a curve with more than 400 points some are drawn, evenly spaced, the first and the last among them.
+    Of a longer curve 400 evenly spaced points are drawn, the first and the last among them.
 
     Args:
-        curves: of "loss", "score", "explained_variance", "l0" and "dead"; others are left out.
-        groups: the evaluations of the runs by group, whose colours the runs take.
+        curves: curves of "loss", "score", "explained_variance", "l0" and "dead"; other measures are left out.
+        groups: evaluations by group; a run has the same colour as in the charts of these groups.
 
     Raises:
-        InputError: no curve of these.
+        InputError: no curve of any of these measures.
     """
     curves = [curve for curve in curves if curve.measure in MEASURES]
     if not curves:
         raise InputError("curves", "nothing to draw", f"at least one of {', '.join(MEASURES)}")
     names = names_of(groups or {})
-    known = {name for runs in names.values() for name in runs}
-    names[_OTHERS] = list(dict.fromkeys(curve.run for curve in curves if curve.run not in known))
+    grouped = {name for runs in names.values() for name in runs}
+    names[_UNGROUPED] = list(dict.fromkeys(curve.run for curve in curves if curve.run not in grouped))
     styles = {
         run: style
         for runs, group in zip(names.values(), run_styles(names), strict=True)
@@ -64,11 +61,11 @@ def training_curves_figure(curves: Sequence[TrainingCurve], groups: Groups | Non
     rows = {measure: row for row, measure in enumerate((m for m in MEASURES if any(m == c.measure for c in curves)), 1)}
     figure = panels([MEASURES[measure] for measure in rows], 150, {styles[curve.run].name for curve in curves})
     for curve in curves:
-        style, kept = styles[curve.run], _kept(len(curve.steps))
+        style, drawn = styles[curve.run], _drawn_points(len(curve.steps))
         line = go.Scatter(
-            x=[int(curve.steps[i]) for i in kept],
-            y=[float(curve.values[i]) if math.isfinite(curve.values[i]) else None for i in kept],
-            mode="lines" if len(kept) > 1 else "markers",
+            x=[int(curve.steps[i]) for i in drawn],
+            y=[float(curve.values[i]) if math.isfinite(curve.values[i]) else None for i in drawn],
+            mode="lines" if len(drawn) > 1 else "markers",
             line={"color": style.color, "dash": style.group_dash, "width": 2},
             marker={"color": style.color, "symbol": style.symbol},
             name=style.name,
@@ -83,8 +80,8 @@ def training_curves_figure(curves: Sequence[TrainingCurve], groups: Groups | Non
     return OverviewFigure("training", "Training", caption, figure)
 
 
-def _kept(n: int) -> list[int]:
-    """Which points of a curve are drawn."""
-    if n <= _MOST_POINTS:
+def _drawn_points(n: int) -> list[int]:
+    """Return the indices of the points that are drawn of a curve of ``n`` points."""
+    if n <= _MAX_POINTS:
         return list(range(n))
-    return [round(i * (n - 1) / (_MOST_POINTS - 1)) for i in range(_MOST_POINTS)]
+    return [round(i * (n - 1) / (_MAX_POINTS - 1)) for i in range(_MAX_POINTS)]
