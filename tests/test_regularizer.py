@@ -343,7 +343,7 @@ def test_what_cannot_be_hooked_is_refused(arguments, text):
 def test_calls_that_fit_no_pass_are_refused():
     net = Net()
     regularizer = ActivationRegularizer(net, "stem")
-    none = "model: got no forward pass since the last call; expected one that goes through 'stem'"
+    none = "model: got no forward pass since the last call; expected one that runs the layer 'stem'"
     assert refused(lambda: regularizer(embeddings())).startswith(none)
     net(images())
     text = "embeddings: got 11 rows; expected as many as the forward pass had in 'stem', 12"
@@ -353,7 +353,7 @@ def test_calls_that_fit_no_pass_are_refused():
     net(images())
     net(images())
     assert refused(lambda: regularizer(embeddings())).startswith(
-        "layer 'stem': got 2 runs since the last call; expected one; clear() forgets"
+        "layer 'stem': got 2 runs since the last call; expected one; call clear() after"
     )
     regularizer.close()
     assert refused(lambda: regularizer(embeddings())) == (
