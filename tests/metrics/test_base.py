@@ -53,29 +53,29 @@ def test_forward_gives_the_batch_and_adds_it(which):
 @pytest.mark.parametrize("which", MAKERS)
 def test_merged_metrics_have_seen_all_rows(which):
     first, other = MAKERS[which]([20]), tail_of(which)
-    theirs = states(other)
-    first.compute()  # a value that was kept must not survive
-    for incoming in (other, theirs):
+    other_states = states(other)
+    first.compute()  # the cached value must not survive
+    for incoming in (other, other_states):
         merged = first.clone()
         merged.merge_state(incoming)
         assert_summary(merged.summary(), CALLS[which]())
-        assert_states(other, theirs)
+        assert_states(other, other_states)
     empty = MAKERS[which]([])
     empty.merge_state(other)
-    assert_states(empty, theirs)
+    assert_states(empty, other_states)
     other.merge_state(MAKERS[which]([]))
-    assert_states(other, theirs)
+    assert_states(other, other_states)
 
 
 @pytest.mark.parametrize("which", MAKERS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: m.clone(), lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_go_on_alone(which, copied):
+def test_copies_are_independent(which, copied):
     metric = MAKERS[which]([20])
-    kept, other = states(metric), copied(metric)
-    assert_states(other, kept)
+    before, other = states(metric), copied(metric)
+    assert_states(other, before)
     other.merge_state(tail_of(which))
     assert_summary(other.summary(), CALLS[which]())
-    assert_states(metric, kept)
+    assert_states(metric, before)
 
 
 @pytest.mark.parametrize("which", MAKERS)
@@ -106,20 +106,20 @@ def test_reset_in_inference_mode_and_out_of_it(which):
 
 def test_reset_makes_no_new_sums():
     metric = MonoScore(8, 13)
-    kept = metric.w
+    w = metric.w
     metric.update(some_embeddings(), some_activations())
     metric.reset()
-    assert metric.w is kept
-    assert not kept.any()
+    assert metric.w is w
+    assert not w.any()
 
 
 def test_what_was_computed_before_an_update_stays():
     metric = some_purity([20])
-    binary, kept = metric.compute(), metric.clone()
+    binary, copied = metric.compute(), metric.clone()
     value = binary.clone()
     metric.update(some_activations()[20:], some_labels()[20:])
     assert torch.equal(binary.nan_to_num(7.0), value.nan_to_num(7.0))
-    assert_states(kept, states(some_purity([20])))
+    assert_states(copied, states(some_purity([20])))
 
 
 def test_in_a_collection_called_by_keyword():
@@ -158,9 +158,9 @@ def test_in_a_collection_called_by_keyword():
 )
 def test_casting_a_model_keeps_float64(which, cast):
     metric = MAKERS[which]([20])
-    kept = states(metric)
+    before = states(metric)
     cast(nn.ModuleDict({"layer": nn.Linear(2, 2), "metric": metric}))
-    assert_states(metric, kept)
+    assert_states(metric, before)
     metric.merge_state(tail_of(which))
     assert_summary(metric.summary(), CALLS[which]())
     metric.reset()
