@@ -96,8 +96,8 @@ def batch_scores(
     h = unit_rows(embeddings, center)
     moments, world = global_moments(h, activations, process_group, sync=sync)
     shared = _shared_minimum(activations, moments, process_group, sync=world > 1)
-    is_local_about_zero = world == 1 and shared is None
-    return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), is_local_about_zero))
+    summed = _Summed(moments, is_defined(moments), shared, float(world), world == 1 and shared is None)
+    return _scores_on_graph(h, activations, summed)
 
 
 class Memory(NamedTuple):
@@ -142,7 +142,7 @@ def remembered_scores(
     step = memory.step + 1
     gain = (1.0 - fade ** step.to(total.u)) / (1.0 - fade)
     summed = _Summed(total, _takes_part(total), None, world * gain, is_local_about_zero=False)
-    return *_attach(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
+    return *_scores_on_graph(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
 
 
 def global_moments(
@@ -179,7 +179,7 @@ class _Summed(NamedTuple):
     """All minima are 0, and the moments are those of the local rows of this batch alone."""
 
 
-def _attach(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
+def _scores_on_graph(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
     """Return the scores on the graph of ``h`` and ``activations``, and the mask of defined latents, on their device."""
     sparse = isinstance(activations, SparseActivations)
     values = activations.values if sparse else activations
@@ -199,7 +199,7 @@ def _shared_minimum(
     b = moments.b  # equal on all processes, so that all of them reduce the counts or none does
     if b.device.type == "cpu" and not b.any():  # the codes of a ReLU: nothing to count
         return None
-    at_minimum = _at(z, b)
+    at_minimum = _is_at_minimum(z, b)
     if isinstance(z, SparseActivations):
         count = torch.zeros_like(b).index_add(0, z.flat_indices.to(b.device), at_minimum.to(b).reshape(-1))
     else:
@@ -210,7 +210,7 @@ def _shared_minimum(
     return count
 
 
-def _at(z: Activations, b: Tensor) -> Tensor:
+def _is_at_minimum(z: Activations, b: Tensor) -> Tensor:
     """Return a mask of the (stored) entries of ``z`` that equal the minimum ``b`` of their latent."""
     lowest = b.to(device=z.device, dtype=z.dtype)
     if isinstance(z, SparseActivations):
@@ -227,7 +227,7 @@ def _takes_part(total: MonoMoments) -> Tensor:
 
 
 def _check_not_negative(lowest: Tensor) -> None:
-    """Raise InputError if a minimum is below 0. Checks on the CPU only, so that no GPU is waited for."""
+    """Raise InputError, on all processes alike, if a minimum is below 0. On the CPU only: no GPU is waited for."""
     if lowest.device.type == "cpu" and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
         got = f"{float(lowest[latent]):.4g} on latent {latent}"
@@ -318,8 +318,8 @@ class _Batch:
     def gradient_of_values(self, factor: Tensor, scores: Tensor, minimum_grad: Tensor | None) -> Tensor:
         """Return the gradient with respect to the activations (the stored ones, if sparse).
 
-        ``factor``: ``2 u / (u^2 - v)`` times the incoming gradient, ``(m,)``; ``minimum_grad``: gradient for each row
-        at the minimum of its latent, ``(m,)``, or None.
+        ``factor``: ``2 u / (u^2 - v)`` times gain and incoming gradient, ``(m,)``; ``minimum_grad``: the gradient that
+        each entry at the minimum of its latent gets in addition, ``(m,)``, or None.
         """
         factor, scores = self._finite(factor), self._like_rows(scores)
         if self.codes is None or self.similarities is None:
@@ -337,7 +337,7 @@ class _Batch:
             z: Activations = self.values if self.codes is None else self.codes
             share = self._finite(minimum_grad)
             share = share if self.codes is None else share[self.codes.flat_indices]
-            grad = grad + torch.where(_at(z, self.moments.b).reshape(grad.shape), share, 0.0)
+            grad = grad + torch.where(_is_at_minimum(z, self.moments.b).reshape(grad.shape), share, 0.0)
         return grad.reshape(self.values.shape).to(self.values.dtype)
 
     def gradient_of_embeddings(self, factor: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ def mono_score(
     check_choice("undefined", undefined, ("nan", "zero"))
     check_rows(embeddings, activations, center)
     h = unit_rows(embeddings.detach(), center)
-    none = MonoMoments.zeros(h.shape[1], activations.shape[1], sums_device(h.device))
-    return score_of(add_batch(none, h, activations), undefined=undefined)
+    empty = MonoMoments.zeros(h.shape[1], activations.shape[1], sums_device(h.device))
+    return score_of(add_batch(empty, h, activations), undefined=undefined)
 
 
 def score_of(

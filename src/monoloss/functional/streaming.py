@@ -44,9 +44,9 @@ def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activat
 def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations) -> MonoMoments:
     batch = weigh_sparse(h, z, h.dtype)
     w, b = total.w, torch.minimum(total.b, batch.b)
-    none = w.new_zeros(z.n_latents, 0)
-    before = rebase(MonoMoments(total.n, w.new_zeros(0), total.b, total.u, total.v, none), b)
-    added = rebase(MonoMoments(batch.n, w.new_zeros(0), batch.b, batch.u, batch.v, none), b)
+    no_w = w.new_zeros(z.n_latents, 0)
+    before = rebase(MonoMoments(total.n, w.new_zeros(0), total.b, total.u, total.v, no_w), b)
+    added = rebase(MonoMoments(batch.n, w.new_zeros(0), batch.b, batch.u, batch.v, no_w), b)
     # Weight of every row, in addition to that of its stored entries: in `total` (fall) and in the batch (floor)
     fall = torch.where(total.n > 0, total.b - b, 0.0)
     floor = torch.where(batch.n > 0, batch.b - b, 0.0) + (0.0 if batch.below is None else batch.below)
