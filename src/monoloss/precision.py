@@ -16,7 +16,7 @@ def autocast_off(device: torch.device) -> AbstractContextManager[object]:
 
 
 def sums_device(device: torch.device) -> torch.device:
-    """Return the device for float64 sums of data on ``device``: that device, or the CPU for MPS, without float64."""
+    """Return the device for float64 sums of data on ``device``: ``device``, or the CPU for MPS (it has no float64)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -29,7 +29,7 @@ def product_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """Compute the length of each row, ``(n,)``, in float64; on MPS, without float64, in the dtype of the rows.
+    """Compute the length of each row, ``(n,)``, in float64; on MPS, which has none, in the dtype of the rows.
 
     Casts some rows at a time, which stay in the cache: much faster than ``vector_norm(..., dtype=torch.float64)``.
     """

@@ -54,7 +54,7 @@ class Reconstruction(SumsMetric[ReconstructionSums]):
 
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
-        """True for explained variance and R2, False for the errors."""
+        """True for explained variance and R2, False for NMSE and MSE."""
         return self.measure in ("explained_variance", "r2")
 
     def update(self, inputs: Float[Tensor, "n d"], reconstruction: Float[Tensor, "n d"]) -> None:
