@@ -121,7 +121,7 @@ def n_eff(moments: MonoMoments) -> Float[Tensor, " m"]:
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """MonoScore over all latents in a few numbers; means, median and p90 over defined latents, NaN if all are undefined.
+    """Summary of MonoScore over all latents; means, median and p90 over defined latents, NaN if all are undefined.
 
     Attributes:
         n_rows: number of rows.
