@@ -185,12 +185,12 @@ def test_what_does_not_fit_is_refused(call, text):
         (
             E6,
             Z6[:, :5],
-            "activations: got 5 latents of width 8; expected as in the steps remembered, 13 latents of width 8",
+            "activations: got 5 latents of width 8; expected 13 latents of width 8, as in earlier steps",
         ),
         (
             E6[:, :4],
             Z6,
-            "activations: got 13 latents of width 4; expected as in the steps remembered, 13 latents of width 8",
+            "activations: got 13 latents of width 4; expected 13 latents of width 8, as in earlier steps",
         ),
         (E6, Z6 - 1, "activations: got -1 on latent 0; expected values of at least 0, because of memory"),
         (E6, Z6.index_fill(1, torch.tensor(2), torch.nan), "activations: got nan (row 0, latent 2)"),

@@ -20,11 +20,11 @@ from monoloss.sparse import Activations
 
 
 class MonoLossResult(NamedTuple):
-    """A loss and what it was made of.
+    """A loss and the scores behind it.
 
     Attributes:
         loss: scalar, on the graph.
-        scores: detached score of each latent, ``(m,)``; NaN where it took no part.
+        scores: detached score of each latent, ``(m,)``; NaN for latents that take no part in the loss.
     """
 
     loss: Float[Tensor, ""]
@@ -34,22 +34,22 @@ class MonoLossResult(NamedTuple):
 class MonoLoss(nn.Module):
     """One minus the mean MonoScore of the batch, to be added to a task loss: ``task + mono_weight * criterion(e, z)``.
 
-    ``L = 1 - mean_j s_j`` over the latents that are defined; see :func:`monoloss.mono_loss` for the gradient. The
+    ``L = 1 - mean_j s_j`` over the latents that have a score; see :func:`monoloss.mono_loss` for the gradient. The
     defaults are the paper's loss; two extensions are ours:
 
     - ``center`` takes a mean vector off the embeddings, so that latents are not drawn toward samples near the mean.
-    - ``memory = g`` scores decayed sums ``T <- g T_old + batch`` instead of the batch alone: a batch shows a latent
-      few of its rows, the memory hundreds, at no extra pass. A latent takes part only while ``u^2 >= 2 v``, which keeps
-      its score in [-1, 1]. Step ``t`` multiplies the gradient, not the value, by ``(1 - g^t) / (1 - g)``: one
+    - ``memory = g`` scores decayed sums ``T <- g T_old + batch`` instead of the batch alone: a batch has few active
+      rows of a latent, the memory hundreds, at no extra pass. A latent takes part only while ``u^2 >= 2 v``, which
+      keeps its score in [-1, 1]. Step ``t`` multiplies the gradient, not the value, by ``(1 - g^t) / (1 - g)``: one
       ``mono_weight`` means the same with and without memory.
 
-    In ``eval()`` the loss is that of the local batch alone and nothing is remembered. In training, under
-    ``torch.distributed``, the batch is that of all processes, and the gradient is times their number, because
+    In ``eval()`` the loss is that of the local batch alone, and the memory does not change. In training, under
+    ``torch.distributed``, the batch is that of all processes, and the gradient is multiplied by their number, because
     DistributedDataParallel averages. Autocast does not lower the precision.
 
     Args:
-        center: mean vector ``(d,)``, of the rows that come as embeddings (after whatever scaling they come with).
-        memory: ``g`` in [0, 1); 0 as in the paper. Needs activations >= 0.
+        center: mean vector ``(d,)`` of embeddings that are scaled as those of the calls; None to take nothing off.
+        memory: ``g`` in [0, 1); 0 as in the paper. Above 0 activations must be >= 0.
         process_group: the processes that share a batch; None for all.
 
     Raises:
@@ -92,7 +92,7 @@ class MonoLoss(nn.Module):
             self.register_buffer(name, torch.empty(0, dtype=torch.float64))
 
     def forward(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> Float[Tensor, ""]:
-        """The loss of one batch: a scalar in [0, 2] on the graph; 1 where no latent is defined.
+        """Compute the loss of one batch: a scalar in [0, 2] on the graph; 1 if no latent has a score.
 
         Args:
             embeddings: ``(n, d)``, rows of any length but 0.
@@ -101,7 +101,7 @@ class MonoLoss(nn.Module):
         return self.detailed(embeddings, activations).loss
 
     def detailed(self, embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoLossResult:
-        """As calling the module, with the detached scores beside the loss, for logging; counts as a step likewise."""
+        """Compute the loss and detached scores, for logging. Use it instead of a call: it too adds to the memory."""
         check_rows(embeddings, activations, self.center)
         if self.training and self.memory > 0:
             scores, defined = self._remember(embeddings, activations)
@@ -112,11 +112,7 @@ class MonoLoss(nn.Module):
         return MonoLossResult(loss_of(scores, defined), torch.where(defined, scores.detach(), torch.nan))
 
     def reset(self) -> None:
-        """Forget all batches, as before the first step.
-
-        Example:
-            >>> MonoLoss(memory=0.5).reset()
-        """
+        """Clear the memory: the next batch is the first step."""
         self.step = torch.zeros_like(self.step)
         self.memory_u, self.memory_v, self.memory_w = (
             torch.empty(0, dtype=part.dtype, device=part.device)
@@ -124,16 +120,16 @@ class MonoLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the arguments shown by ``print(module)``."""
         width = None if self.center is None else self.center.shape[0]
         return f"memory={self.memory}, center={'None' if width is None else f'({width},)'}"
 
     def _remember(self, embeddings: Tensor, activations: Activations) -> tuple[Tensor, Tensor]:
+        """Add a batch to the memory and return its scores, 0 where undefined, and the mask of the defined ones."""
         m, d = activations.shape[1], embeddings.shape[1]
         if self.memory_w.numel() and self.memory_w.shape != (m, d):
-            got = f"{m} latents of width {d}"
-            remembered = "{} latents of width {}".format(*self.memory_w.shape)
-            raise InputError("activations", got, f"as in the steps remembered, {remembered}; or reset()")
+            expected = "{} latents of width {}, as in earlier steps; or reset() before".format(*self.memory_w.shape)
+            raise InputError("activations", f"{m} latents of width {d}", expected)
         memory = Memory(self.step, self.memory_u, self.memory_v, self.memory_w)
         h = unit_rows(embeddings, self.center)
         scores, defined, memory = remembered_scores(h, activations, memory, self.memory, self.process_group)
@@ -141,18 +137,18 @@ class MonoLoss(nn.Module):
         return scores, defined
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MonoLoss:
-        # .half() or .to(bfloat16) of a whole model must not lower the sums, and they stay where there is float64;
-        # the counter of steps shows the device
-        kept = {name: buffer for name, buffer in self._buffers.items() if name != "step"}
+        # .half() or .to(bfloat16) of a whole model must not lower the sums, which stay on a device with float64. So
+        # `fn` is applied to the counter of steps alone, whose device the other buffers follow
+        buffers = {name: buffer for name, buffer in self._buffers.items() if name != "step"}
         self._buffers = {"step": self.step}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's, without types
         device = self.step.device
-        for name, buffer in kept.items():
+        for name, buffer in buffers.items():
             self._buffers[name] = None if buffer is None else _moved(buffer, device, summed=name != "center")
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("memory_u", "memory_v", "memory_w"):  # sized by the batches that were seen
+        for name in ("memory_u", "memory_v", "memory_w"):  # torch copies into buffers of the saved size only
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 self._buffers[name] = torch.empty_like(saved, device=sums_device(self.step.device))
@@ -160,7 +156,7 @@ class MonoLoss(nn.Module):
 
 
 def _moved(buffer: Tensor, device: torch.device, *, summed: bool) -> Tensor:
-    """A sum to where sums live, the mean vector to ``device`` itself."""
+    """Move a sum to ``sums_device(device)``, the mean vector (not ``summed``) to ``device`` itself."""
     if summed or sums_device(device) == device:
         return buffer.to(sums_device(device))
     return buffer.to(device, torch.float32)

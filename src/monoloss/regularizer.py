@@ -1,4 +1,4 @@
-"""MonoLoss on any layer of any model, in a training loop of one's own."""
+"""MonoLoss on any layer of any model, for any training loop."""
 
 from __future__ import annotations
 
@@ -18,46 +18,47 @@ from monoloss.errors import InputError
 from monoloss.losses import MonoLoss
 
 Pool = Literal["mean", "first"] | Callable[[Any], Tensor]
-_N_NEAR = 3  # names that an error shows
+_N_NEAR = 3  # similar names of layers in an error
 
 
 class ActivationRegularizer:
-    """MonoLoss on the activations of a named layer, kept by a forward hook: ``task + mono_weight * regularizer(e)``.
+    """MonoLoss on the activations of a named layer, read by a forward hook: ``task + mono_weight * regularizer(e)``.
 
-    ``regularizer(embeddings)`` belongs behind each forward pass of the model, and uses the activations of that pass.
-    Forward passes without gradients (validation under ``torch.no_grad()``) may come in between; they are not counted.
+    Call ``regularizer(embeddings)`` after each forward pass of the model; it uses the activations of that pass.
+    Forward passes without gradients (validation under ``torch.no_grad()``) may lie in between; they are not counted.
 
-    What one image has in the layer is one row. Rows ``(n, c)`` stay as they are; maps ``(n, c, h, w)`` are averaged
-    over their positions; so are token sequences ``(n, t, c)`` with ``pool="mean"``, while ``pool="first"`` takes their
-    first token, which in most vision transformers is the class token. Anything else needs a function.
+    The output of the layer for one image becomes one row. Rows ``(n, c)`` are used unchanged; maps ``(n, c, h, w)`` are
+    averaged over their positions; so are token sequences ``(n, t, c)`` with ``pool="mean"``, while ``pool="first"``
+    takes their first token, in most vision transformers the class token. For other outputs ``pool`` is a function.
 
     Activations of any sign can be regularised: a latent counts as active by how far it is above its minimum in the
     batch. With ``MonoLoss(memory=...)`` they must be at least 0: name the layer behind a ReLU, or put one into
     ``pool``.
 
-    It works through wrappers, whose prefixes the name leaves out, and with
+    It works with
 
-    - DistributedDataParallel: MonoLoss scores the batch of all processes, so two processes train as one;
-    - autocast: maps are averaged in float32 at least, and MonoLoss keeps its precision;
-    - ``torch.compile``, with ``fullgraph=True`` too: either make the regularizer first, or give it the compiled model,
-      which then is compiled anew (``torch.compiler.reset()``);
-    - gradient accumulation: each forward pass is a batch of its own, so divide its loss as the task's;
-    - ``torch.utils.checkpoint`` with ``use_reentrant=False``. The other kind runs layers without gradients, which is
-      refused;
-    - copies of the model (an average of its weights): they do not see the hook.
+    - wrappers such as DistributedDataParallel and ``torch.compile``: ``layer`` is the name without their prefixes;
+    - several processes: MonoLoss scores the batch of all of them, so that two processes train as one;
+    - autocast: maps are averaged in float32 at least, and the precision of MonoLoss is not lowered;
+    - ``torch.compile``, with ``fullgraph=True`` too: construct the regularizer before compiling, or with the compiled
+      model, which is then compiled again (``torch.compiler.reset()``);
+    - gradient accumulation: each forward pass is a batch, so divide its loss as that of the task;
+    - ``torch.utils.checkpoint`` with ``use_reentrant=False``. With True, layers run without gradients, which is an
+      error;
+    - copies of the model (an average of its weights): the hook does nothing in them.
 
     Args:
-        model: any module. It is not changed but for the hook.
+        model: any module. It is not changed, except for the hook.
         layer: a name as in ``model.named_modules()``.
-        loss: called as ``loss(embeddings, activations)``; None for the paper's ``MonoLoss()``. A module is put into
-            ``train()`` or ``eval()`` as the model was, so that validation leaves its memory alone. What it remembers is
-            in ``regularizer.loss.state_dict()``, to be saved beside the model.
-        pool: what makes one row an image: "mean", "first", or a function of the layer's output that gives ``(n, m)``.
+        loss: called as ``loss(embeddings, activations)``; None for the paper's ``MonoLoss()``. A module is set to
+            ``train()`` or ``eval()`` as the model was in the forward pass, so that validation does not change its
+            memory. Save ``regularizer.loss.state_dict()``, which holds the memory, with the model.
+        pool: "mean", "first", or a function that makes rows ``(n, m)``, one for each image, of the layer's output.
 
     Raises:
-        InputError: at construction, a layer that there is none of (the error names the nearest); at the call, no
-            forward pass since the last call, or several; other row counts than those of the embeddings; activations
-            that have no gradient; what the loss refuses. In the forward pass, an output that ``pool`` has no rule for.
+        InputError: at construction, no layer of that name (the error lists similar names); at the call, no forward
+            pass since the last call, or several; embeddings of another number of rows; activations without a gradient;
+            the errors of the loss. In the forward pass, an output that ``pool`` cannot turn into rows.
 
     Source:
         arXiv 2602.12403, the batch loss on a layer of a vision model.
@@ -93,16 +94,16 @@ class ActivationRegularizer:
         self.pool = pool
         self.is_open = True
         self._with_gradient: _Run | None = None
-        self._without: _Run | None = None
+        self._without_gradient: _Run | None = None
         self._handle = module.register_forward_hook(_Hook(self))
         if _is_compiled(model):
-            torch.compiler.reset()  # what was compiled before does not look at hooks again
+            torch.compiler.reset()  # code compiled before would not call the hook
 
     def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-        """The loss on the activations of the forward pass since the last call.
+        """Compute the loss on the activations of the forward pass since the last call; a scalar on the graph.
 
         Args:
-            embeddings: ``(n, d)``, fixed embeddings of the images of that pass, in their order.
+            embeddings: ``(n, d)``, fixed embeddings of the images of that pass, in the same order.
         """
         check_matrix("embeddings", embeddings)
         run = self._only_run()
@@ -115,15 +116,15 @@ class ActivationRegularizer:
         return self.loss(embeddings, run.activations)
 
     def activations(self) -> Float[Tensor, "n m"]:
-        """The rows that the next call would use, on the graph; they are kept for it."""
+        """Return the rows that the next call uses, on the graph, without clearing them."""
         return self._only_run().activations
 
     def clear(self) -> None:
-        """Forget the forward passes since the last call, where one is not to be regularised."""
-        self._with_gradient = self._without = None
+        """Forget the forward passes since the last call, for a pass that shall not be regularised."""
+        self._with_gradient = self._without_gradient = None
 
     def close(self) -> None:
-        """Take the hook off the model; a second time it does nothing."""
+        """Remove the hook from the model. Closing twice is allowed; the regularizer can no longer be called."""
         self._handle.remove()
         self.is_open = False
         self.clear()
@@ -136,24 +137,27 @@ class ActivationRegularizer:
     ) -> None:
         self.close()
 
-    def _keep(self, output: Any) -> None:
-        """What the hook does with the layer's output."""
+    def _store(self, output: Any) -> None:
+        """Pool the layer's output to rows and store them for the next call."""
         rows = _pooled(output, self.pool, self.layer)
-        # recomputed in a backward pass, by torch.utils.checkpoint: pooled again like the first time, but not kept
+        # torch.utils.checkpoint runs the layer again in the backward pass, which must pool again but is no new run
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # noqa: SLF001
             return
         training = self._model.training
         if rows.requires_grad:
             self._with_gradient = _next(self._with_gradient, rows, training)
         else:
-            self._without = _next(self._without, rows, training)
+            self._without_gradient = _next(self._without_gradient, rows, training)
 
     def _only_run(self) -> _Run:
-        """The one run of the layer that a call can mean."""
+        """Return the run of the layer since the last call; raise InputError if there is none, or more than one.
+
+        While gradients are enabled only runs with gradients count; else those without, or if none, those with.
+        """
         if not self.is_open:
             raise InputError("regularizer", "a call after close()", "a new ActivationRegularizer")
         if torch.is_grad_enabled():
-            if self._with_gradient is None and self._without is not None:
+            if self._with_gradient is None and self._without_gradient is not None:
                 expected = (
                     "activations that require one: no frozen layer, no forward pass under torch.no_grad(), "
                     "torch.utils.checkpoint with use_reentrant=False; or a call under torch.no_grad()"
@@ -161,35 +165,35 @@ class ActivationRegularizer:
                 raise InputError(f"layer {self.layer!r}", "activations without a gradient", expected)
             run = self._with_gradient
         else:
-            run = self._without or self._with_gradient
+            run = self._without_gradient or self._with_gradient
         if run is None:
-            expected = f"one that goes through {self.layer!r}; of a compiled model, torch.compiler.reset() before it"
+            expected = f"one that runs the layer {self.layer!r}; if the model is compiled, torch.compiler.reset() first"
             raise InputError("model", "no forward pass since the last call", expected)
         if run.n_runs > 1:
-            expected = "one; clear() forgets those that are not to be regularised, and a module that the model uses "
-            expected += "several times in a pass cannot be"
+            expected = "one; call clear() after a pass that shall not be regularised. A layer that runs several times "
+            expected += "in a forward pass cannot be regularised"
             raise InputError(f"layer {self.layer!r}", f"{run.n_runs} runs since the last call", expected)
         return run
 
 
 class _Run(NamedTuple):
-    """Rows of the last run of a layer, how many there were, and whether the model was in ``train()``."""
+    """The last run of a layer, and the number of runs since the last call of the regularizer."""
 
-    activations: Tensor
-    training: bool
+    activations: Tensor  # rows (n, m) of the last run
+    training: bool  # whether the model was in train()
     n_runs: int
 
 
 class _Hook:
-    """A forward hook that gives its regularizer the output; in a copy of the model it does nothing."""
+    """A forward hook that passes the layer's output to its regularizer; in a copy of the model it does nothing."""
 
     def __init__(self, regularizer: ActivationRegularizer | None) -> None:
         self.regularizer = regularizer
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        # asked here, too: what was compiled with the hook in it sees by this that it is closed
+        # is_open: compiled code still calls a hook that was removed
         if self.regularizer is not None and self.regularizer.is_open:
-            self.regularizer._keep(output)  # noqa: SLF001 - two halves of one thing
+            self.regularizer._store(output)  # noqa: SLF001 - two halves of one thing
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook(None)
@@ -199,19 +203,19 @@ class _Hook:
 
 
 def _next(before: _Run | None, rows: Tensor, training: bool) -> _Run:
-    """One run more; runs in the other mode, as of a validation that was not regularised, are forgotten."""
-    same = before is not None and before.training == training
-    return _Run(rows, training, before.n_runs + 1 if same and before is not None else 1)
+    """Return the run after ``before``. Runs in the other mode, as of validation with gradients, are not counted."""
+    same_mode = before is not None and before.training == training
+    return _Run(rows, training, before.n_runs + 1 if same_mode and before is not None else 1)
 
 
 def _pooled(output: Any, pool: Pool, layer: str) -> Tensor:
-    """One row an image, new: what the model does to its output in place does not reach it."""
+    """Return one row for each image, as a new tensor, which in-place changes of the layer's output do not reach."""
     name = f"the output of {layer!r}"
     if callable(pool):
         rows = pool(output)
         check_matrix(f"{name} after pool", rows)
         return rows
-    expected = "a tensor (n, c), (n, t, c) or (n, c, h, w), or a function as pool that makes one row an image"
+    expected = "a tensor (n, c), (n, t, c) or (n, c, h, w), or a function as pool that returns a row for each image"
     if not isinstance(output, Tensor):
         raise InputError(name, f"a {type(output).__name__}", expected)
     if not output.is_floating_point():
@@ -227,13 +231,13 @@ def _pooled(output: Any, pool: Pool, layer: str) -> Tensor:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    """Some part of a model runs compiled, by ``torch.compile(part)`` or ``part.compile()``."""
+    """Return whether a part of the model is compiled, by ``torch.compile(part)`` or ``part.compile()``."""
     marks = ("_orig_mod", "_compiled_call_impl")
     return any(getattr(part, mark, None) is not None for part in model.modules() for mark in marks)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel and ``torch.compile``."""
+    """Return the module inside the wrappers of DistributedDataParallel and ``torch.compile``."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -244,12 +248,11 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _named(model: nn.Module, layer: str) -> nn.Module:
-    """The layer of that name, or an error with the nearest names."""
+    """Return the layer of that name; raise InputError with similar names if there is none."""
     with suppress(AttributeError):
         if layer:
             return model.get_submodule(layer)
     names = [name for name, _ in model.named_modules() if name]
-    near = get_close_matches(layer, names, n=_N_NEAR)
-    near = near or [name for name, _ in model.named_children()]
-    expected = f"a name of model.named_modules(), such as {', '.join(map(repr, near))}"
-    raise InputError("layer", repr(layer), expected if near else "a model that has layers")
+    similar = get_close_matches(layer, names, n=_N_NEAR) or [name for name, _ in model.named_children()]
+    expected = f"a name of model.named_modules(), such as {', '.join(map(repr, similar))}"
+    raise InputError("layer", repr(layer), expected if similar else "a model that has layers")

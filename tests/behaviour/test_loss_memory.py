@@ -1,4 +1,4 @@
-"""What MonoLoss computes with memory: scores of faded sums, and gradients times the steps remembered."""
+"""MonoLoss with memory: scores of decayed sums, and gradients times ``(1 - g^t) / (1 - g)``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_gradient_of_step_t_is_the_numeric_one_times_the_steps_remembered(layout
         leaf = values.clone().requires_grad_()
         criterion(embeddings, LAYOUTS[layout](leaf)).backward()
         expected = numeric * (1 - G**t) / (1 - G)
-        # a rounding of the value is eps / step = 2e-10 in the difference, and more in what `needed` makes of it
+        # a rounding of the value is eps / step = 2e-10 in the difference, and more after the factor of `expected`
         torch.testing.assert_close(torch.where(values != 0, leaf.grad, 0.0), expected, rtol=1e-6, atol=1e-8)
         assert expected.abs().max() > 1e-3
         assert int(criterion.step) == t

@@ -246,7 +246,7 @@ LABELS = "integers (n,), one class a row, or bool (n, n_classes), any number of 
             torch.ones(0, 3),
             torch.zeros(0).long(),
             None,
-            "n_classes: got None without any row; expected the number of classes",
+            "n_classes: got None and no rows; expected the number of classes",
         ),
         (
             torch.ones(2),

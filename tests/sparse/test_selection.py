@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from monoloss.sparse import selection
-from monoloss.sparse.selection import above_threshold, largest_of_batch, largest_of_rows
+from monoloss.sparse.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
 
 
 def sorted_batch(values: Tensor, count: int) -> list[int]:
@@ -104,3 +104,17 @@ def test_nan_takes_nothing_from_its_neighbours_above_a_threshold():
     values[1, 8] = torch.inf
     expected = (values > 0.3).reshape(-1).nonzero().squeeze(1)
     assert torch.equal(above_threshold(values, torch.tensor(0.3)), expected)
+
+
+@pytest.mark.parametrize("block", [1, 2**18])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_entries_above_a_bound_or_none_if_too_many(monkeypatch, per_column, block):
+    monkeypatch.setattr(selection, "_BLOCK_ELEMENTS", block)
+    values = some_values(0, 9, 31, 10)
+    values[2, 3], values[4, 5] = torch.nan, -torch.inf
+    bound = torch.linspace(-0.5, 1.5, 31) if per_column else torch.tensor(0.5)
+    expected = (values.isnan() | (values > bound)).reshape(-1).nonzero().squeeze(1)
+    assert 2 * 31 + 3 in expected
+    assert torch.equal(entries_above(values, bound, len(expected)), expected)
+    assert entries_above(values, bound, len(expected) - 1) is None
+    assert entries_above(values[:0], bound, 0).tolist() == []

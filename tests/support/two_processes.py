@@ -46,14 +46,14 @@ def metric_of(rows: Rows, offset: float = 0.0, *, sparse: bool = False) -> MonoS
     activations[:N_FIRST] += 1.5  # the minima of the two processes differ
     metric = MonoScore(embeddings.shape[1], activations.shape[1], center=embeddings.mean(0))
     for part in (slice(rows.start, rows.start + 10), slice(rows.start + 10, rows.stop)):
-        mine = activations[part]
-        metric.update(embeddings[part], ragged(mine) if sparse else mine)
+        local = activations[part]
+        metric.update(embeddings[part], ragged(local) if sparse else local)
     return metric
 
 
 def score(rows: Rows) -> Result:
     """Scores and summary."""
-    return figures_of(
+    return measures_of(
         {
             "score dense": metric_of(rows),
             "score sparse": metric_of(rows, sparse=True),
@@ -72,26 +72,26 @@ def purity_and_reconstruction(rows: Rows) -> Result:
         purity = ClassPurity(activations.shape[1], CLASSES, average="mean")
         purity.update(activations[rows], some_labels(multi=multi)[rows])
         metrics[f"purity, multi-label {multi}"] = purity
-    return figures_of(metrics)
+    return measures_of(metrics)
 
 
-def figures_of(metrics: Mapping[str, Any]) -> Result:
-    """What each metric computes, and its summary; the sums of each process are its own again afterwards."""
+def measures_of(metrics: Mapping[str, Any]) -> Result:
+    """The result of each metric and its summary; afterwards the states must be those of this process again."""
     result = {}
     for name, metric in metrics.items():
         before = {state: value.clone() for state, value in metric.metric_state.items()}
         result[name] = metric.compute()
         result |= {f"{name}, {key}": torch.as_tensor(value) for key, value in asdict(metric.summary()).items()}
         for state, value in metric.metric_state.items():
-            assert torch.equal(value, before[state]), f"{state} of one process is not its own after compute"
+            assert torch.equal(value, before[state]), f"{state} is not that of this process after compute"
     return result
 
 
 def score_of_an_idle_process(rows: Rows) -> Result:
     """One process without a single row."""
     metric = MonoScore(8, 13)
-    mine = slice(0, 0) if rows.start else slice(0, N_ROWS)
-    metric.update(some_embeddings(N_ROWS)[mine], some_activations(N_ROWS, offset=3.0)[mine])
+    local = slice(0, 0) if rows.start else slice(0, N_ROWS)
+    metric.update(some_embeddings(N_ROWS)[local], some_activations(N_ROWS, offset=3.0)[local])
     return {"score": metric.compute()}
 
 
@@ -150,15 +150,15 @@ def loss_sparse_in_every_row(rows: Rows) -> Result:
 
 
 def loss_dense_in_one_and_sparse_in_the_other(rows: Rows) -> Result:
-    """As where the codes of one process are sparse enough to be stored, in this batch, and those of the other not."""
+    """Dense codes in the first process and sparse ones in the second, as if only the latter had few entries."""
     activations = some_activations(N_ROWS).clamp(min=0)
     result = {}
     for name, criterion in {"batch": MonoLoss(), "memory": MonoLoss(memory=0.8)}.items():
         for shift in (0.0, 0.5):  # latents that are active in every row have a minimum above 0
-            mine = torch.where(activations > 0, activations + shift, 0.0)[rows]
-            found = gradient_of(rows, ragged(mine) if rows.start else mine, criterion)
-            found["rows: activations"] = found["rows: activations"] * (mine > 0)
-            result |= {f"{key} {name} {shift}": value for key, value in found.items()}
+            local = torch.where(activations > 0, activations + shift, 0.0)[rows]
+            gradients = gradient_of(rows, ragged(local) if rows.start else local, criterion)
+            gradients["rows: activations"] = gradients["rows: activations"] * (local > 0)
+            result |= {f"{key} {name} {shift}": value for key, value in gradients.items()}
     return result
 
 
@@ -167,7 +167,7 @@ def loss_sparse_below_zero(rows: Rows) -> Result:
 
 
 def loss_with_memory(rows: Rows) -> Result:
-    """Three steps; what is remembered, and the last gradient."""
+    """Three steps: the memory afterwards, and the gradient of the last step."""
     result = {}
     for name, codes in {"dense": lambda z: z, "sparse": ragged}.items():
         criterion = MonoLoss(some_embeddings().mean(0), memory=0.8)
@@ -189,9 +189,9 @@ def loss_in_eval(rows: Rows) -> Result:
 
 def loss_with_an_idle_process(rows: Rows) -> Result:
     """All rows in the first process; that the second has a gradient (of no rows) at all keeps both in step."""
-    mine = slice(0, 0) if rows.start else slice(0, N_ROWS)
-    embeddings = some_embeddings(N_ROWS)[mine].requires_grad_()
-    activations = some_activations(N_ROWS, offset=0.5)[mine].requires_grad_()
+    local = slice(0, 0) if rows.start else slice(0, N_ROWS)
+    embeddings = some_embeddings(N_ROWS)[local].requires_grad_()
+    activations = some_activations(N_ROWS, offset=0.5)[local].requires_grad_()
     loss = MonoLoss()(embeddings, activations)
     loss.backward()
     return {"loss": loss.detach(), "rows: activations": activations.grad, "rows: embeddings": embeddings.grad}
@@ -218,10 +218,10 @@ def loss_of_float32_that_one_process_sums_differently(rows: Rows) -> Result:
     embeddings, z = torch.randn(n, 3, generator=generator), torch.rand(n, 2, generator=generator)
     z = torch.where(z > 0.5, z, 0.0)
     z[first:] = -z[first:]
-    mine = slice(first, n) if rows.start else slice(0, n if rows.stop == N_ROWS else first)
+    local = slice(first, n) if rows.start else slice(0, n if rows.stop == N_ROWS else first)
     result = {}
     for name, codes in {"dense": lambda z: z, "sparse": ragged}.items():
-        result[name] = mono_loss(embeddings[mine], codes(z[mine]), sync=True)
+        result[name] = mono_loss(embeddings[local], codes(z[local]), sync=True)
     return result
 
 

@@ -1,4 +1,4 @@
-"""How the activations of each latent are distributed: counts in fixed bins of half an octave."""
+"""Histograms of the activations of each latent, in fixed bins of half an octave (a factor of sqrt(2))."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ N_BINS = 2 * (_HIGHEST - _LOWEST)
 
 
 class _Bits(NamedTuple):
-    """How a floating-point type is stored: the integer of its size, bits of its fraction, the bits of 1 and sqrt(2)."""
+    """The bit layout of a floating-point type."""
 
-    integer: torch.dtype
-    n_fraction: int
-    one: int
-    root: int  # of the smallest number that is not below the float64 nearest to sqrt(2)
+    integer: torch.dtype  # as wide as the floating-point type
+    n_fraction: int  # bits of the fraction
+    one: int  # the bits of the number 1, read as an integer
+    root: int  # the bits of the smallest number that is not below the float64 nearest to sqrt(2)
 
 
 _BITS = {
@@ -34,13 +34,9 @@ _BITS = {
 
 
 def histogram_edges() -> Float[Tensor, " edges"]:
-    """Where the bins of ``activation_histogram`` meet: ``2^(i / 2)`` for i from -40 to 40, float64.
+    """Return the edges of the bins of ``activation_histogram``: ``2^(i / 2)`` for i from -40 to 40, ``(81,)`` float64.
 
-    Bin ``b`` counts ``edges[b] <= z < edges[b + 1]``; the first also what is smaller, the last also what is larger.
-
-    Example:
-        >>> histogram_edges()[39:42]
-        tensor([0.7071, 1.0000, 1.4142], dtype=torch.float64)
+    Bin ``b`` counts ``edges[b] <= z < edges[b + 1]``. The first bin counts smaller values too, the last larger ones.
     """
     edges = [math.ldexp(math.sqrt(2) if odd else 1.0, octave) for octave in range(_LOWEST, _HIGHEST) for odd in (0, 1)]
     return torch.tensor([*edges, math.ldexp(1.0, _HIGHEST)], dtype=torch.float64)
@@ -48,7 +44,7 @@ def histogram_edges() -> Float[Tensor, " edges"]:
 
 @torch.no_grad()
 def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] | None = None) -> Int[Tensor, "m bins"]:
-    """How many active entries (``z > 0``) of each latent lie in each bin of ``histogram_edges``.
+    """Count the active entries (``z > 0``) of each latent in each bin of ``histogram_edges``.
 
     Exact. Cost O(n m) dense, O(entries) sparse; memory ``80 m`` integers. Histograms of batches add up.
 
@@ -57,17 +53,12 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
         into: histograms of earlier rows, changed in place.
 
     Returns:
-        int64 counts ``(m, 80)``, each row of which sums up to what ``activation_counts`` says; ``into``, or new ones,
-        on the device where sums live.
+        int64 counts ``(m, 80)`` on ``sums_device``: ``into`` if given, else a new tensor. Those of a latent add up to
+        its ``activation_counts``.
 
     Raises:
         InputError: activations that are not a floating-point ``(n, m)``; on the CPU, one that is not finite; ``into``
-            of another shape.
-
-    Example:
-        >>> counts = activation_histogram(torch.tensor([[1.0], [1.2], [1.5], [0.0]]))
-        >>> counts[0, 40:42].tolist(), int(counts.sum())
-        ([2, 1], 3)
+            of another shape or dtype.
     """
     check_activations(activations)
     m, sums_dev = activations.shape[1], sums_device(activations.device)
@@ -77,28 +68,29 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
         raise InputError("into", f"shape {tuple(into.shape)}, dtype {into.dtype}", f"int64 counts ({m}, {N_BINS})")
     if activations.device.type == "cpu":
         count_not_finite(activations)
-    cells = into.view(-1)
+    flat_counts = into.view(-1)
     activations = activations.detach()
     if isinstance(activations, SparseActivations):
         latents, values = activations.flat_indices, activations.flat_values
         active = (values > 0).nonzero().squeeze(1)
         if len(active) < len(values):
             latents, values = latents[active], values[active]
-        _count(latents.to(sums_dev) * N_BINS + _bins(values.to(sums_dev)), cells)
+        _count(latents.to(sums_dev) * N_BINS + _bins(values.to(sums_dev)), flat_counts)
         return into
     first_bins = torch.arange(m, device=sums_dev) * N_BINS
     for _, block in dense_blocks(activations):
-        _count((first_bins + _bins(block.clamp(min=0))).view(-1), cells)  # what is not active falls into bin 0
+        _count((first_bins + _bins(block.clamp(min=0))).view(-1), flat_counts)  # entries <= 0 fall into bin 0
         into[:, 0] -= (block <= 0).sum(0)
     return into
 
 
 def _count(cells: Int[Tensor, " entries"], counts: Int[Tensor, " cells"]) -> None:
+    """Add 1 to ``counts`` at each of the positions ``cells``, in place."""
     counts.scatter_add_(0, cells, torch.ones_like(cells))
 
 
 def _bins(values: Tensor) -> Int[Tensor, "..."]:
-    """The bin of each value ``>= 0``, read off its bits: twice its octave, and one more from sqrt(2) on."""
+    """Return the bin of each value ``>= 0``: twice its octave, plus 1 from sqrt(2) of the octave on. Reads the bits."""
     values = values if values.dtype == torch.float64 else values.float()
     layout = _BITS[values.dtype]
     bits = values.contiguous().view(layout.integer)

@@ -35,7 +35,7 @@ def mono_loss(
     process_group: dist.ProcessGroup | None = None,
     sync: bool = False,
 ) -> Float[Tensor, ""]:
-    """One minus the mean MonoScore of the latents that are defined in the batch: small where latents mean one thing.
+    """One minus the mean MonoScore of the latents that have a score in the batch: small where latents mean one thing.
 
     ``L = 1 - mean_j s_j``, with the exact closed-form gradient
     ``ds_j/da_ij = 2 / (u_j^2 - v_j) (w_j . h_i - a_ij - s_j (u_j - a_ij))``. A minimum that is not 0 is differentiated
@@ -53,14 +53,14 @@ def mono_loss(
 
     Returns:
         A float32 scalar (float64 for float64 input) in [0, 2]: 0 if all active rows of every latent point the same
-        way. 1, with a gradient of zero, where no latent is defined. Dead, constant and single-row latents get a
-        gradient of exactly 0.
+        way; 1, with a gradient of zero, where no latent has a score. Dead, constant and single-row latents have none
+        and get a gradient of exactly 0.
 
     Raises:
         InputError: shapes that do not fit; on the CPU also a zero or non-finite row, a non-finite activation.
 
     Source:
-        arXiv 2602.12403, the batch loss; there the minimum and the range are part of an epsilon-guarded division.
+        arXiv 2602.12403, the batch loss; its division by range plus epsilon is left out, as the range cancels.
 
     Example:
         >>> activations = torch.tensor([[1.0], [1.0], [0.0]], requires_grad=True)
@@ -74,7 +74,10 @@ def mono_loss(
 
 
 def loss_of(scores: Float[Tensor, " m"], defined: Bool[Tensor, " m"]) -> Float[Tensor, ""]:
-    """One minus the mean of the defined scores; 1, still on the graph, where none is. Undefined scores must be 0."""
+    """Return one minus the mean of the defined scores; 1, still on the graph, where no score is defined.
+
+    ``scores`` must be 0 where ``defined`` is False.
+    """
     return 1.0 - scores.sum() / defined.sum().clamp(min=1)
 
 
@@ -86,28 +89,28 @@ def batch_scores(
     process_group: dist.ProcessGroup | None = None,
     sync: bool = False,
 ) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"]]:
-    """Differentiable scores of one (global) batch, 0 where undefined, and which latents are defined."""
+    """Return differentiable scores of one batch, ``(m,)``, 0 where undefined, and a mask of the latents with a score.
+
+    Arguments as in ``mono_loss``; with ``sync`` the batch is that of all processes.
+    """
     h = unit_rows(embeddings, center)
     moments, world = global_moments(h, activations, process_group, sync=sync)
     shared = _shared_minimum(activations, moments, process_group, sync=world > 1)
-    is_local_about_zero = world == 1 and shared is None
-    return _attach(h, activations, _Summed(moments, is_defined(moments), shared, float(world), is_local_about_zero))
+    summed = _Summed(moments, is_defined(moments), shared, float(world), world == 1 and shared is None)
+    return _scores_on_graph(h, activations, summed)
 
 
 class Memory(NamedTuple):
-    """Decayed sums of earlier batches, about 0.
-
-    Attributes:
-        step: how many batches they hold.
-        u: sums of activations, ``(m,)``.
-        v: sums of their squares, ``(m,)``.
-        w: sums of activations times unit rows, ``(m, d)``; empty before the first batch.
-    """
+    """Decayed sums of earlier batches; no minimum is taken off the activations."""
 
     step: Int[Tensor, ""]
+    """Number of batches in the sums."""
     u: Float[Tensor, " m"]
+    """Sums of activations."""
     v: Float[Tensor, " m"]
+    """Sums of squared activations."""
     w: Float[Tensor, "*m_d"]
+    """Sums of activations times unit rows, ``(m, d)``; empty before the first batch."""
 
 
 def remembered_scores(
@@ -117,13 +120,13 @@ def remembered_scores(
     fade: float,
     process_group: dist.ProcessGroup | None,
 ) -> tuple[Float[Tensor, " m"], Bool[Tensor, " m"], Memory]:
-    """Differentiable scores of the (global) batch and what is remembered: ``T <- fade T_old + batch``.
+    """Return differentiable scores of the decayed sums ``T <- fade T_old + batch``, over the batch of all processes.
 
     A latent takes part only while ``u^2 >= 2 v`` (see :class:`monoloss.MonoLoss`). Step ``t`` multiplies the gradient
     by ``(1 - fade^t) / (1 - fade)``.
 
     Returns:
-        Scores, 0 where undefined; which latents take part; and the memory after this batch.
+        Scores ``(m,)``, 0 where undefined; a mask of the latents that take part; and the memory after this batch.
 
     Raises:
         InputError: on the CPU, a negative activation.
@@ -133,13 +136,13 @@ def remembered_scores(
     total = batch = rebase(batch, torch.zeros_like(batch.b))
     if memory.w.numel():
         u, v, w = (part.to(batch.u.device) for part in memory[1:])
-        none = torch.zeros_like(batch.h_sum)
-        old = MonoMoments(torch.zeros_like(batch.n), none, batch.b, u, v, w.to(batch.w.dtype))
+        h_sum = torch.zeros_like(batch.h_sum)  # not remembered: a score about 0 does not use it
+        old = MonoMoments(torch.zeros_like(batch.n), h_sum, batch.b, u, v, w.to(batch.w.dtype))
         total = merge(old, batch, fade=fade, reuse=True)
     step = memory.step + 1
     gain = (1.0 - fade ** step.to(total.u)) / (1.0 - fade)
     summed = _Summed(total, _takes_part(total), None, world * gain, is_local_about_zero=False)
-    return *_attach(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
+    return *_scores_on_graph(unit_embeddings, activations, summed), Memory(step, total.u, total.v, total.w)
 
 
 def global_moments(
@@ -149,7 +152,11 @@ def global_moments(
     *,
     sync: bool,
 ) -> tuple[MonoMoments, int]:
-    """Moments of the batch, over all processes of the group with ``sync``; and the number of those processes."""
+    """Return the moments of the batch and the number of processes they cover: all of the group with ``sync``, else 1.
+
+    Raises:
+        InputError: ``sync`` with a group that this process does not belong to.
+    """
     world = dist.get_world_size(process_group) if sync and dist.is_available() and dist.is_initialized() else 1
     if world < 1:
         raise InputError("process_group", "a group without this process", "one that this process belongs to, or None")
@@ -158,24 +165,22 @@ def global_moments(
 
 
 class _Summed(NamedTuple):
-    """What scores are made of, besides the rows themselves.
-
-    Attributes:
-        moments: of all rows.
-        defined: latents that have a score.
-        shared: rows at each latent's minimum; None where all minima are 0.
-        gain: what the gradient is multiplied by.
-        own: whether the moments are about 0, and of the rows that get the gradient alone.
-    """
+    """The moments behind the scores, and what the gradient needs besides the local rows."""
 
     moments: MonoMoments
+    """Moments over the rows of all processes, and of earlier batches with memory."""
     defined: Tensor
+    """Mask of the latents with a score, ``(m,)``."""
     shared: Tensor | None
+    """Number of rows at the minimum of each latent, ``(m,)``; None where all minima are 0."""
     gain: Tensor | float
+    """Factor on the gradient."""
     is_local_about_zero: bool
+    """All minima are 0, and the moments are those of the local rows of this batch alone."""
 
 
-def _attach(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
+def _scores_on_graph(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
+    """Return the scores on the graph of ``h`` and ``activations``, and the mask of defined latents, on their device."""
     sparse = isinstance(activations, SparseActivations)
     values = activations.values if sparse else activations
     codes = activations.detach() if sparse else None
@@ -186,12 +191,12 @@ def _attach(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tenso
 def _shared_minimum(
     activations: Activations, moments: MonoMoments, group: dist.ProcessGroup | None, *, sync: bool
 ) -> Tensor | None:
-    """How many rows of the (global) batch are at each latent's minimum, 0 where that is 0; None where all are 0."""
+    """Count the rows (with ``sync`` of all processes) at each latent's minimum, ``(m,)``, 0 where it is 0, or None."""
     z = activations.detach()
-    b = moments.b  # of the global batch: every process comes to the same answer
+    b = moments.b  # equal on all processes, so that all of them reduce the counts or none does
     if b.device.type == "cpu" and not b.any():  # the codes of a ReLU: nothing to count
         return None
-    at_minimum = _at(z, b)
+    at_minimum = _is_at_minimum(z, b)
     if isinstance(z, SparseActivations):
         count = torch.zeros_like(b).index_add(0, z.flat_indices.to(b.device), at_minimum.to(b).reshape(-1))
     else:
@@ -202,8 +207,8 @@ def _shared_minimum(
     return count
 
 
-def _at(z: Activations, b: Tensor) -> Tensor:
-    """Which entries of ``z`` are equal to the minimum of their latent."""
+def _is_at_minimum(z: Activations, b: Tensor) -> Tensor:
+    """Return a mask of the (stored) entries of ``z`` that equal the minimum ``b`` of their latent."""
     lowest = b.to(device=z.device, dtype=z.dtype)
     if isinstance(z, SparseActivations):
         return z.values == lowest[z.indices]
@@ -211,12 +216,15 @@ def _at(z: Activations, b: Tensor) -> Tensor:
 
 
 def _takes_part(total: MonoMoments) -> Tensor:
-    """Which latents have a score in [-1, 1], although the memory takes self-pairs off about ``1 + fade`` times."""
+    """Return a mask of the latents with ``u^2 >= 2 v``, whose score is in [-1, 1] at any ``fade``.
+
+    ``v`` fades as ``u`` does, not as ``u^2``: it takes self-pairs off about ``1 + fade`` times.
+    """
     return is_defined(total) & (total.u.square() >= 2.0 * total.v)
 
 
 def _check_not_negative(lowest: Tensor) -> None:
-    """Refuse minima below 0, on every process of the group alike; on a GPU they are not waited for."""
+    """Raise InputError, on all processes alike, if a minimum is below 0. On the CPU only: no GPU is waited for."""
     if lowest.device.type == "cpu" and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
         got = f"{float(lowest[latent]):.4g} on latent {latent}"
@@ -224,13 +232,13 @@ def _check_not_negative(lowest: Tensor) -> None:
 
 
 class _Scores(torch.autograd.Function):
-    """Scores of moments that were summed from ``h`` and ``values``, with the closed-form gradient to both."""
+    """Scores from moments summed over ``h`` and ``values``, with the closed-form gradient with respect to both."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, values: Tensor, codes: SparseActivations | None, summed: _Summed) -> Tensor:
         moments, dtype = summed.moments, product_dtype(h.dtype, values.dtype)
         similarities = w_squared = None
-        if codes is not None and ctx.needs_input_grad[1]:  # here, so that w need not be kept
+        if codes is not None and ctx.needs_input_grad[1]:  # in the forward pass, so that w can be freed
             similarities = sampled_matmul(codes, h.to(dtype), moments.w.to(device=h.device, dtype=dtype))
             w_squared = _w_squared(codes, similarities, moments.u) if summed.is_local_about_zero else None
         scores = torch.where(summed.defined, score_of(moments, undefined="zero", w_squared=w_squared), 0.0)
@@ -248,22 +256,22 @@ class _Scores(torch.autograd.Function):
         h, values = ctx.saved_tensors
         (moments, defined, shared, gain, _), scores = ctx.summed, ctx.scores
         with autocast_off(h.device):
-            # with a / u and w / u in the place of a and w nothing depends on the scale of a latent but 1 / u in front
+            # a / u and w / u instead of a and w: the scale of a latent then shows only in one factor 1 / u
             u = torch.where(defined, moments.u, 1.0)
             factor = 2.0 * gain * grad.to(scores) * (u / torch.where(defined, pair_weight(moments), 1.0))
             factor = torch.where(defined, factor, 0.0)
-            of_minimum = None
+            minimum_grad = None
             if shared is not None:
                 inward = moments.w.double() @ moments.h_sum / u - 1.0 - scores * (moments.n - 1.0)
-                of_minimum = torch.where(shared > 0, -factor * inward / shared.clamp(min=1.0), 0.0)
+                minimum_grad = torch.where(shared > 0, -factor * inward / shared.clamp(min=1.0), 0.0)
             batch = _Batch(h, values, ctx.codes, moments, ctx.similarities, grad.dtype)
-            of_values = batch.gradient_of_values(factor, scores, of_minimum) if ctx.needs_input_grad[1] else None
-            of_h = batch.gradient_of_embeddings(factor * u) if ctx.needs_input_grad[0] else None
-        return of_h, of_values, None, None
+            values_grad = batch.gradient_of_values(factor, scores, minimum_grad) if ctx.needs_input_grad[1] else None
+            h_grad = batch.gradient_of_embeddings(factor * u) if ctx.needs_input_grad[0] else None
+        return h_grad, values_grad, None, None
 
 
 def _w_squared(codes: SparseActivations, similarities: Tensor, like: Tensor) -> Tensor:
-    """``|w_j|^2 = sum_i a_ij w_j . h_i`` in float64, for ``w_j`` the sum of ``a_ij h_i`` over the stored entries."""
+    """Return ``|w_j|^2 = sum_i a_ij w_j . h_i``, ``(m,)``, from ``similarities = w_j . h_i`` at the stored entries."""
     terms = codes.flat_values.to(like) * similarities.to(like)
     return torch.zeros_like(like).index_add_(0, codes.flat_indices.to(like.device), terms).clamp_(min=0.0)
 
@@ -283,49 +291,56 @@ class _Batch:
         self.h = h.to(dtype)
         self.values = values
         self.codes = codes
-        self.b = self._here(moments.b)
-        self.u = self._here(moments.u).clamp(min=torch.finfo(dtype).tiny)
+        self.b = self._like_rows(moments.b)
+        self.u = self._like_rows(moments.u).clamp(min=torch.finfo(dtype).tiny)
         self.moments = moments
         self.similarities = similarities
 
     @property
     def w(self) -> Tensor:
-        return self._here(self.moments.w)
+        return self._like_rows(self.moments.w)
 
-    def _here(self, sums: Tensor) -> Tensor:
+    def _like_rows(self, sums: Tensor) -> Tensor:
+        """Return float64 sums in the dtype and on the device of the rows."""
         return sums.to(device=self.h.device, dtype=self.h.dtype)
 
     def _finite(self, factors: Tensor) -> Tensor:
-        """Factors of latents, those that this dtype cannot hold as its largest number: times 0 that stays 0."""
+        """Return float64 factors in the dtype of the rows, clamped to its range: infinity times 0 would be NaN."""
         largest = torch.finfo(self.h.dtype).max
-        return self._here(factors.clamp(-largest, largest))
+        return self._like_rows(factors.clamp(-largest, largest))
 
-    def gradient_of_values(self, factor: Tensor, scores: Tensor, of_minimum: Tensor | None) -> Tensor:
-        factor, scores = self._finite(factor), self._here(scores)
+    def gradient_of_values(self, factor: Tensor, scores: Tensor, minimum_grad: Tensor | None) -> Tensor:
+        """Return the gradient with respect to the activations (the stored ones, if sparse).
+
+        ``factor``: ``2 u / (u^2 - v)`` times gain and incoming gradient, ``(m,)``; ``minimum_grad``: the gradient that
+        each entry at the minimum of its latent gets in addition, ``(m,)``, or None.
+        """
+        factor, scores = self._finite(factor), self._like_rows(scores)
         if self.codes is None or self.similarities is None:
             a = (self.values.to(self.h.dtype) - self.b) / self.u
             grad = factor * (self.h @ self.w.t() / self.u - a - scores * (1.0 - a))
         else:
             latents = self.codes.flat_indices
-            u, factor, scores = (of_latent.index_select(0, latents) for of_latent in (self.u, factor, scores))
+            u, factor, scores = (per_latent.index_select(0, latents) for per_latent in (self.u, factor, scores))
             a = self.values.reshape(-1).to(self.h.dtype)
-            if self.b.device.type != "cpu" or bool(self.b.any()):  # else nothing to take off, as nearly always
+            if self.b.device.type != "cpu" or bool(self.b.any()):  # the minima are nearly always 0
                 a = a - self.b.index_select(0, latents)
             a = a / u
             grad = factor * (self.similarities / u - a - scores * (1.0 - a))
-        if of_minimum is not None:
+        if minimum_grad is not None:
             z: Activations = self.values if self.codes is None else self.codes
-            share = self._finite(of_minimum)
+            share = self._finite(minimum_grad)
             share = share if self.codes is None else share[self.codes.flat_indices]
-            grad = grad + torch.where(_at(z, self.moments.b).reshape(grad.shape), share, 0.0)
+            grad = grad + torch.where(_is_at_minimum(z, self.moments.b).reshape(grad.shape), share, 0.0)
         return grad.reshape(self.values.shape).to(self.values.dtype)
 
     def gradient_of_embeddings(self, factor: Tensor) -> Tensor:
+        """Return the gradient with respect to ``h``. ``factor``: that of ``gradient_of_values`` times ``u``."""
         factor, w = self._finite(factor), self.w / self.u[:, None]
         if self.codes is None:
             return ((self.values.to(self.h.dtype) - self.b) / self.u * factor) @ w
-        # stored entries weigh z - above, and every row below: together z - b at the entries, -b elsewhere. No row is
-        # elsewhere for a latent that each row stores: its b is taken off at the entries, where it cancels exactly
+        # An entry weighs z - b if stored and -b if not. For a latent stored in every row, b is taken off the stored
+        # entries (`above`), where it cancels exactly; for the others, -b is added to all rows (`below`)
         latents = self.codes.flat_indices
         everywhere = stored_in_every_row(self.codes)
         above, below = torch.where(everywhere, self.b, 0.0), torch.where(everywhere, 0.0, -self.b)

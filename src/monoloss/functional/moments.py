@@ -17,9 +17,9 @@ from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_t_matmul
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
-_ROWS_LIFTED = 256  # rows of embeddings, likewise
-_MANY_ENTRIES = 64  # of a latent in a batch, from which on the order of a float32 sum matters
-_ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision before the sum goes on in float64
+_ROWS_LIFTED = 256  # rows of embeddings that are cast to float64 at a time, likewise
+_MANY_ENTRIES = 64  # entries of a latent in a batch; above it the order of a float32 sum matters
+_ROWS_PER_PRODUCT = 8192  # rows that one product sums in its own precision; the products are added in float64
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MonoMoments:
 
     With unit embedding rows ``h_i`` and activations ``z_ij``, for each latent ``j``:
     ``b = min z``, ``u = sum (z - b)``, ``v = sum (z - b)^2``, ``w = sum (z - b) h``; and ``n`` rows, ``H = sum h``.
-    Every term of ``u`` and ``v`` is >= 0, so nothing cancels. All float64, but for ``w`` of a single float32 batch.
+    Every term of ``u`` and ``v`` is >= 0, so nothing cancels. All float64, except ``w`` of a single float32 batch.
 
     Attributes:
         n: number of rows, scalar.
@@ -53,7 +53,7 @@ class MonoMoments:
 
     @classmethod
     def zeros(cls, d: int, m: int, device: torch.device | None = None) -> MonoMoments:
-        """The moments of no rows: what merging leaves unchanged."""
+        """Return the moments of no rows, the neutral element of ``merge``."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -62,14 +62,10 @@ class MonoMoments:
 
 
 def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | None = None) -> Float[Tensor, "n d"]:
-    """Rows scaled to length 1, after the mean vector ``center`` was taken off; at least float32, differentiable.
+    """Take the mean vector ``center`` off the rows and scale them to length 1; at least float32, differentiable.
 
     Raises:
-        InputError: on the CPU, a row that has no direction: zero (after centring) or not finite.
-
-    Example:
-        >>> unit_rows(torch.tensor([[3.0, 4.0]]))
-        tensor([[0.6000, 0.8000]])
+        InputError: on the CPU, a row without a direction: zero (after centring) or not finite.
     """
     with autocast_off(embeddings.device):
         rows = embeddings.to(product_dtype(embeddings.dtype))
@@ -83,7 +79,7 @@ def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | No
 
 
 def check_norms(norms: Float[Tensor, "n 1"], *, centred: bool) -> None:
-    """Refuse embedding rows without a direction, naming the first one."""
+    """Raise InputError for the first row whose norm is 0 or not finite."""
     bad = ~(torch.isfinite(norms) & (norms > 0)).flatten()
     if bad.any():
         row = int(bad.nonzero()[0])
@@ -94,18 +90,14 @@ def check_norms(norms: Float[Tensor, "n 1"], *, centred: bool) -> None:
 
 
 def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activations) -> MonoMoments:
-    """Moments of one batch of unit rows about the batch's own minimum, from dense or sparse activations.
+    """Return the moments of one batch of unit rows, about the minimum of each latent in the batch.
 
-    Products run in the wider dtype of the two inputs, at least float32, over at most 8192 rows each; their sum goes on
-    in float64. Cost O(n m d) dense, O(entries d) sparse. A latent stored sparsely has the minimum
+    Products run in the wider dtype of the two inputs, at least float32, over at most 8192 rows each, and are added in
+    float64. Cost O(n m d) dense, O(entries d) sparse. A latent stored sparsely has the minimum
     ``min(0, smallest stored value)`` unless every row stores it.
 
     Raises:
         InputError: on the CPU, an activation that is not finite.
-
-    Example:
-        >>> batch_moments(torch.eye(2), torch.tensor([[1.0], [3.0]])).b
-        tensor([1.], dtype=torch.float64)
     """
     h = unit_embeddings.detach()
     z = activations.detach()
@@ -116,17 +108,16 @@ def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activation
             moments = _sparse_moments(h, z, dtype)
         else:
             moments = _dense_moments(h, z, dtype)
-        moments = replace(moments, w=moments.w.to(dtype))  # the same on every process, whatever rows it has
+        moments = replace(moments, w=moments.w.to(dtype))  # on all processes alike, for the all-reduce
     if moments.u.device.type == "cpu" and not torch.isfinite(moments.u).all():
         refuse_not_finite(z)
     return moments
 
 
 def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0, reuse: bool = False) -> MonoMoments:
-    """Moments of the rows of both: re-based to the smaller minimum of each latent, then added.
+    """Return the moments of the rows of ``left`` and ``right``: re-based to the smaller minimum per latent, then added.
 
-    With ``fade`` below 1 those of ``left`` count so much less: every sum of theirs is times ``fade``. With ``reuse``
-    the result takes the place of ``right.w``.
+    The sums of ``left`` are multiplied by ``fade``. With ``reuse``, ``right.w`` is overwritten with the result's ``w``.
     """
     b = torch.minimum(left.b, right.b)
     left, right = rebase(left, b), rebase(right, b)
@@ -145,7 +136,10 @@ def merge(left: MonoMoments, right: MonoMoments, *, fade: float = 1.0, reuse: bo
 
 
 def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
-    """The same rows about smaller minima ``b``: where it falls by t, ``v += 2 t u + n t^2; u += n t; w += t H``."""
+    """Return the moments of the same rows about smaller or equal minima ``b``.
+
+    For a minimum that falls by t: ``v += 2 t u + n t^2; u += n t; w += t H``.
+    """
     n = moments.n
     t = torch.where(n > 0, moments.b - b, 0.0)
     if t.device.type == "cpu" and not t.any():  # nearly always: a ReLU's minimum is 0 from the first batch on
@@ -160,7 +154,7 @@ def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
 
 
 def all_reduce(moments: MonoMoments, group: dist.ProcessGroup | None = None) -> MonoMoments:
-    """Moments of the rows of all processes of ``group``: minimum of ``b``, re-base, then sums."""
+    """Return the moments of the rows of all processes of ``group`` (None: of all): minimum of ``b``, re-base, sums."""
     b = moments.b.clone()
     dist.all_reduce(b, op=dist.ReduceOp.MIN, group=group)
     moments = rebase(moments, b)
@@ -173,46 +167,46 @@ def all_reduce(moments: MonoMoments, group: dist.ProcessGroup | None = None) -> 
 
 
 def stored_in_every_row(codes: SparseActivations) -> Tensor:
-    """Which latents of some codes are stored in each row, ``(m,)`` bool: theirs is the minimum of stored values."""
+    """Return a mask ``(m,)`` of the latents stored in every row, whose minimum is that of their stored values."""
     return codes.by_latent.offsets.diff() == codes.shape[0]
 
 
 def minimum(activations: Activations) -> Float[Tensor, " m"]:
-    """The smallest activation of each latent; what is not stored is 0. Infinity where there are no rows."""
+    """Return the smallest activation of each latent, ``(m,)``; entries not stored are 0. Infinity without rows."""
     if not isinstance(activations, SparseActivations):
         if activations.shape[0] == 0:
             return activations.new_full((activations.shape[1],), torch.inf)
         return activations.amin(0)
     everywhere, values = stored_in_every_row(activations), activations.flat_values
     if not bool(everywhere.any() | ~(values >= 0).all()):
-        return values.new_zeros(activations.n_latents)  # what is not stored is the smallest, as nearly always
+        return values.new_zeros(activations.n_latents)  # nearly always: the entries not stored are the smallest
     start = torch.where(everywhere, torch.inf, 0.0).to(activations.dtype)
     return start.scatter_reduce(0, activations.flat_indices, activations.flat_values, "amin")
 
 
 def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
-    kept = sums_device(h.device)
+    sums_dev = sums_device(h.device)
     a = z.to(dtype)
     b = minimum(a)
     a = a - b
-    u, v = torch.zeros(2, a.shape[1], dtype=torch.float64, device=kept)
+    u, v = torch.zeros(2, a.shape[1], dtype=torch.float64, device=sums_dev)
     for part in a.split(_ROWS_IN_FLOAT64):
-        wide = part.to(kept).double()
+        wide = part.to(sums_dev).double()
         u += wide.sum(0)
         v += wide.square().sum(0)
     large = _large(a, v.sqrt().to(a), (a > 0).sum(0))
     rows, latents = large.nonzero(as_tuple=True)
     w = _product_in_parts(a.masked_fill(large, 0.0) if len(rows) else a, h)
-    w.index_add_(0, latents.to(kept), (a[rows, latents, None] * h[rows]).to(w))
-    n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept)
-    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(kept).double(), u=u, v=v, w=w)
+    w.index_add_(0, latents.to(sums_dev), (a[rows, latents, None] * h[rows]).to(w))
+    n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=sums_dev)
+    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(sums_dev).double(), u=u, v=v, w=w)
 
 
 def _large(a: Tensor, root_v: Tensor, counts: Tensor, latents: Tensor | None = None) -> Tensor:
-    """Which weights make up a sixteenth of their latent's ``v`` or more, where a latent has many; none in float64.
+    """Return a mask of the weights ``a`` whose square is over ``v / 16`` of their latent; all False in float64.
 
-    A float32 sum that starts with one of them loses the digits of all that follow; they are added at the end instead.
-    ``latents`` says which latent each weight belongs to, if ``a`` is not dense.
+    A float32 sum that starts with such a weight loses digits of all later terms, so they are added at the end. Only
+    for latents with many entries (``counts``). ``latents``: the latent of each weight, if ``a`` is not dense.
     """
     if a.dtype == torch.float64:
         return torch.zeros_like(a, dtype=torch.bool)
@@ -221,16 +215,18 @@ def _large(a: Tensor, root_v: Tensor, counts: Tensor, latents: Tensor | None = N
 
 
 def _product_in_parts(a: Tensor, h: Tensor) -> Tensor:
-    kept = sums_device(h.device)
+    """Return ``a^T h``; of more than 8192 rows in parts, which are added in float64."""
+    sums_dev = sums_device(h.device)
     if a.shape[0] <= _ROWS_PER_PRODUCT:
-        return (a.t() @ h).to(kept)
-    total = torch.zeros(a.shape[1], h.shape[1], dtype=torch.float64, device=kept)
+        return (a.t() @ h).to(sums_dev)
+    total = torch.zeros(a.shape[1], h.shape[1], dtype=torch.float64, device=sums_dev)
     for part, rows in zip(a.split(_ROWS_PER_PRODUCT), h.split(_ROWS_PER_PRODUCT), strict=True):
-        total += (part.t() @ rows).to(kept)
+        total += (part.t() @ rows).to(sums_dev)
     return total
 
 
 def _sum64(values: Tensor) -> Tensor:
+    """Return the sum over rows in float64."""
     parts = values.to(sums_device(values.device)).split(_ROWS_LIFTED)  # one large sum(0) to another dtype is slow
     return torch.stack([part.double().sum(0) for part in parts]).sum(0)
 
@@ -247,15 +243,15 @@ def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> Mono
 
 
 class WeighedBatch(NamedTuple):
-    """The sums over a sparse batch but for ``w``, and what ``w`` is made of: ``weights^T h + below h_sum^T``.
+    """The sums over a sparse batch without ``w``, and the factors of ``w = weights^T h + below h_sum^T``.
 
     Attributes:
         n, h_sum, b, u, v: as in `MonoMoments`.
         h: the unit rows, in the dtype that the product runs in.
         weights: of the stored entries, row after row: ``z - b`` where every row stores the latent, else ``z``.
-        below: weight of a row that does not store a latent, ``(m,)`` float64; None where it is 0 for all.
-        large: positions of the entries that are added to the product at the end.
-        rest: ``weights`` without them.
+        below: weight of a row that does not store a latent, ``(m,)`` float64; None if all are 0.
+        large: positions of the entries with large weights, which are added to the product at the end.
+        rest: ``weights`` with 0 at the positions ``large``.
     """
 
     n: Tensor
@@ -271,30 +267,30 @@ class WeighedBatch(NamedTuple):
 
 
 def weigh_sparse(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> WeighedBatch:
-    """Everything about a sparse batch but its product. O(entries)."""
-    kept = sums_device(h.device)
+    """Compute the sums over a sparse batch and the weights of its entries, but not the product ``w``. O(entries)."""
+    sums_dev = sums_device(h.device)
     values, latents = z.flat_values.to(dtype), z.flat_indices
     counts = z.by_latent.offsets.diff()
     b = minimum(z).to(dtype)
     below = None
-    if bool(b.any()):  # else every latent has the floor 0, and a row that stores nothing has no weight
-        # Stored in every row: the weight is z - b. Else b <= 0, and a row that stores nothing weighs -b
+    if bool(b.any()):  # else all minima are 0, and entries not stored have no weight
+        # A latent stored in every row: its weights are z - b. Else b <= 0, and an entry not stored weighs -b
         everywhere = counts == h.shape[0]
         above, under = torch.where(everywhere, b, 0.0), torch.where(everywhere, 0.0, -b)
         values = values - above.index_select(0, latents)
         below = under if bool((under > 0).any()) else None
     if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or below is not None):
         return weigh_sparse(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
-    n, h_sum, latents = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=kept), _sum64(h), latents.to(kept)
-    a = values.to(kept).double()
-    u = v = torch.zeros(z.n_latents, dtype=torch.float64, device=kept)
+    n, h_sum = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=sums_dev), _sum64(h)
+    latents, a = latents.to(sums_dev), values.to(sums_dev).double()
+    u = v = torch.zeros(z.n_latents, dtype=torch.float64, device=sums_dev)
     if below is not None:
-        below = below.to(kept).double()
+        below = below.to(sums_dev).double()
         a = a + below.index_select(0, latents)
-        unstored = n - counts.to(kept).double()
+        unstored = n - counts.to(sums_dev).double()
         u, v = unstored * below, unstored * below.square()
     u, v = u.index_add(0, latents, a), v.index_add(0, latents, a.square())
     is_large = _large(values, v.sqrt().to(values), counts, z.flat_indices)
     large = is_large.nonzero().squeeze(1)
     rest = values.masked_fill(is_large, 0.0) if len(large) else values
-    return WeighedBatch(n, h_sum, b.to(kept).double(), u, v, h, values, below, large, rest)
+    return WeighedBatch(n, h_sum, b.to(sums_dev).double(), u, v, h, values, below, large, rest)

@@ -1,4 +1,4 @@
-"""Class purity: how far the rows that activate a latent belong to one class."""
+"""Class purity: the share of a latent's active rows that belong to its most frequent class."""
 
 from __future__ import annotations
 
@@ -16,26 +16,21 @@ from monoloss.functional.sparsity import ActiveEntries, active_entries, check_ac
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations, SparseActivations
 
-_BLOCK_ENTRIES = 2**18  # of dense activations that are looked at in one go: their classes' sums stay in the cache
+_BLOCK_ENTRIES = 2**18  # dense activations in one block of latents, so that the sums of the block stay in the cache
 
 
 @dataclass(frozen=True)
 class PurityCounts:
-    """Sums over rows from which class purity follows; those of two parts of the rows add up. All float64.
+    """Sums over rows from which class purity follows; the counts of two parts of the rows add up. All float64.
 
-    "Active" is ``z > 0`` on a row with at least one label.
+    A row is active for a latent if ``z > 0`` and the row has at least one label.
 
     Attributes:
         rows: active rows of each class, ``(m, c)``; a row of several classes counts in each.
         mass: sum of ``z`` over the same rows, ``(m, c)``.
         n_active: active rows, each once, ``(m,)``.
         active_mass: sum of ``z`` over the active rows, each once, ``(m,)``.
-        n_not_finite: NaN and infinite activations seen, scalar; above 0 nothing can be read off the sums.
-
-    Example:
-        >>> half = class_counts(torch.tensor([[2.0], [3.0]]), torch.tensor([0, 1]), n_classes=2)
-        >>> (half + half).mass
-        tensor([[4., 6.]], dtype=torch.float64)
+        n_not_finite: number of NaN and infinite activations, scalar; above 0 the other sums are of no use.
     """
 
     rows: Float[Tensor, "m c"]
@@ -46,7 +41,7 @@ class PurityCounts:
 
     @classmethod
     def zeros(cls, n_latents: int, n_classes: int, device: torch.device | None = None) -> PurityCounts:
-        """The counts of no rows: what adding leaves unchanged. Memory 16 ``m c`` bytes."""
+        """Return the counts of no rows, the neutral element of ``+``. Memory 16 ``m c`` bytes."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -66,16 +61,18 @@ class ClassPurityResult:
     """Class purity of each latent and its means; all float64 but ``dominant_class``.
 
     Attributes:
-        binary: share of a latent's active rows that carry its most frequent class, ``(m,)`` in (0, 1]; NaN without one.
-        weighted: the same with rows counting ``z``, in the frequency of the classes too, ``(m,)``; NaN without one.
+        binary: share of a latent's active rows that carry its most frequent class, ``(m,)`` in (0, 1]; NaN for a latent
+            without active rows.
+        weighted: the same with rows counting ``z`` instead of 1, also in the choice of the class, ``(m,)``.
         dominant_class: the most frequent class by rows, the lowest of ties, ``(m,)`` int64; -1 without an active row.
-        n_active: active rows with at least one label, ``(m,)``.
-        mass: sum of ``z`` over them, ``(m,)``.
-        mean_binary: mean over the latents with an active row (the paper's); NaN where there is none.
-        mean_weighted: the same of ``weighted``.
-        mass_weighted_binary: mean weighted by ``mass``: rare latents cannot inflate it; NaN where there is no mass.
-        mass_weighted_weighted: the same of ``weighted``.
-        n_defined: latents with an active row, scalar.
+        n_active: number of active rows with at least one label, ``(m,)``.
+        mass: sum of ``z`` over these rows, ``(m,)``.
+        mean_binary: mean of ``binary`` over the latents with an active row (the paper's); NaN without such latents.
+        mean_weighted: mean of ``weighted`` over the same latents.
+        mass_weighted_binary: mean of ``binary`` weighted by ``mass``, which rare latents cannot inflate; NaN if all
+            masses are 0.
+        mass_weighted_weighted: mean of ``weighted`` weighted by ``mass``.
+        n_defined: number of latents with an active row, scalar.
     """
 
     binary: Float[Tensor, " m"]
@@ -95,22 +92,22 @@ def class_purity(
     labels: Integer[Tensor, " n"] | Bool[Tensor, "n c"],
     n_classes: int | None = None,
 ) -> ClassPurityResult:
-    """The share of a latent's active rows (``z > 0``) that belong to its most frequent class.
+    """Share of a latent's active rows (``z > 0``) that belong to its most frequent class, for each latent.
 
-    With ``A_j`` the rows where ``z_ij > 0`` and that have a label: ``binary_j = max_c |A_j and class c| / |A_j|``,
-    ``weighted_j`` the same with rows counting ``z_ij``. A row of several classes counts once in the denominator; rows
-    without a label are left out of everything, the masses too.
+    With ``A_j`` the labelled rows with ``z_ij > 0``: ``binary_j = max_c |A_j and class c| / |A_j|``, ``weighted_j`` the
+    same with rows counting ``z_ij``. A row of several classes counts once in the denominator; rows without a label are
+    left out of everything, the masses too.
 
     Exact, in float64, one pass. Cost O(n m) dense, O(entries) sparse, times the labels of a row; memory O(m c).
 
     Args:
         activations: activations ``(n, m)`` of any sign, dense or sparse.
         labels: ``(n,)`` integers in ``[0, n_classes)``, or ``(n, n_classes)`` bool: any number of classes a row.
-        n_classes: number of classes; without it the largest label + 1, or the width of multi-label ``labels``.
+        n_classes: number of classes; None for the largest label + 1, or the width of multi-label ``labels``.
 
     Returns:
-        Purity of each latent, 1 where all its rows share a class, NaN where it is never active, and its means over the
-        latents that are active.
+        Purity of each latent, 1 where all its active rows share a class, NaN where it is never active, and means over
+        the latents that are active.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit, a label out of range, an activation that is not finite,
@@ -138,20 +135,20 @@ def class_counts(
     *,
     into: PurityCounts | None = None,
 ) -> PurityCounts:
-    """The sums behind class purity over one batch; arguments, cost and errors as in ``class_purity``.
+    """Compute the sums behind class purity over one batch. Cost as in ``class_purity``.
 
     Args:
         activations: activations ``(n, m)`` of any sign, dense or sparse.
         labels: ``(n,)`` integers in ``[0, n_classes)``, or ``(n, n_classes)`` bool.
         n_classes: number of classes, at least 1.
-        into: counts to which the batch is added in place, so that streaming costs O(entries) a batch and not O(m c).
+        into: counts to which the batch is added in place: a batch then costs O(entries) instead of O(m c).
 
     Returns:
-        ``into``, or new counts, on the device where sums live.
+        ``into`` if given, else new counts on ``sums_device``.
 
     Raises:
-        InputError: as ``class_purity``, before ``into`` is touched; also ``into`` of another size. Away from the CPU
-            activations that are not finite are counted, and ``purity_from_counts`` raises.
+        InputError: as ``class_purity``, before ``into`` is changed; also ``into`` of another size. On a GPU activations
+            that are not finite are only counted, and ``purity_from_counts`` raises.
     """
     check_activations(activations)
     _check_labels(labels, n_classes, activations)
@@ -170,6 +167,7 @@ def class_counts(
 
 
 def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: PurityCounts) -> None:
+    """Add the active entries of sparse activations to ``counts`` in place."""
     n_classes = counts.rows.shape[1]
     rows_of_class, mass_of_class = counts.rows.view(-1), counts.mass.view(-1)
     one_class = bool((table.n_labels == 1).all())
@@ -191,7 +189,7 @@ def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: Pu
 
 
 def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) -> None:
-    """The same sums in the same order, some latents at a time, without a list of the active entries."""
+    """Add dense activations to ``counts`` in place, block by block of latents; terms in the order of _count_sparse."""
     sums_dev, labelled = counts.rows.device, table.n_labels > 0
     one_class = bool((table.n_labels == 1).all())
     copies = torch.arange(len(labelled), device=sums_dev).repeat_interleave(table.n_labels)
@@ -202,22 +200,17 @@ def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) 
         active = (z > 0).double()
         counts.n_active[latents] += active.sum(0)
         counts.active_mass[None, latents].index_add_(0, torch.zeros_like(labelled, dtype=torch.int64), z)
-        for of_class, of_row in ((counts.rows, active), (counts.mass, z)):
-            of_copy = of_row.t() if one_class else of_row.t()[:, copies]
-            of_class[latents].index_add_(1, table.classes, of_copy)
+        for class_sums, row_values in ((counts.rows, active), (counts.mass, z)):
+            label_values = row_values.t() if one_class else row_values.t()[:, copies]  # a row once for each label
+            class_sums[latents].index_add_(1, table.classes, label_values)
 
 
 @torch.no_grad()
 def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
-    """Class purity from the sums over all rows. Cost O(m c).
+    """Compute class purity from the sums over all rows. Cost O(m c).
 
     Raises:
-        InputError: the sums have seen activations that were not finite.
-
-    Example:
-        >>> counts = class_counts(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), n_classes=2)
-        >>> purity_from_counts(counts).weighted
-        tensor([0.7500], dtype=torch.float64)
+        InputError: some activations were not finite.
     """
     if counts.n_not_finite > 0:
         raise InputError("activations", f"{int(counts.n_not_finite)} that are NaN or infinite", "finite numbers")
@@ -230,7 +223,7 @@ def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
 
 
 def join_latents(parts: Sequence[ClassPurityResult]) -> ClassPurityResult:
-    """The purity of the latents of several parts, one part after the other, with the means over all of them."""
+    """Concatenate the results of several groups of latents over the same rows; means are over the latents of all."""
     names = ("binary", "weighted", "dominant_class", "n_active", "mass")
     return _with_means(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
@@ -238,25 +231,26 @@ def join_latents(parts: Sequence[ClassPurityResult]) -> ClassPurityResult:
 def _with_means(
     binary: Tensor, weighted: Tensor, dominant: Tensor, n_active: Tensor, mass: Tensor
 ) -> ClassPurityResult:
+    """Build the result from the numbers of each latent, with the means over the latents with an active row."""
     active = n_active > 0
-    n_defined, whole = active.sum(), mass.sum()
-    present_binary, present_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))
+    n_defined, total_mass = active.sum(), mass.sum()
+    active_binary, active_weighted = (torch.where(active, purity, 0.0) for purity in (binary, weighted))
     return ClassPurityResult(
         binary=binary,
         weighted=weighted,
         dominant_class=dominant,
         n_active=n_active,
         mass=mass,
-        mean_binary=present_binary.sum() / n_defined,
-        mean_weighted=present_weighted.sum() / n_defined,
-        mass_weighted_binary=(present_binary * mass).sum() / whole,
-        mass_weighted_weighted=(present_weighted * mass).sum() / whole,
+        mean_binary=active_binary.sum() / n_defined,
+        mean_weighted=active_weighted.sum() / n_defined,
+        mass_weighted_binary=(active_binary * mass).sum() / total_mass,
+        mass_weighted_weighted=(active_weighted * mass).sum() / total_mass,
         n_defined=n_defined,
     )
 
 
 class _LabelTable(NamedTuple):
-    """The classes of each row, one row after the other: row ``i`` owns ``n_labels[i]`` of them from ``first[i]`` on."""
+    """The classes of all rows in one list: row ``i`` has ``classes[first[i] : first[i] + n_labels[i]]``."""
 
     classes: Tensor
     n_labels: Tensor
@@ -272,7 +266,10 @@ def _label_table(labels: Tensor) -> _LabelTable:
 
 
 def _classes_of_entries(entries: ActiveEntries, n_labels: Tensor, table: _LabelTable) -> tuple[Tensor, Tensor]:
-    """Each entry once for each class of its row: which entry, and which class."""
+    """Return one pair for each entry and each class of its row: the positions of the entries, and the classes.
+
+    ``n_labels``: number of classes of each entry's row.
+    """
     ends = n_labels.cumsum(0)
     copies = torch.arange(n_labels.shape[0], device=n_labels.device).repeat_interleave(n_labels)
     nth_class = torch.arange(copies.shape[0], device=copies.device) - (ends - n_labels)[copies]
@@ -280,15 +277,17 @@ def _classes_of_entries(entries: ActiveEntries, n_labels: Tensor, table: _LabelT
 
 
 def _count_classes(labels: Tensor) -> int:
+    """Return the width of multi-label ``labels``, else the largest label + 1."""
     _check_label_kind(labels)
     if labels.ndim == 2:
         return labels.shape[1]
     if labels.shape[0] == 0:
-        raise InputError("n_classes", "None without any row", "the number of classes")
+        raise InputError("n_classes", "None and no rows", "the number of classes")
     return max(int(labels.max()) + 1, 1)
 
 
 def _check_label_kind(labels: Tensor) -> None:
+    """Check that labels are 1-D integers or a 2-D bool table."""
     expected = "integers (n,), one class a row, or bool (n, n_classes), any number of classes a row"
     if not isinstance(labels, Tensor):
         raise InputError("labels", type(labels).__name__, f"a tensor of {expected}")
@@ -310,7 +309,7 @@ def _check_labels(labels: Tensor, n_classes: int, activations: Activations) -> N
         if labels.shape[1] != n_classes:
             raise InputError("labels", f"{labels.shape[1]} columns", f"one for each of {n_classes} classes")
         return
-    outside = ((labels < 0) | (labels >= n_classes)).nonzero()  # waits for a GPU: a label outside would break it
+    outside = ((labels < 0) | (labels >= n_classes)).nonzero()  # waits for a GPU, which a label outside would crash
     if outside.shape[0]:
         row = int(outside[0])
         raise InputError("labels", f"{int(labels[row])} (row {row})", f"labels from 0 to {n_classes - 1}")

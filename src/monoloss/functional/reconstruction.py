@@ -1,4 +1,4 @@
-"""How well inputs are reconstructed: R2, explained variance, normalised and plain squared error."""
+"""Quality of a reconstruction: R2, explained variance, normalised and plain squared error."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from monoloss.checks.tensors import check_matrix, check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import sums_device
 
-_BLOCK_ELEMENTS = 2**16  # lifted to float64 in one go: 512 kB an array, which stays in the cache
-_LEAST_VARIATION = 1e-24  # of a dimension's sum of squares: below it is what rounding leaves of a constant
+_BLOCK_ELEMENTS = 2**16  # elements cast to float64 at a time: 512 kB an array, which stays in the cache
+_LEAST_VARIATION = 1e-24  # share of a dimension's sum of squares; variation below it is the rounding of a constant
 
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """How well the inputs are reconstructed; float64 scalars, NaN where undefined.
+    """Four measures of a reconstruction; float64 scalars, NaN where undefined.
 
     Attributes:
-        r2: ``1 - error / variation about the mean`` of each input dimension, averaged over those that vary (the
-            paper's); at most 1; 0 for predicting the mean. One dimension that hardly varies can pull it far below 0.
+        r2: ``1 - error / variation about the mean`` of each input dimension, averaged over the dimensions that vary
+            (the paper's); at most 1; 0 for predicting the mean. One that hardly varies can pull it far below 0.
         explained_variance: the same with error and variation summed over all dimensions first (pooled).
         nmse: mean over rows of ``|x - x'|^2 / |x|^2``, from 0 (perfect) up; 1 for predicting zero.
         mse: mean over rows and input dimensions of ``(x - x')^2``, in the squared unit of the inputs.
@@ -38,7 +38,8 @@ class ReconstructionQuality:
 class ReconstructionSums:
     """Sums over rows from which the quality of a reconstruction follows, for any split of the rows. All float64.
 
-    Variation is kept about the running mean (parallel update of Chan et al.): inputs far from 0 lose no digits.
+    Squared deviations are taken about the running mean (parallel update of Chan et al.), so that inputs far from 0 lose
+    no digits.
 
     Attributes:
         n: number of rows, scalar.
@@ -46,14 +47,8 @@ class ReconstructionSums:
         m2: squared deviations of the inputs from ``mean``, summed over rows, ``(d,)``.
         sse: squared errors, summed over rows, ``(d,)``.
         nmse_sum: ``|x - x'|^2 / |x|^2``, summed over rows, scalar.
-        n_bad_inputs: rows of the inputs that are zero or not finite, scalar; 0 on the CPU, which refuses them.
-        n_bad_reconstructions: other rows whose reconstruction is not finite, scalar; 0 on the CPU.
-
-    Example:
-        >>> x = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
-        >>> sums = ReconstructionSums.of_batch(x, x).merge(ReconstructionSums.of_batch(x + 1, x + 1))
-        >>> sums.m2
-        tensor([5., 1.], dtype=torch.float64)
+        n_bad_inputs: number of input rows that are zero or not finite, scalar; 0 on the CPU, where they are refused.
+        n_bad_reconstructions: number of other rows whose reconstruction is not finite, scalar; 0 on the CPU.
     """
 
     n: Float[Tensor, ""]
@@ -66,7 +61,7 @@ class ReconstructionSums:
 
     @classmethod
     def zeros(cls, d: int, device: torch.device | None = None) -> ReconstructionSums:
-        """The sums of no rows: what merging leaves unchanged."""
+        """Return the sums of no rows, the neutral element of ``merge``."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
@@ -84,9 +79,9 @@ class ReconstructionSums:
     @classmethod
     @torch.no_grad()
     def of_batch(cls, inputs: Float[Tensor, "n d"], reconstruction: Float[Tensor, "n d"]) -> ReconstructionSums:
-        """Sums over one batch, lifted to float64 block by block; arguments and errors as ``reconstruction_quality``.
+        """Compute the sums over one batch; arguments and errors as in ``reconstruction_quality``.
 
-        Away from the CPU bad rows are counted, and ``quality`` raises.
+        On a GPU bad rows are only counted, and ``quality`` raises.
         """
         _check_pair(inputs, reconstruction)
         width = inputs.shape[1]
@@ -98,7 +93,7 @@ class ReconstructionSums:
         return sums
 
     def merge(self, other: ReconstructionSums) -> ReconstructionSums:
-        """Sums over the rows of both."""
+        """Return the sums over the rows of ``self`` and ``other``."""
         n = self.n + other.n
         step = other.mean - self.mean
         share = other.n / n.clamp(min=1.0)
@@ -113,10 +108,10 @@ class ReconstructionSums:
         )
 
     def quality(self) -> ReconstructionQuality:
-        """The four figures; reads the sums back from the device.
+        """Compute the four measures; waits for the device.
 
         Raises:
-            InputError: some rows were zero or not finite.
+            InputError: some inputs were zero or not finite, or some reconstructions not finite.
         """
         for argument, n_bad, kind in (
             ("inputs", self.n_bad_inputs, "zero or not finite"),
@@ -128,7 +123,7 @@ class ReconstructionSums:
         r2 = torch.where(varies, 1.0 - self.sse / self.m2, 0.0)
         pooled = 1.0 - self.sse.sum() / self.m2.sum()
         return ReconstructionQuality(
-            r2=r2.sum() / varies.sum(),  # 0 / 0 = NaN where nothing varies; so below without rows
+            r2=r2.sum() / varies.sum(),  # 0 / 0 = NaN if no dimension varies; nmse and mse likewise without rows
             explained_variance=torch.where(varies.any(), pooled, torch.nan),
             nmse=self.nmse_sum / self.n,
             mse=self.sse.sum() / (self.n * self.sse.shape[0]),
@@ -136,7 +131,7 @@ class ReconstructionSums:
 
 
 def reconstruction_quality(inputs: Float[Tensor, "n d"], reconstruction: Float[Tensor, "n d"]) -> ReconstructionQuality:
-    """R2, explained variance, NMSE and MSE of a reconstruction.
+    """Compute R2, explained variance, NMSE and MSE of a reconstruction.
 
     With ``var_d = sum_i (x_id - mean_d)^2`` and ``err_d = sum_i (x_id - x'_id)^2``: ``r2`` is the mean of
     ``1 - err_d / var_d`` over the dimensions with variance, ``explained_variance = 1 - sum_d err_d / sum_d var_d``,
@@ -145,18 +140,18 @@ def reconstruction_quality(inputs: Float[Tensor, "n d"], reconstruction: Float[T
     One pass, float64 sums. Cost O(n d); memory O(d) beside blocks of some rows.
 
     Args:
-        inputs: what was to be reconstructed, ``(n, d)``, in its own unit; no row is all zero.
-        reconstruction: what came back, ``(n, d)``, in the same unit.
+        inputs: the original rows, ``(n, d)``, in any unit; no row is all zero.
+        reconstruction: their reconstruction, ``(n, d)``, in the same unit.
 
     Returns:
-        The four figures; NaN without rows, and for ``r2`` and ``explained_variance`` where no dimension varies.
+        The four measures; NaN without rows, and ``r2`` and ``explained_variance`` also if no dimension varies.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit; a row of the inputs that is zero or not finite; a
             reconstruction that is not finite.
 
     Source:
-        arXiv 2602.12403 (R2, uniform average). Ours: pooled figure, dimensions without variance left out.
+        arXiv 2602.12403 (R2, uniform average). Ours: the pooled measure, and that constant dimensions are left out.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
@@ -167,6 +162,7 @@ def reconstruction_quality(inputs: Float[Tensor, "n d"], reconstruction: Float[T
 
 
 def _sums_of_block(x: Tensor, y: Tensor, first_row: int) -> ReconstructionSums:
+    """Compute the sums over float64 inputs ``x`` and reconstructions ``y``; errors count rows from ``first_row``."""
     squared_error = (x - y).square()
     error, norm = squared_error.sum(1), x.square().sum(1)
     bad_inputs = ~(torch.isfinite(norm) & (norm > 0))
@@ -187,6 +183,7 @@ def _sums_of_block(x: Tensor, y: Tensor, first_row: int) -> ReconstructionSums:
 
 
 def _refuse_first(argument: str, bad: Tensor, squares: Tensor, first_row: int) -> None:
+    """Raise InputError for the first bad row, if any; ``squares``: sums of squares of the rows."""
     if not bad.any():
         return
     row = int(bad.nonzero()[0])

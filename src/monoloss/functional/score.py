@@ -1,4 +1,4 @@
-"""MonoScore and its companions, each from the same moments."""
+"""MonoScore, chance, lift and n_eff, all from the same moments."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from monoloss.sparse import Activations
 
 Undefined = Literal["nan", "zero"]
 
-_NO_ROOM = 1e-6  # of 1 - chance: what float32 rounding leaves where all rows point the same way
-_RELATIVE_RESIDUE = 1e-12  # of u^2: what rounding leaves of u^2 - v where a single row has weight
+_NO_ROOM = 1e-6  # the float32 rounding of 1 - chance if all rows point the same way
+_RELATIVE_RESIDUE = 1e-12  # the rounding of (u^2 - v) / u^2 if a single row has weight
 
 
 def mono_score(
@@ -33,15 +33,15 @@ def mono_score(
 
     ``s_j = sum_{i<l} a_ij a_lj cos(e_i, e_l) / sum_{i<l} a_ij a_lj`` with ``a`` the activation above the latent's
     minimum, computed as ``(|w|^2 - v) / (u^2 - v)`` in one pass, O(n m d) dense and O(entries d) sparse, instead of
-    over O(n^2) pairs. Exact: about 1e-15 from the pairwise sum in float64, 1e-6 in float32. For data that come in
-    parts, or over processes, use :class:`monoloss.MonoScore`.
+    over O(n^2) pairs. Exact: about 1e-15 from the pairwise sum in float64, 1e-6 in float32. For data in several
+    batches or processes, use :class:`monoloss.MonoScore`.
 
     Args:
         embeddings: what "similar" means, ``(n, d)``; any floating dtype, rows of any length but 0.
         activations: ``(n, m)``, any sign, dense or :class:`monoloss.SparseActivations`.
         center: mean vector ``(d,)`` taken off the embeddings before their length is set to 1; usually the mean of
             the same kind of rows. None leaves them as they are.
-        undefined: what a latent gets for which no pair has weight: "nan", or "zero" as the authors' averages count it.
+        undefined: the score of a latent without a pair of weight > 0: "nan", or "zero" as in the authors' averages.
 
     Returns:
         ``(m,)`` float64 in [-1, 1], up to rounding: 1 where all active rows point the same way, 0 where they are
@@ -64,21 +64,16 @@ def mono_score(
     check_choice("undefined", undefined, ("nan", "zero"))
     check_rows(embeddings, activations, center)
     h = unit_rows(embeddings.detach(), center)
-    none = MonoMoments.zeros(h.shape[1], activations.shape[1], sums_device(h.device))
-    return score_of(add_batch(none, h, activations), undefined=undefined)
+    empty = MonoMoments.zeros(h.shape[1], activations.shape[1], sums_device(h.device))
+    return score_of(add_batch(empty, h, activations), undefined=undefined)
 
 
 def score_of(
     moments: MonoMoments, *, undefined: Undefined = "nan", w_squared: Float[Tensor, " m"] | None = None
 ) -> Float[Tensor, " m"]:
-    """MonoScore of each latent from its moments: ``(|w|^2 - v) / (u^2 - v)``, ``(m,)`` float64.
+    """Compute the MonoScore of each latent from moments: ``(|w|^2 - v) / (u^2 - v)``, ``(m,)`` float64.
 
-    ``w_squared`` is ``|w|^2`` in float64, where it is known already.
-
-    Example:
-        >>> from monoloss.functional.moments import batch_moments
-        >>> score_of(batch_moments(torch.eye(2), torch.tensor([[1.0], [3.0]])))
-        tensor([nan], dtype=torch.float64)
+    ``undefined`` as in ``mono_score``. ``w_squared`` is ``|w|^2`` in float64; None to compute it from ``moments.w``.
     """
     defined, pairs = is_defined(moments), pair_weight(moments)
     w_squared = row_norms(moments.w).square() if w_squared is None else w_squared
@@ -87,12 +82,12 @@ def score_of(
 
 
 def pair_weight(moments: MonoMoments) -> Float[Tensor, " m"]:
-    """Total weight of the ordered pairs of different rows, ``u^2 - v``, ``(m,)``; the divisor of the score."""
+    """Return the total weight of the ordered pairs of different rows, ``u^2 - v``, ``(m,)``: the score's divisor."""
     return moments.u.square() - moments.v
 
 
 def is_defined(moments: MonoMoments) -> Bool[Tensor, " m"]:
-    """Which latents have at least two rows with weight: ``u^2 - v > 1e-12 u^2``, ``(m,)``."""
+    """Return a mask ``(m,)`` of the latents with at least two rows of weight > 0: ``u^2 - v > 1e-12 u^2``."""
     return pair_weight(moments) > _RELATIVE_RESIDUE * moments.u.square()
 
 
@@ -101,11 +96,6 @@ def chance(moments: MonoMoments) -> Float[Tensor, ""]:
 
     Returns:
         A float64 scalar in [-1, 1]; NaN for fewer than two rows.
-
-    Example:
-        >>> from monoloss.functional.moments import batch_moments
-        >>> chance(batch_moments(torch.eye(2), torch.ones(2, 1)))
-        tensor(0., dtype=torch.float64)
     """
     n = moments.n
     mean_cosine = (moments.h_sum.square().sum() - n) / torch.where(n > 1, n * (n - 1), 1.0)
@@ -113,44 +103,35 @@ def chance(moments: MonoMoments) -> Float[Tensor, ""]:
 
 
 def lift(score: Float[Tensor, " m"], chance: Float[Tensor, ""]) -> Float[Tensor, " m"]:
-    """How far a score stands above chance, ``(s - chance) / (1 - chance)``: 0 at chance, 1 at the best; NaN stays.
+    """Scores above chance, ``(s - chance) / (1 - chance)``: 0 for a score at chance, 1 for the score 1; NaN stays.
 
-    Where all rows point the same way (chance 1) nothing can stand above it: NaN.
-
-    Example:
-        >>> lift(torch.tensor([0.5, 0.75, 1.0]), torch.tensor(0.5))
-        tensor([0.0000, 0.5000, 1.0000])
+    If all rows point the same way (chance 1), no score can be above chance: NaN.
     """
     room = 1.0 - chance
     return torch.where(room > _NO_ROOM, (score - chance) / torch.where(room > 0, room, 1.0), torch.nan)
 
 
 def n_eff(moments: MonoMoments) -> Float[Tensor, " m"]:
-    """Effective number of rows behind each latent, ``u^2 / v``: k for k equally active rows; 0 where none is.
+    """Effective number of rows behind each latent, ``u^2 / v``: k for k equally active rows; 0 without active rows.
 
     A score with a small ``n_eff`` rests on few pairs: it is noise.
-
-    Example:
-        >>> from monoloss.functional.moments import batch_moments
-        >>> n_eff(batch_moments(torch.eye(3), torch.tensor([[0.0], [2.0], [2.0]])))
-        tensor([2.], dtype=torch.float64)
     """
     return moments.u.square() / torch.where(moments.v > 0, moments.v, 1.0)
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """MonoScore over all latents in a few numbers; means, median and p90 over defined latents, NaN if there is none.
+    """Summary of MonoScore over all latents; means, median and p90 over defined latents, NaN if all are undefined.
 
     Attributes:
-        n_rows: rows that were seen.
-        n_latents: latents there are.
-        n_defined: latents with at least two rows with weight.
+        n_rows: number of rows.
+        n_latents: number of latents.
+        n_defined: number of latents with at least two rows of weight > 0.
         mean: mean score, in [-1, 1].
         median: median score.
         p90: 90th percentile of the score.
         mean_zero_filled: mean over ALL latents with 0 for undefined ones, as the authors average.
-        chance: mean cosine of the data, what a random latent gets.
+        chance: mean cosine of the data, the score of a latent that is active at random.
         lift: mean of ``(s - chance) / (1 - chance)``.
         n_eff: median effective number of rows behind a latent.
     """
@@ -168,37 +149,33 @@ class ScoreSummary:
 
 
 def summarise(moments: MonoMoments) -> ScoreSummary:
-    """The summary of a score from its moments.
-
-    Example:
-        >>> from monoloss.functional.moments import batch_moments
-        >>> summarise(batch_moments(torch.eye(3), torch.tensor([[1.0, 0], [1, 0], [0, 0]]))).n_defined
-        1
-    """
+    """Compute the summary over all latents from the moments of their rows."""
     return summary_of_latents(int(moments.n), chance(moments), score_of(moments), n_eff(moments))
 
 
 def summary_of_latents(
     n_rows: int, by_chance: Float[Tensor, ""], scores: Float[Tensor, " m"], effective_rows: Float[Tensor, " m"]
 ) -> ScoreSummary:
-    """The summary from what was found for each latent: ``score_of`` (NaN where undefined) and ``n_eff``; ``chance``.
+    """Compute the summary from the measures of each latent.
 
-    Example:
-        >>> summary_of_latents(3, torch.tensor(0.0), torch.tensor([0.5, torch.nan]), torch.tensor([2.0, 0.0])).mean
-        0.5
+    Args:
+        n_rows: number of rows.
+        by_chance: ``chance`` of these rows.
+        scores: ``score_of``, ``(m,)``, NaN where undefined.
+        effective_rows: ``n_eff``, ``(m,)``.
     """
-    defined = ~torch.isnan(scores)
-    kept = scores[defined]
-    quantiles = kept.quantile(kept.new_tensor([0.5, 0.9])) if len(kept) else kept.new_full((2,), torch.nan)
+    has_score = ~torch.isnan(scores)
+    defined = scores[has_score]
+    quantiles = defined.quantile(defined.new_tensor([0.5, 0.9])) if len(defined) else defined.new_full((2,), torch.nan)
     return ScoreSummary(
         n_rows=n_rows,
         n_latents=len(scores),
-        n_defined=len(kept),
-        mean=float(kept.mean()),
+        n_defined=len(defined),
+        mean=float(defined.mean()),
         median=float(quantiles[0]),
         p90=float(quantiles[1]),
-        mean_zero_filled=float(kept.sum() / max(len(scores), 1)),
+        mean_zero_filled=float(defined.sum() / max(len(scores), 1)),
         chance=float(by_chance),
-        lift=float(lift(kept, by_chance).mean()),
-        n_eff=float(effective_rows[defined].quantile(0.5)) if len(kept) else float("nan"),
+        lift=float(lift(defined, by_chance).mean()),
+        n_eff=float(effective_rows[has_score].quantile(0.5)) if len(defined) else float("nan"),
     )

@@ -1,4 +1,4 @@
-"""Class purity over batches."""
+"""The metric of class purity over batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         class_counts(activations, labels, n_classes, into=self.sums)
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
-        """Purities ``(m,)``, NaN for latents without an active row; or their mean."""
+        """Return the purities ``(m,)``, NaN for latents without an active row; or their mean, as ``average`` says."""
         result = purity_from_counts(self.sums)
         if self.average == "none":
             return result.weighted if self.weighted else result.binary
@@ -83,7 +83,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         return result.mass_weighted_weighted if self.weighted else result.mass_weighted_binary
 
     def summary(self) -> ClassPurityResult:
-        """Both purities of each latent, its dominant class, and all means, over all rows and processes."""
+        """Return binary and weighted purity, dominant class and all means, over the rows of all processes."""
         result: ClassPurityResult = self._synced(purity_from_counts)
         return result
 
@@ -91,7 +91,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         return left + right
 
     def _reduce(self, sums: PurityCounts, group: dist.ProcessGroup | None) -> PurityCounts:
-        parts = {field.name: getattr(sums, field.name).clone() for field in fields(sums)}
-        for part in parts.values():
-            dist.all_reduce(part, group=group)
-        return PurityCounts(**parts)
+        totals = {field.name: getattr(sums, field.name).clone() for field in fields(sums)}
+        for total in totals.values():
+            dist.all_reduce(total, group=group)
+        return PurityCounts(**totals)

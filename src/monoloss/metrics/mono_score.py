@@ -1,4 +1,4 @@
-"""MonoScore over batches."""
+"""The metric of MonoScore over batches."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Average = Literal["none", "mean"]
 class MonoScore(SumsMetric[MonoMoments]):
     """MonoScore of each latent over any number of batches, in one pass, exact for any split and order of the rows.
 
-    The state is fixed in size, ``m (d + 3) + d + 1`` float64 numbers, and gives over batches, merged parts and
-    processes what one call of :func:`monoloss.mono_score` gives over all rows. In loops call ``update``; the
-    metric's ``forward`` computes a value of every batch as well and costs three times as much.
+    Over batches, merged metrics and processes the scores are those of one call of :func:`monoloss.mono_score` over all
+    rows. The state is fixed in size: ``m (d + 3) + d + 1`` float64 numbers. In loops call ``update``; ``forward`` also
+    computes the scores of the batch and costs three times as much.
 
     Args:
         d: width of the embeddings.
@@ -40,7 +40,7 @@ class MonoScore(SumsMetric[MonoMoments]):
 
     Raises:
         InputError: at construction, sizes out of range; in ``update`` as :func:`monoloss.mono_score`; in ``compute``,
-            on a GPU, that an earlier row could not be scored.
+            on a GPU, an earlier row that was zero or not finite.
 
     Source:
         arXiv 2602.12403 and arXiv 2504.02821; see :func:`monoloss.mono_score`.
@@ -92,27 +92,28 @@ class MonoScore(SumsMetric[MonoMoments]):
             raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        self._take(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
+        self._set_sums(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
-        """Scores ``(m,)``, or their mean; float64, NaN where undefined."""
+        """Return the scores ``(m,)``, or their mean, as ``average`` says; float64, NaN where undefined."""
         scores = score_of(_checked(self.sums), undefined=self.undefined)
         return scores.nanmean() if self.average == "mean" else scores
 
     def summary(self) -> ScoreSummary:
-        """Mean, median, p90, number defined, chance, lift and n_eff, over all rows and processes."""
+        """Return mean, median, p90, number defined, chance, lift and n_eff, over the rows of all processes."""
         result: ScoreSummary = self._synced(lambda sums: summarise(_checked(sums)))
         return result
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take over the rows that another metric has seen.
+        """Add the rows of another metric, given as the metric or as its ``metric_state``.
 
         Raises:
-            InputError: the other metric has other sizes, or took another mean vector off.
+            InputError: the other metric has other sizes or another ``center``.
         """
         if isinstance(incoming_state, MonoScore):
-            mine, theirs = (torch.zeros(1) if one.center is None else one.center for one in (self, incoming_state))
-            if mine.shape != theirs.shape or not torch.equal(mine, theirs.to(mine)):
+            metrics = (self, incoming_state)
+            center, other = (torch.zeros(1) if metric.center is None else metric.center for metric in metrics)
+            if center.shape != other.shape or not torch.equal(center, other.to(center)):
                 raise InputError("incoming_state", "another center", "the center of this metric")
         super().merge_state(incoming_state)
 
@@ -124,7 +125,7 @@ class MonoScore(SumsMetric[MonoMoments]):
 
 
 def _checked(sums: MonoMoments) -> MonoMoments:
-    """Refuse sums into which a GPU added a row that could not be scored: found here, where waiting for it is due."""
+    """Return the sums; raise InputError if a GPU added a bad row, for which ``update`` does not wait."""
     if not torch.isfinite(sums.h_sum).all():
         raise InputError(
             "embeddings", "a row that is zero or not finite, in an earlier update", "rows with a direction"

@@ -1,4 +1,4 @@
-"""Quality of a reconstruction over batches."""
+"""The metric of reconstruction quality over batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monoloss.metrics.base import SumsMetric
 
 
 class Reconstruction(SumsMetric[ReconstructionSums]):
-    """How well inputs are reconstructed, over any number of batches: explained variance, R2, NMSE, MSE.
+    """Quality of a reconstruction over any number of batches: explained variance, R2, NMSE or MSE.
 
     State: ``3 d + 4`` float64 numbers. See :func:`monoloss.reconstruction_quality`.
 
@@ -54,21 +54,21 @@ class Reconstruction(SumsMetric[ReconstructionSums]):
 
     @property
     def higher_is_better(self) -> bool:  # type: ignore[override]
-        """True for explained variance and R2, False for the errors."""
+        """True for explained variance and R2, False for NMSE and MSE."""
         return self.measure in ("explained_variance", "r2")
 
     def update(self, inputs: Float[Tensor, "n d"], reconstruction: Float[Tensor, "n d"]) -> None:
         """Add rows: inputs and their reconstruction, ``(n, d)`` each."""
         check_matrix("inputs", inputs, width=self.mean.shape[0])
-        self._take(self.sums.merge(ReconstructionSums.of_batch(inputs, reconstruction)))
+        self._set_sums(self.sums.merge(ReconstructionSums.of_batch(inputs, reconstruction)))
 
     def compute(self) -> Float[Tensor, ""]:
-        """The measure, a float64 scalar; NaN where undefined."""
+        """Return the measure, a float64 scalar; NaN where undefined."""
         result: Tensor = getattr(self.sums.quality(), self.measure)
         return result
 
     def summary(self) -> ReconstructionQuality:
-        """All four measures, over all rows and processes."""
+        """Return all four measures, over the rows of all processes."""
         result: ReconstructionQuality = self._synced(ReconstructionSums.quality)
         return result
 
@@ -76,13 +76,13 @@ class Reconstruction(SumsMetric[ReconstructionSums]):
         return left.merge(right)
 
     def _reduce(self, sums: ReconstructionSums, group: dist.ProcessGroup | None) -> ReconstructionSums:
-        widths = {field.name: getattr(sums, field.name).shape for field in fields(sums)}
-        mine = torch.cat([getattr(sums, name).reshape(-1) for name in widths])
-        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(everyone, mine, group=group)
+        shapes = {field.name: getattr(sums, field.name).shape for field in fields(sums)}
+        local = torch.cat([getattr(sums, name).reshape(-1) for name in shapes])
+        all_ranks = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(all_ranks, local, group=group)
         total = None
-        for packed in everyone:  # in the order of the ranks, so that all get the same bits
-            parts = packed.split([shape.numel() for shape in widths.values()])
-            rank = ReconstructionSums(**{n: p.reshape(s) for (n, s), p in zip(widths.items(), parts, strict=True)})
+        for packed in all_ranks:  # in the order of the ranks, so that all get the same bits
+            parts = packed.split([shape.numel() for shape in shapes.values()])
+            rank = ReconstructionSums(**{n: p.reshape(s) for (n, s), p in zip(shapes.items(), parts, strict=True)})
             total = rank if total is None else total.merge(rank)
         return total if total is not None else sums

@@ -1,4 +1,4 @@
-"""Codes stored by their few non-zero entries."""
+"""Sparse activations: rows stored by their few entries that are not zero."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class SparseActivations:
     """Activations of ``n`` rows on ``n_latents`` latents, stored as the entries that may differ from zero.
 
     Two layouts: ``k`` entries in every row (``values`` and ``indices`` of shape ``(n, k)``), or ragged rows
-    (``values`` and ``indices`` of shape ``(entries,)``; row ``i`` owns ``row_offsets[i]:row_offsets[i + 1]``).
-    A stored value may be 0: it then still takes part in gradients. Memory: O(entries), never ``(n, n_latents)``.
+    (``values`` and ``indices`` of shape ``(entries,)``; row ``i`` has ``row_offsets[i]:row_offsets[i + 1]``).
+    A stored value may be 0 and still gets a gradient. Memory: O(entries), never ``(n, n_latents)``.
 
     Args:
         values: activations of the stored entries, any sign, floating point; ``(n, k)`` or ``(entries,)``.
         indices: latent of each entry, int64 in ``[0, n_latents)``, at most once in a row; the shape of ``values``.
         n_latents: number of latents, at least 1.
         row_offsets: int64 ``(n + 1,)``, rising from 0 to the number of entries, for ragged rows only.
-        check: look through the indices (one sort of the entries). Codes made by this library skip it.
+        check: check indices and offsets, at the cost of one sort of the entries; the library skips it for its own.
 
     Raises:
         InputError: a shape or dtype that does not fit, an index out of range or twice in a row.
@@ -58,7 +58,7 @@ class SparseActivations:
 
     @classmethod
     def from_dense(cls, dense: Float[Tensor, "n m"]) -> SparseActivations:
-        """The non-zero entries of a dense ``(n, m)`` tensor, as ragged rows; differentiable with respect to them.
+        """Store the non-zero entries of a dense ``(n, m)`` tensor as ragged rows; differentiable in these entries.
 
         Example:
             >>> SparseActivations.from_dense(torch.tensor([[0.0, 2.0], [0.0, 0.0]])).values
@@ -106,13 +106,13 @@ class SparseActivations:
 
     @property
     def by_latent(self) -> EntriesByLatent:
-        """The entries grouped by latent (the transposed structure): built once, shared by all products."""
+        """The entries grouped by latent (the transposed structure); built at the first use, shared by all products."""
         if not self._structure:
             self._structure.append(_group_by_latent(self))
         return self._structure[0]
 
     def with_values(self, values: Float[Tensor, " *entries"]) -> SparseActivations:
-        """The same entries with other values; shares the structure, whichever of the two builds it."""
+        """Return the same entries with other values; both share ``by_latent``, whichever is used first."""
         if values.shape != self.values.shape:
             raise InputError("values", f"shape {tuple(values.shape)}", f"shape {tuple(self.values.shape)}")
         other = SparseActivations(values, self.indices, self.n_latents, self.row_offsets, check=False)
@@ -120,11 +120,11 @@ class SparseActivations:
         return other
 
     def detach(self) -> SparseActivations:
-        """The same codes, cut from the graph."""
+        """Return the same activations with detached values."""
         return self.with_values(self.values.detach())
 
     def to(self, *args: Any, **kwargs: Any) -> SparseActivations:
-        """As ``torch.Tensor.to``: a device for everything, a dtype for the values."""
+        """Move or cast as ``torch.Tensor.to``: a device applies to everything, a dtype to the values alone."""
         values = self.values.to(*args, **kwargs)
         if values.device == self.device:
             return self.with_values(values)
@@ -132,7 +132,7 @@ class SparseActivations:
         return SparseActivations(values, self.indices.to(values.device), self.n_latents, offsets, check=False)
 
     def to_dense(self) -> Float[Tensor, "n m"]:
-        """The dense ``(n, n_latents)`` tensor; differentiable with respect to ``values``."""
+        """Return the dense ``(n, n_latents)`` tensor; differentiable with respect to ``values``."""
         dense = self.values.new_zeros(self.shape)
         return dense.index_put((self.rows, self.flat_indices), self.flat_values)
 
@@ -149,12 +149,12 @@ Activations: TypeAlias = Float[Tensor, "n m"] | SparseActivations
 
 @dataclass(frozen=True)
 class EntriesByLatent:
-    """The entries of some codes grouped by latent; within a latent in row order.
+    """The entries of sparse activations grouped by latent; within a latent in row order.
 
     Attributes:
         order: position of each grouped entry among the stored ones, ``(entries,)``.
         rows: row of each grouped entry, ``(entries,)``.
-        offsets: latent ``j`` owns ``offsets[j]:offsets[j + 1]``, ``(n_latents + 1,)``.
+        offsets: ``(n_latents + 1,)``; latent ``j`` has the grouped entries ``offsets[j]:offsets[j + 1]``.
     """
 
     order: Int[Tensor, " entries"]
@@ -163,7 +163,7 @@ class EntriesByLatent:
 
 
 def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n_plus_1"]:
-    """Where each of ``n`` rows begins in a sorted list of row numbers: ``(n + 1,)``."""
+    """Return the offsets ``(n + 1,)`` of ``n`` rows in a sorted list: row ``i`` has ``offsets[i]:offsets[i + 1]``."""
     offsets = rows.new_zeros(n + 1)
     torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
     return offsets
@@ -171,13 +171,13 @@ def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor,
 
 def _group_by_latent(codes: SparseActivations) -> EntriesByLatent:
     indices = codes.flat_indices
-    order = torch.argsort(indices.to(_narrowest(codes.n_latents)), stable=True)  # short keys sort in half the time
+    order = torch.argsort(indices.to(_narrowest(codes.n_latents)), stable=True)  # short integers sort in half the time
     offsets = offsets_of_sorted_rows(indices, codes.n_latents)
     return EntriesByLatent(order, codes.rows.index_select(0, order), offsets)
 
 
 def _narrowest(n_latents: int) -> torch.dtype:
-    """The shortest integer type that holds every latent's number."""
+    """Return the shortest integer type that holds ``n_latents - 1``."""
     return next(dtype for dtype in (torch.int16, torch.int32, torch.int64) if n_latents - 1 <= torch.iinfo(dtype).max)
 
 
@@ -212,6 +212,7 @@ def _check_entries(values: Any, indices: Any) -> None:
 
 
 def _check_indices(codes: SparseActivations) -> None:
+    """Check that offsets rise, indices are in range, and none is twice in a row."""
     offsets, indices = codes.row_offsets, codes.flat_indices
     if offsets is not None:
         if int(offsets[0]) != 0 or int(offsets[-1]) != indices.shape[0]:
@@ -229,8 +230,8 @@ def _check_indices(codes: SparseActivations) -> None:
         raise InputError("indices", got, f"indices from 0 to {codes.n_latents - 1}")
     grouped = codes.by_latent
     latents = indices[grouped.order]
-    twice = ((latents.diff() == 0) & (grouped.rows.diff() == 0)).nonzero()
-    if twice.shape[0]:
-        position = int(twice[0])
+    repeated = ((latents.diff() == 0) & (grouped.rows.diff() == 0)).nonzero()
+    if repeated.shape[0]:
+        position = int(repeated[0])
         got = f"index {int(latents[position])} twice in row {int(grouped.rows[position])}"
         raise InputError("indices", got, "each index at most once in a row")

@@ -1,4 +1,4 @@
-"""The three products of sparse codes that everything else is made of: O(entries d), differentiable."""
+"""Three products of sparse activations and dense matrices: O(entries d), differentiable."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse.activations import SparseActivations
 
-_BLOCK_ELEMENTS = 2**24  # of a gathered (entries, d) block, where the sparse kernels are missing: 64 MB in float32
+_BLOCK_ELEMENTS = 2**24  # elements of an (entries, d) block, on devices without sparse kernels: 64 MB in float32
 
 
 def codes_t_matmul(codes: SparseActivations, dense: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
-    """``codes^T @ dense``: for each latent the sum of the rows of ``dense``, weighted by its activations.
+    """Compute ``codes^T @ dense``: for each latent the sum of the rows of ``dense``, weighted by its activations.
 
     O(entries d). Runs in at least float32, under autocast too; differentiable in the stored values and in ``dense``.
     """
@@ -30,7 +30,7 @@ def codes_t_matmul(codes: SparseActivations, dense: Float[Tensor, "n d"]) -> Flo
 
 
 def codes_matmul(codes: SparseActivations, dense: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-    """``codes @ dense``: for each row the sum of the rows of ``dense`` that belong to its active latents (a decoder).
+    """Compute ``codes @ dense`` (a decoder): for each row the sum of ``activation * dense[latent]`` over its entries.
 
     O(entries d). Runs in at least float32, under autocast too; differentiable in the stored values and in ``dense``.
     """
@@ -44,7 +44,7 @@ def codes_matmul(codes: SparseActivations, dense: Float[Tensor, "m d"]) -> Float
 def sampled_matmul(
     codes: SparseActivations, left: Float[Tensor, "n d"], right: Float[Tensor, "m d"]
 ) -> Float[Tensor, " entries"]:
-    """``left @ right^T`` at the stored entries only, row after row.
+    """Compute ``left @ right^T`` at the stored entries only, in their order, row after row.
 
     O(entries d). Runs in at least float32, under autocast too; differentiable in ``left`` and ``right``.
     """
@@ -70,9 +70,9 @@ class _CodesTransposedTimesDense(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, dense = ctx.saved_tensors
         with autocast_off(grad.device):
-            of_values = _sampled(ctx.codes, dense, grad) if ctx.needs_input_grad[0] else None
-            of_dense = _product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
-        return of_values, of_dense, None
+            values_grad = _sampled(ctx.codes, dense, grad) if ctx.needs_input_grad[0] else None
+            dense_grad = _product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
+        return values_grad, dense_grad, None
 
 
 class _CodesTimesDense(torch.autograd.Function):
@@ -87,9 +87,9 @@ class _CodesTimesDense(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, dense = ctx.saved_tensors
         with autocast_off(grad.device):
-            of_values = _sampled(ctx.codes, grad, dense) if ctx.needs_input_grad[0] else None
-            of_dense = _transposed_product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
-        return of_values, of_dense, None
+            values_grad = _sampled(ctx.codes, grad, dense) if ctx.needs_input_grad[0] else None
+            dense_grad = _transposed_product(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None
+        return values_grad, dense_grad, None
 
 
 class _SampledProduct(torch.autograd.Function):
@@ -104,9 +104,9 @@ class _SampledProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         left, right = ctx.saved_tensors
         with autocast_off(grad.device):
-            of_left = _product(ctx.codes, grad, right) if ctx.needs_input_grad[0] else None
-            of_right = _transposed_product(ctx.codes, grad, left) if ctx.needs_input_grad[1] else None
-        return of_left, of_right, None
+            left_grad = _product(ctx.codes, grad, right) if ctx.needs_input_grad[0] else None
+            right_grad = _transposed_product(ctx.codes, grad, left) if ctx.needs_input_grad[1] else None
+        return left_grad, right_grad, None
 
 
 def bag_sums(
@@ -115,27 +115,29 @@ def bag_sums(
     offsets: Int[Tensor, " bags"] | None,
     weights: Float[Tensor, "*entries"],
 ) -> Float[Tensor, "bags d"]:
-    """Weighted sums of rows of ``dense``, one a bag; ``offsets`` say where each begins, None: a row of ``rows`` each.
+    """Sum rows of ``dense``, times ``weights``, over bags of row numbers: ``(bags, d)``.
 
-    Without a graph, and for at least one entry.
+    ``offsets`` are the starts of the bags in a 1-D ``rows``; None if each row of a 2-D ``rows`` is a bag. For tensors
+    without a graph, and at least one entry.
     """
     sums: Tensor = torch.nn.functional.embedding_bag(rows, dense, offsets, mode="sum", per_sample_weights=weights)
     return sums
 
 
 def has_sparse_kernels(device: torch.device) -> bool:
-    """Whether torch's CSR products run on ``device``: a CPU with MKL, or CUDA."""
+    """Return whether torch has sparse products for ``device``: a CPU with MKL, or CUDA."""
     return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
 
 
 def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
+    """Compute ``codes^T @ dense`` with ``values`` instead of the values of ``codes``; not differentiable."""
     if has_sparse_kernels(dense.device):
         entries = codes.by_latent
         grouped = values.index_select(0, entries.order)
-        if dense.device.type == "cpu" and dense.dtype == torch.float32 and len(grouped):  # the faster of the two there
+        if dense.device.type == "cpu" and dense.dtype == torch.float32 and len(grouped):  # faster than CSR in this case
             return bag_sums(entries.rows, dense, entries.offsets[:-1], grouped)
         out = dense.new_empty(codes.n_latents, dense.shape[1])
-        # the same as torch.sparse.mm, which fills and copies a result of this size first and takes thrice the time
+        # torch.sparse.mm gives the same, but fills and copies a result of this size first: three times the time
         return torch.addmm(out, _transposed_csr(codes, grouped), dense, beta=0.0, out=out)
     out = dense.new_zeros(codes.n_latents, dense.shape[1])
     rows, indices = codes.rows, codes.flat_indices
@@ -145,12 +147,12 @@ def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor)
 
 
 def _product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
+    """Compute ``codes @ dense`` with ``values`` instead of the values of ``codes``; not differentiable."""
     if has_sparse_kernels(dense.device):
         offsets = None if codes.row_offsets is None else codes.row_offsets[:-1]
         indices = codes.indices if offsets is None else codes.flat_indices
         weights = values.reshape(indices.shape)
-        # codes without entries, or without rows: embedding_bag refuses the empty shapes
-        if values.shape[0] == 0:
+        if values.shape[0] == 0:  # embedding_bag refuses empty shapes
             return dense.new_zeros(codes.shape[0], dense.shape[1])
         return bag_sums(indices, dense, offsets, weights)
     out = dense.new_zeros(codes.shape[0], dense.shape[1])
@@ -161,6 +163,7 @@ def _product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
 
 
 def _sampled(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
+    """Compute ``left @ right^T`` at the stored entries; not differentiable."""
     out = left.new_empty(codes.flat_indices.shape[0])
     if has_sparse_kernels(left.device):
         pattern = _transposed_csr(codes, torch.zeros_like(out))
@@ -173,13 +176,15 @@ def _sampled(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _blocks(n_entries: int, width: int) -> list[slice]:
+    """Return slices of the entries, of at most ``_BLOCK_ELEMENTS`` elements of width ``width`` each."""
     step = max(1, _BLOCK_ELEMENTS // max(1, width))
     return [slice(start, min(start + step, n_entries)) for start in range(0, n_entries, step)]
 
 
 def _transposed_csr(codes: SparseActivations, grouped_values: Tensor) -> Tensor:
+    """Return ``codes^T`` as a CSR tensor, with values in the order of ``codes.by_latent``."""
     entries = codes.by_latent
-    with warnings.catch_warnings():  # torch says once that CSR is in beta; nothing a user of this library can act on
+    with warnings.catch_warnings():  # of CSR in beta, about which a user of this library can do nothing
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         return torch.sparse_csr_tensor(
             entries.offsets,
