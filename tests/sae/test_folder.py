@@ -131,7 +131,7 @@ def test_what_the_facts_say(tmp_path):
     }
     back = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert back.provenance == PROVENANCE
-    back.save_pretrained(tmp_path / "again")  # and goes on with the model
+    back.save_pretrained(tmp_path / "again")  # and stays with the model
     assert contents_of(tmp_path / "again") == contents_of(tmp_path / "sae")
 
 
@@ -196,7 +196,7 @@ def test_a_folder_with_other_files_is_left_alone(other, tmp_path):
     before = contents_of(tmp_path)
     with pytest.raises(InputError) as caught:
         sae.save_pretrained(target)
-    expected = "a new folder, or one with a SAE checkpoint only"
+    expected = "a new folder, or one with a saved SAE only"
     assert str(caught.value) == f"{target}: got a folder with other files; expected {expected}"
     assert contents_of(tmp_path) == before
 
