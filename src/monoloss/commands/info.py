@@ -196,6 +196,8 @@ def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
 
 
 def _run_parts(folder: Path) -> list[RenderableType]:
+    from monoloss.evaluation.result import Evaluation
+    from monoloss.report.table import evaluation_table
     from monoloss.runs.checkpoints import checkpoints_in, step_of
     from monoloss.runs.folder import RunFolder
     from monoloss.runs.layout import EVALUATIONS
@@ -212,8 +214,10 @@ def _run_parts(folder: Path) -> list[RenderableType]:
         *((f"SAE {name}", _sae_line(sae)) for name, sae in config.pop("saes").items()),
         *_flat(config),
     ]
-    evaluations = sorted(file.parent for file in (run.path / EVALUATIONS).glob("*/evaluation.json"))
-    return [metadata_table("run", folder, metadata), *_evaluation_table(evaluations)]
+    files = sorted((run.path / EVALUATIONS).glob("*/evaluation.json"))
+    evaluations = [Evaluation.load(file.parent) for file in files]
+    tables = [evaluation_table({"SAEs": evaluations}, "evaluations")] if evaluations else []
+    return [metadata_table("run", folder, metadata), *tables]
 
 
 def _evaluation_parts(folder: Path) -> list[RenderableType]:
@@ -222,16 +226,6 @@ def _evaluation_parts(folder: Path) -> list[RenderableType]:
     evaluation = Evaluation.load(folder)
     metadata = [*_flat(evaluation.metadata), *((name, _measure(value)) for name, value in evaluation.summary.items())]
     return [metadata_table(f"evaluation of {evaluation.name}", folder, metadata)]
-
-
-def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
-    """Return a list of one table of all evaluations; empty without evaluations."""
-    if not folders:
-        return []
-    from monoloss.evaluation.result import Evaluation
-    from monoloss.report.table import evaluation_table
-
-    return [evaluation_table({"SAEs": [Evaluation.load(folder) for folder in folders]}, "evaluations")]
 
 
 def _flat(metadata: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:

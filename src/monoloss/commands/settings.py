@@ -89,7 +89,7 @@ def config_of_run(
 
 
 def device_of_process(name: str) -> str:
-    """Return the torch name of a device; "auto" is cuda or cpu, and cuda is the GPU number ``LOCAL_RANK``."""
+    """Return the torch name of a device: "auto" is cuda if available, else cpu; cuda is GPU number ``LOCAL_RANK``."""
     import torch
 
     if name == "auto":
