@@ -169,7 +169,7 @@ FAULTS = {
         BatchTopK,
         "forward",
         choose_within_the_batch,
-        partial(sae_checks.check_a_row_is_its_own_affair, "batch_topk"),
+        partial(sae_checks.check_codes_do_not_depend_on_other_rows, "batch_topk"),
         takes_folder=False,
     ),
     "threshold of 0": Fault(BatchTopK, "calibrate_", threshold_of_zero, sae_checks.check_l0_at_inference),
