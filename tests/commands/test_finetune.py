@@ -38,7 +38,7 @@ def test_print_config_is_a_config_with_the_options_over_it(config, capsys):
 def test_trains_and_prints_the_measures(config, words, measures, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(finetune_run, "fine_tune", lambda *arguments, **options: calls.append((arguments, options)))
-    monkeypatch.setattr(run_folder, "validation_measures", lambda run: measures)
+    monkeypatch.setattr(run_folder, "validation_measures", lambda _: measures)
     Path("run").mkdir()
     Path("run/config.yaml").write_text(Path("c.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     assert main(["finetune", *words, "--progress", "false"]) == 0
