@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is refused, in one sentence with the name of the file."""
+"""A damaged folder of a saved SAE is refused, in one sentence with the name of the file."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_a_width_that_the_variant_cannot_have(tmp_path):
     assert str(caught.value) == f"{tmp_path}/config.json: d_in: got 1; expected an integer at least 2"
 
 
-def test_what_is_no_folder_of_a_checkpoint(tmp_path):
+def test_what_is_no_folder_of_a_saved_sae(tmp_path):
     trained_sae("topk").save_pretrained(tmp_path / "sae")
     expected = "the folder of a saved SAE, or a name on the Hub written hf-hub:USER/NAME"
     folder_only = "none with a folder: it is for names on the Hub, hf-hub:USER/NAME"

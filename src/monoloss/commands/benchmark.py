@@ -1,4 +1,4 @@
-"""``monoloss benchmark``."""
+"""The command ``monoloss benchmark``."""
 
 from __future__ import annotations
 

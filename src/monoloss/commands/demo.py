@@ -1,4 +1,4 @@
-"""``monoloss demo``."""
+"""The command ``monoloss demo``."""
 
 from __future__ import annotations
 

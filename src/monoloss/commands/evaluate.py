@@ -1,4 +1,4 @@
-"""``monoloss evaluate``."""
+"""The command ``monoloss evaluate``."""
 
 from __future__ import annotations
 

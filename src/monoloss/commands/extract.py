@@ -1,4 +1,4 @@
-"""``monoloss extract``."""
+"""The command ``monoloss extract``."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def extract_features(  # noqa: PLR0913 - each is an option
         output: embedding, pooled, class_token, layer:NAME or layer:NAME:class; by default what suits the model
         checkpoint: local weights file for the model, instead of its pretrained weights
         pretrained: false for random weights, which the store records
-        image_size: height and width of the model's input in pixels; by default what the model was trained with
-        crop: how an image becomes a square; by default as the model was trained
+        image_size: height and width of the model's input in pixels; by default that of the model's configuration
+        crop: how an image becomes a square; by default as in the model's configuration
         encoder_dtype: floating-point type in which the model computes; half types run under autocast
         patches: write a row for each patch instead of one for each image
         dtype: type of the stored numbers

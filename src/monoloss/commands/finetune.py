@@ -1,4 +1,4 @@
-"""``monoloss finetune``."""
+"""The command ``monoloss finetune``."""
 
 from __future__ import annotations
 

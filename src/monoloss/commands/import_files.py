@@ -1,4 +1,4 @@
-"""``monoloss import``."""
+"""The command ``monoloss import``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``monoloss info``."""
+"""The command ``monoloss info``."""
 
 from __future__ import annotations
 

@@ -40,13 +40,13 @@ def _add(parser: ArgumentParser, argument: Parameter, hint: Any, text: str) -> N
     """Add an argument of the function as a required or optional option, or as a positional argument."""
     is_required = argument.default is Parameter.empty
     is_positional = is_required and argument.kind is not Parameter.KEYWORD_ONLY
-    more: dict[str, Any] = {"required": True} if is_required and not is_positional else {}
+    keywords: dict[str, Any] = {"required": True} if is_required and not is_positional else {}
     if not is_required:
-        more["default"] = argument.default
+        keywords["default"] = argument.default
     if argument.name in _FLAGS:
         parser.add_argument(f"--{argument.name}", action="store_true", help=text)
         return
     if hint == list[str] or list[str] in get_args(hint):  # as --paths A B; jsonargparse alone takes --paths [A,B]
-        more |= {"nargs": "+", "metavar": "PATH"}
+        keywords |= {"nargs": "+", "metavar": "PATH"}
         hint = str
-    parser.add_argument(argument.name if is_positional else f"--{argument.name}", type=hint, help=text, **more)
+    parser.add_argument(argument.name if is_positional else f"--{argument.name}", type=hint, help=text, **keywords)

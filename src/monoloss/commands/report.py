@@ -1,4 +1,4 @@
-"""``monoloss report``."""
+"""The command ``monoloss report``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``monoloss train``."""
+"""The command ``monoloss train``."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def train(
     file = config_of_run(config, resume, {"out": out, "print_config": print_config}, settings)
     from monoloss.training.config_files import config_text, read_config, with_place
 
-    run = read_config(file, settings)
+    record = read_config(file, settings)
     if resume is not None:  # on the same data, which may have moved
-        run = replace(run, store=store or run.store, validation=validation or run.validation)
+        record = replace(record, store=store or record.store, validation=validation or record.validation)
     else:
-        run = with_place(with_place(run, "store", store), "validation", validation)
+        record = with_place(with_place(record, "store", store), "validation", validation)
     if print_config:
         from rich.console import Console
 
-        Console(soft_wrap=True).out(config_text(run), end="", highlight=False)
+        Console(soft_wrap=True).out(config_text(record), end="", highlight=False)
         return
     folder = resume or out
     if not folder:
