@@ -122,6 +122,7 @@ def _list_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 
 def _describe(folder: Path, kind: str) -> list[RenderableType]:
+    """Return what ``info`` prints of a SAE, a run or an evaluation."""
     if kind == "sae":
         return [metadata_table("SAE", folder, _sae_metadata(folder))]
     return _run_parts(folder) if kind == "run" else _evaluation_parts(folder)

@@ -61,10 +61,10 @@ def train(
     folder = resume or out
     if not folder:
         raise InputError("--out", "nothing", "a folder for the run")
-    _train(run, Path(folder), resume=resume is not None, progress=progress)
+    _train(record, Path(folder), resume=resume is not None, progress=progress)
 
 
-def _train(config: TrainingRecord, run: Path, *, resume: bool, progress: bool) -> None:
+def _train(record: TrainingRecord, run: Path, *, resume: bool, progress: bool) -> None:
     """Train in the folder ``run`` and print the held-out measures of the SAEs."""
     from rich.console import Console
     from rich.markup import escape
@@ -74,13 +74,13 @@ def _train(config: TrainingRecord, run: Path, *, resume: bool, progress: bool) -
     from monoloss.runs.layout import EVALUATIONS, SAES
     from monoloss.training.run import train_saes
 
-    if config.store is None:
+    if record.store is None:
         raise InputError("store", "nothing", "a feature store, as --store or in the configuration")
-    store = _open_store("store", config.store, config.store_fingerprint)
+    store = _open_store("store", record.store, record.store_fingerprint)
     validation = None
-    if config.validation is not None:
-        validation = _open_store("validation", config.validation, config.validation_fingerprint)
-    saes = train_saes(store, config.training, run, validation=validation, resume=resume, progress=progress)
+    if record.validation is not None:
+        validation = _open_store("validation", record.validation, record.validation_fingerprint)
+    saes = train_saes(store, record.training, run, validation=validation, resume=resume, progress=progress)
     console = Console()
     if validation is not None:
         evaluations = [Evaluation.load(run / EVALUATIONS / name) for name in saes]

@@ -37,8 +37,8 @@ class AuxLoss:
     """The loss that revives dead latents: they reconstruct the residual of the live ones (Gao et al. 2024).
 
     Attributes:
-        k: dead latents that take part in a row (TopK: 64; BatchTopK: 512 in the paper).
-        weight: factor of the term; 0 turns it off.
+        k: dead latents that reconstruct the residual of a row (TopK: 64; BatchTopK: 512 in the paper).
+        weight: factor of the loss; 0 turns it off.
         dead_after_samples: training rows without being active after which a latent is dead.
 
     Example:
