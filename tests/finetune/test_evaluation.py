@@ -294,7 +294,7 @@ def test_a_report_compares_fine_tuned_runs_with_the_one_without_monoloss(tmp_pat
     [
         (
             ["--finetuned", "nowhere"],
-            "nowhere: got no such folder; expected the folder of a fine-tuned model, or of a run",
+            "nowhere: got no such folder; expected the folder of a fine-tuned model, or of a finished run",
         ),
         (
             ["--finetuned", "store"],
