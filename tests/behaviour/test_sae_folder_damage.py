@@ -1,4 +1,4 @@
-"""A checkpoint that is not as it was written is refused, in one sentence with the name of the file."""
+"""A damaged folder of a saved SAE is refused, in one sentence with the name of the file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "config.json",
         metadata(lambda c: c.update(library="sae_lens")),
-        "got a file of another library; expected the config.json of a SAE checkpoint of monoloss",
+        "got a file of another library; expected the config.json of a SAE saved by monoloss",
     ),
     ("config.json: note", metadata(lambda c: c.update(note="mine")), f"got an unknown key; expected one of {KEYS}"),
     ("config.json: training", metadata(lambda c: c.pop("training")), "got nothing; expected a value for this key"),
@@ -237,9 +237,9 @@ def test_a_width_that_the_variant_cannot_have(tmp_path):
     assert str(caught.value) == f"{tmp_path}/config.json: d_in: got 1; expected an integer at least 2"
 
 
-def test_what_is_no_folder_of_a_checkpoint(tmp_path):
+def test_what_is_no_folder_of_a_saved_sae(tmp_path):
     trained_sae("topk").save_pretrained(tmp_path / "sae")
-    expected = "the folder of a SAE checkpoint, or a name on the Hub written hf-hub:USER/NAME"
+    expected = "the folder of a saved SAE, or a name on the Hub written hf-hub:USER/NAME"
     folder_only = "none with a folder: it is for names on the Hub, hf-hub:USER/NAME"
     for argument, options, text in (
         ("user/name", {}, f"user/name: got no such folder; expected {expected}"),

@@ -1,71 +1,21 @@
-"""A SAE to be shared: its model card, and what goes to the Hub and comes from there."""
+"""SAEs on the Hugging Face Hub: what is uploaded and what is downloaded."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from huggingface_hub import ModelCard, hub_mixin
+from huggingface_hub import hub_mixin
 
 from monoloss.errors import InputError
-from monoloss.files.model_folder import Provenance
 from monoloss.sae import folder as sae_folder
 from monoloss.sae.config import BatchTopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from support.saes import bits_of
-from support.saved_saes import D, K, M, contents_of, sample_rows, saved, trained_sae
+from support.saved_saes import D, K, M, contents_of, saved
 
 TOKEN = "of nobody"  # noqa: S105 - it opens nothing
-PROVENANCE = Provenance({"name": "vit", "size": [224, 224]}, "ab12", {"lr": 1e-4, "clip_norm": None, "name": "Zürich"})
-
-
-# The card
-
-
-def test_the_card_says_what_it_is(tmp_path):
-    sae = trained_sae("topk_centred")
-    sae.provenance = PROVENANCE
-    figures = {"score_mean": 0.123456, "n_latents": 16384.0, "purity|x": float("nan"), "mse": 1.5e-7}
-    sae.save_pretrained(tmp_path / "sae", license="apache-2.0", evaluation=figures)
-    card = ModelCard.load(tmp_path / "sae" / "README.md")
-    assert (card.data.library_name, card.data.license) == ("monoloss", "apache-2.0")
-    assert {"sparse-autoencoder", "pytorch_model_hub_mixin", "topk"} <= set(card.data.tags)
-    for line in (
-        f"# Sparse autoencoder: topk, {M} latents on rows of width {D}",
-        f"| d_in | {D} |",
-        "| inputs.center | True |",
-        "| encoder.size | [224, 224] |",
-        "| store_fingerprint | ab12 |",
-        "| training.name | Zürich |",
-        "| score_mean | 0.1235 |",
-        "| n_latents | 16384 |",
-        "| purity\\|x | undefined |",
-        "| mse | 1.5e-07 |",
-    ):
-        assert line in card.text.splitlines()
-
-
-def test_the_card_says_no_more_than_is_known(tmp_path):
-    _, folder = saved("vanilla", tmp_path)
-    card = ModelCard.load(folder / "README.md")
-    assert "license" not in card.data.to_dict()
-    assert "Evaluation" not in card.text
-    assert "None" not in card.text
-
-
-def test_the_lines_of_the_card_load_the_model(tmp_path):
-    sae, folder = saved("jump_relu", tmp_path)
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    names = {"embeddings": sample_rows()}
-    exec(code.replace("FOLDER", str(folder)), names)  # noqa: S102 - the lines that this library wrote
-    assert len(code.splitlines()) == 3
-    assert torch.equal(names["codes"].to_dense(), sae.encode(sample_rows()).to_dense())
-
-
-# The Hub
 
 
 class StubHub:
@@ -98,7 +48,7 @@ def hub(monkeypatch):
     return stub
 
 
-def test_push_to_the_hub_uploads_the_checkpoint(hub, tmp_path):
+def test_push_to_the_hub_uploads_the_folder(hub, tmp_path):
     sae, folder = saved("batch_topk", tmp_path)
     assert sae.push_to_hub("user/name", private=True, token=TOKEN) == "https://hub.example/commit/1"
     assert hub.uploaded == contents_of(folder)

@@ -67,7 +67,7 @@ def shuffle_within_batches(self: FeatureStore, batch_size: int) -> Any:
     return (batch._replace(embeddings=batch.embeddings.flip(0)) for batch in RIGHT_BATCHES(self, batch_size))
 
 
-RIGHT_JUMP, RIGHT_STEP, RIGHT_NEAR = activations._JumpRelu.backward, activations._Step.backward, activations._near
+RIGHT_JUMP, RIGHT_STEP, RIGHT_NEAR = activations._JumpRelu.backward, activations._Step.backward, activations._in_kernel
 Gradients = tuple[Tensor | None, Tensor, None, None]
 
 
@@ -169,7 +169,7 @@ FAULTS = {
         BatchTopK,
         "forward",
         choose_within_the_batch,
-        partial(sae_checks.check_a_row_is_its_own_affair, "batch_topk"),
+        partial(sae_checks.check_codes_do_not_depend_on_other_rows, "batch_topk"),
         takes_folder=False,
     ),
     "threshold of 0": Fault(BatchTopK, "calibrate_", threshold_of_zero, sae_checks.check_l0_at_inference),
@@ -196,8 +196,8 @@ OF_JUMP_RELU: list[tuple[Any, str, Callable[..., Any], list[Callable[[], None]]]
     (activations._JumpRelu, "backward", jump_of_the_logarithm, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
     (activations._Step, "backward", step_of_the_logarithm, [SMOOTHED, ITSELF]),
     (JumpRelu, "l0", l0_after_the_jump, [SMOOTHED, ITSELF]),
-    (activations, "_near", twice_the_width, [SMOOTHED, OF_MONO_LOSS]),
-    (activations, "_near", above_the_threshold_only, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
+    (activations, "_in_kernel", twice_the_width, [SMOOTHED, OF_MONO_LOSS]),
+    (activations, "_in_kernel", above_the_threshold_only, [SMOOTHED, ITSELF, OF_MONO_LOSS]),
     (JumpRelu, "forward", active_entries_only, [OF_MONO_LOSS]),
 ]
 OF_STORED_ENTRIES: list[tuple[Any, str, Any, Callable[[], None]]] = [

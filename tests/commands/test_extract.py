@@ -196,7 +196,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         patched.setattr("monoloss.data.store.writer.FeatureStoreWriter.finish", interrupted)
         code, out, err = run(capsys, "--rows_per_shard", "5")
     assert (code, out) == (130, "")
-    assert err.splitlines() == ["monoloss: the same command goes on with s", "monoloss: interrupted"]
+    assert err.splitlines() == ["monoloss: the same command resumes s", "monoloss: interrupted"]
     assert run(capsys, "--rows_per_shard", "5")[0] == 0
 
 

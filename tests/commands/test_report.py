@@ -54,11 +54,11 @@ def test_a_store_that_has_moved(work, capsys):
     (work / "val").rename(work / "elsewhere")
     code, out, _ = run(capsys, "run", "--out", "pages")
     assert code == 0
-    assert "The store val is not where it was" in out
+    assert "The store val is not at its recorded path" in out
     assert page_data(work / "pages")["stores"]["store-0"]["cell"] is None
     code, out, _ = run(capsys, "run", "--out", "pages", "--store", "elsewhere")
     assert code == 0
-    assert "not where it was" not in out
+    assert "recorded path" not in out
     assert page_data(work / "pages")["stores"]["store-0"]["cell"] == 64
 
 

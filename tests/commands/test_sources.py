@@ -26,7 +26,7 @@ def a_sae(folder: Path, seed: int = 0) -> SparseAutoencoder:
 
 
 def a_run(folder: Path, *names: str) -> Path:
-    """A run folder as training leaves it, but for its figures."""
+    """A run folder as training leaves it, but for its measures."""
     for seed, name in enumerate(names):
         a_sae(folder / "saes" / name, seed)
     (folder / "config.yaml").write_text("saes: {}\n", encoding="utf-8")

@@ -174,7 +174,7 @@ def test_a_run_whose_store_was_moved_goes_on(call, stores, tmp_path, capsys):
         (["--resume", "nowhere"], "nowhere/config.yaml: got no such file; expected the folder of a run for --resume"),
         (
             ["--resume", "nowhere", "--epochs", "3"],
-            "--epochs: got a value beside --resume; expected none: a run goes on",
+            "--epochs: got a value beside --resume; expected none: a run resumes",
         ),
         (["--resume", "nowhere", "--config", "run.yaml"], "--config: got a value beside --resume; expected none"),
     ],

@@ -294,9 +294,12 @@ def test_a_report_compares_fine_tuned_runs_with_the_one_without_monoloss(tmp_pat
     [
         (
             ["--finetuned", "nowhere"],
-            "nowhere: got no such folder; expected the folder of a fine-tuned model, or of a run",
+            "nowhere: got no such folder; expected the folder of a fine-tuned model, or of a finished run",
         ),
-        (["--finetuned", "store"], "store: got a folder without one; expected the folder of a fine-tuned model"),
+        (
+            ["--finetuned", "store"],
+            "store: got a folder without a fine-tuned model; expected the folder of a fine-tuned model",
+        ),
         (
             ["--finetuned", "run"],
             "images: got nothing; expected the images of the store: the model's run had no held-out",
@@ -307,7 +310,7 @@ def test_a_report_compares_fine_tuned_runs_with_the_one_without_monoloss(tmp_pat
         ),
         (
             ["--saes", "run"],
-            "run: got a fine-tuned model; expected a SAE here; fine-tuned models are given by --finetuned",
+            "run: got a fine-tuned model; expected a SAE; fine-tuned models are given by --finetuned",
         ),
         (["--finetuned", "run", "--split", "val"], "--split: got 'val'; expected images to make use of it"),
         (["--finetuned", "run", "--images", "imagefolder:nowhere"], "nowhere"),

@@ -1,4 +1,4 @@
-"""SAEs as folders: the same bits come back, whole or not at all; the card, and the way to the Hub and back."""
+"""SAEs as folders: loaded with the same bits, saved whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from monoloss.sae import folder as sae_folder
 from monoloss.sae.config import BatchTopKConfig, TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from support.saes import bits_of, dense
-from support.saved_saes import ALL_STEPS, CASES, D, K, M, contents_of, sample_rows, saved, trained_sae
+from support.saved_saes import ALL_STEPS, CASES, PROVENANCE, D, K, M, contents_of, sample_rows, saved, trained_sae
 
 PATH = type(Path()).__name__
 FILES = ["README.md", "config.json", "model.safetensors"]
-PROVENANCE = Provenance({"name": "vit", "size": [224, 224]}, "ab12", {"lr": 1e-4, "clip_norm": None, "name": "Zürich"})
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def test_half_precision_is_held_exactly(case, dtype, tmp_path):
     assert torch.equal(back(rows).reconstruction, sae(rows).reconstruction)
 
 
-def test_what_the_facts_say(tmp_path):
+def test_contents_of_config_json(tmp_path):
     sae = trained_sae("topk_centred")
     sae.provenance = PROVENANCE
     sae.save_pretrained(tmp_path / "sae")
@@ -131,7 +130,7 @@ def test_what_the_facts_say(tmp_path):
     }
     back = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert back.provenance == PROVENANCE
-    back.save_pretrained(tmp_path / "again")  # and goes on with the model
+    back.save_pretrained(tmp_path / "again")  # and stays with the model
     assert contents_of(tmp_path / "again") == contents_of(tmp_path / "sae")
 
 
@@ -143,7 +142,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", ["write_tensors", "write_model_config", "ModelCard.save"])
-def test_a_save_that_breaks_off_leaves_the_old_checkpoint(step, tmp_path, monkeypatch):
+def test_a_save_that_breaks_off_leaves_the_old_folder(step, tmp_path, monkeypatch):
     _, folder = saved("topk", tmp_path)
     before = contents_of(tmp_path)
 
@@ -160,7 +159,7 @@ def test_a_save_that_breaks_off_leaves_the_old_checkpoint(step, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["topk"]
 
 
-def test_a_checkpoint_is_replaced_by_another(tmp_path):
+def test_a_saved_sae_is_replaced_by_another(tmp_path):
     _, folder = saved("topk", tmp_path)
     (folder / "README.md").unlink()
     sae = trained_sae("jump_relu")
@@ -196,7 +195,7 @@ def test_a_folder_with_other_files_is_left_alone(other, tmp_path):
     before = contents_of(tmp_path)
     with pytest.raises(InputError) as caught:
         sae.save_pretrained(target)
-    expected = "a new folder, or one with a SAE checkpoint only"
+    expected = "a new folder, or one with a saved SAE only"
     assert str(caught.value) == f"{target}: got a folder with other files; expected {expected}"
     assert contents_of(tmp_path) == before
 

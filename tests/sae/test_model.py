@@ -14,7 +14,7 @@ from monoloss.sae.config import AuxLoss, BatchTopKConfig, InputScaling, TopKConf
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
 from sae import reference as sae_reference
-from support.sae_checks import check_a_row_is_its_own_affair, check_small_batches_encode_as_large_ones
+from support.sae_checks import check_codes_do_not_depend_on_other_rows, check_small_batches_encode_as_large_ones
 from support.saes import VARIANTS, D, K, M, bits_of, dense, reference_pass, some_config, some_rows, some_sae
 
 SCALINGS = [InputScaling(*flags) for flags in product((True, False), repeat=3)]
@@ -132,8 +132,8 @@ def test_state_loads_into_a_fresh_model(variant, center):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_row_is_its_own_affair(variant):
-    check_a_row_is_its_own_affair(variant)
+def test_codes_do_not_depend_on_other_rows(variant):
+    check_codes_do_not_depend_on_other_rows(variant)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -307,15 +307,13 @@ def test_error_texts():
             lambda: sae.calibrate_([]),
             "inputs: got no rows; expected training rows, at least 4096 or all there are",
         ),
-        (lambda: TopKConfig("topk", 8, 9), "k: got 9; expected at most n_latents, 8"),
-        (lambda: TopKConfig("topk", 8, 0), "k: got 0; expected an integer at least 1"),
-        (lambda: BatchTopKConfig("topk", 8, 2), "variant: got 'topk'; expected one of 'batch_topk'"),
-        (lambda: BatchTopKConfig("batch_topk", 0, 2), "n_latents: got 0; expected an integer at least 1"),
-        (lambda: AuxLoss(k=0), "aux.k: got 0; expected an integer at least 1"),
-        (lambda: AuxLoss(k=1, weight=-1.0), "aux.weight: got -1.0; expected a number at least 0.0"),
         (
-            lambda: AuxLoss(k=1, dead_after_samples=0.5),
-            "aux.dead_after_samples: got 0.5; expected an integer at least 1",
+            lambda: SparseAutoencoder(D, "vanilla"),
+            "config: got a str; expected a TopKConfig, BatchTopKConfig, JumpReluConfig or VanillaConfig",
+        ),
+        (
+            lambda: some_sae("jump_relu").decode(torch.ones(2, M + 1)),
+            f"codes: got shape (2, {M + 1}); expected a floating-point tensor of shape (n, {M})",
         ),
     ):
         with pytest.raises(InputError) as caught:

@@ -39,7 +39,7 @@ def calibrated_sae(variant: str, d: int = 64, m: int = 256, k: int = 8) -> tuple
 
 
 def assert_same_codes(sae: SparseAutoencoder, rows: Tensor, apart: Tensor, together: Tensor) -> None:
-    """Two ways to the codes of some rows: the same latents, but for ties at the edge; values equal but for rounding.
+    """Check two tensors of codes of some rows: equal latents, but for ties at the edge; values equal up to rounding.
 
     At a width of 64 that is 1e-6 to 1e-5 for values around 1; half precision would be 0.003 off at 768, not 0.0002.
     """
@@ -56,8 +56,8 @@ def assert_same_codes(sae: SparseAutoencoder, rows: Tensor, apart: Tensor, toget
 
 
 @torch.no_grad()
-def check_a_row_is_its_own_affair(variant: str) -> None:
-    """A row's code alone, in a batch of 7 and of 2048."""
+def check_codes_do_not_depend_on_other_rows(variant: str) -> None:
+    """In eval() a row has the same code alone, in a batch of 7 and of 2048."""
     sae, rows = calibrated_sae(variant)
     together = sae.encode(rows[:2048]).to_dense()[:70]
     for size in (1, 7):
@@ -118,7 +118,7 @@ def check_evaluation_changes_no_tensor(folder: Path) -> None:
 
 
 class Spy:
-    """A model that notes the rows it was shown."""
+    """A model that records the rows it encodes."""
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""SAEs of every variant as they are after training, in float32, for the tests of checkpoints."""
+"""SAEs of every variant as they are after training, in float32, for the tests of saved SAEs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from monoloss.files.model_folder import Provenance
 from monoloss.sae.config import BatchTopKConfig, InputScaling, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SparseAutoencoder
 
 D, M, K = 12, 40, 3
+PROVENANCE = Provenance({"name": "vit", "size": [224, 224]}, "ab12", {"lr": 1e-4, "clip_norm": None, "name": "Zürich"})
 ALL_STEPS = InputScaling(unit_norm=True, center=True, standardise=True)
 CENTRED = InputScaling(unit_norm=False, center=True)
 CASES: dict[str, SaeConfig] = {

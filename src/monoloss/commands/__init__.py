@@ -1,1 +1,1 @@
-"""The commands: one module each, with one plainly typed function whose arguments become options."""
+"""The commands of the command line: one module each, with one function whose typed arguments become options."""

@@ -1,4 +1,4 @@
-"""``monoloss benchmark``."""
+"""The command ``monoloss benchmark``."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def benchmark(  # noqa: PLR0913 - each is an option
     out: str = "benchmark-output",
     progress: bool = True,
 ) -> None:
-    """How fast rows are scored through a SAE: over all pairs, in two dense passes, and as monoloss does it.
+    """Time how fast rows are scored through a SAE: over all pairs, in two dense passes, and by monoloss.
 
-    All ways are compared on the same codes first. Then a table of times and ratios in the terminal, and in a folder
-    benchmark.json and a picture of the time over the number of rows. Two or three minutes on two cores.
+    First checks that all methods give the same scores for the same codes. Prints a table of times and ratios, and
+    writes benchmark.json and a chart of time over rows to a folder. Takes two or three minutes on two cores.
 
     Args:
-        width: of the random rows
-        n_latents: of the random TopK SAE
-        k: active latents a row
-        batch_size: rows at a time
-        max_rows: the most rows that are scored; from pairwise_rows on their number doubles up to it
-        pairwise_rows: the most rows whose pairs are measured, a half and a quarter of them too; beyond, the time over
-            pairs is extrapolated by a quadratic and marked so
-        rounds: timed runs of each way at each number of rows, in turn; the median counts
-        seed: of the rows and the weights
-        out: folder for the results; an earlier benchmark's there is replaced
+        width: width of the random rows
+        n_latents: latents of the random TopK SAE
+        k: active latents of each row
+        batch_size: rows of a batch
+        max_rows: largest number of rows to score; the numbers double from pairwise_rows up to it
+        pairwise_rows: largest number of rows to score over all pairs; a half and a quarter are measured too, larger
+            numbers are extrapolated by a quadratic and marked as such
+        rounds: timed runs of each method at each number of rows, in turn; the median is reported
+        seed: seed of the rows and the weights
+        out: folder for the results; those of an earlier benchmark in it are replaced
         progress: show a progress bar
     """
     from monoloss.benchmark.run import Sizes, run_benchmark

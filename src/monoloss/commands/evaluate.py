@@ -1,4 +1,4 @@
-"""``monoloss evaluate``."""
+"""The command ``monoloss evaluate``."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     key: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Judge SAEs, activations in files, or fine-tuned models on a feature store: all of them on one pass over its rows.
+    """Evaluate SAEs, files of activations or fine-tuned models on a feature store, all in one pass over its rows.
 
-    Prints a table and writes evaluation.json and latents.safetensors for each: MonoScore, chance, lift, class purity,
-    reconstruction, L0, and what a report shows of each latent.
+    Prints a table of MonoScore, chance, lift, class purity, reconstruction and L0. Writes for each model
+    evaluation.json with these measures and latents.safetensors with those of each latent, for a report.
 
     Args:
         store: folder of the feature store
-        saes: SAE folders, run folders (all SAEs in them) or hf-hub:USER/NAME; NAME=PATH gives one another name
-        activations: files of activations (rows, latents), row by row those of the store: .npy, .npz, .safetensors, .pt
-        finetuned: folders of fine-tuned models, or of runs that made them: their layer's activations on the images that
-            belong to the rows of the store; NAME=PATH gives one another name
-        images: those images: imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, cifar10:PATH or cifar100:PATH; by
-            default the held-out images of each model's run
-        split: of the images
-        join_on: how a row finds its image: "id", or "name", the file name alone; by default as in the run, or "id"
-        image_batch_size: images that a fine-tuned model gets at a time
+        saes: folders of SAEs or runs (all their SAEs), or hf-hub:USER/NAME; NAME=PATH sets the name of a model
+        activations: files of activations (rows, latents), rows as in the store: .npy, .npz, .safetensors, .pt
+        finetuned: folders of fine-tuned models or their runs, whose layer is evaluated on the images of the store's
+            rows; NAME=PATH sets the name of a model
+        images: images for the fine-tuned models: imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, cifar10:PATH or
+            cifar100:PATH; by default the held-out images of the model's run
+        split: split of the images
+        join_on: how images are matched to rows: by "id", or by file "name"; by default as in the run, or "id"
+        image_batch_size: images of a batch of a fine-tuned model
         workers: processes that decode images
-        out: folder for the evaluations, one folder each; by default that of the run, else "evaluations"
-        center: take the store's mean vector off the unit embeddings that the score compares
-        purity: judge class purity; by default where the store has labels
-        n_examples: rows kept for each latent, of the most active, the least active and those around the median
-        batch_size: rows at a time; the results do not depend on it
-        latents_per_pass: where the sums of all latents do not fit the memory: so many at a time, with one pass over the
-            rows for each such block; the results do not depend on it
-        device: where the models run; "auto" is CUDA where there is one
-        key: name of the array in files of activations that hold several
+        out: folder for the evaluations, one folder each; by default "evaluations", in the model's run if it has one
+        center: subtract the mean of the store's unit embeddings before the score compares them
+        purity: measure class purity; by default if the store has labels
+        n_examples: example rows of each latent: so many most active, least active and around the median
+        batch_size: rows of a batch; does not change the results
+        latents_per_pass: latents whose sums are in memory at a time, if those of all do not fit; each block of latents
+            takes one pass over the rows; does not change the results
+        device: device of the models; "auto" is cuda if available, else cpu
+        key: name of the array, in files of activations with several arrays
         progress: show a progress bar
     """
     if key is not None and not activations:
@@ -85,14 +85,16 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from monoloss.report.table import chance_line, evaluation_table
 
     rows = FeatureStore(store)
-    where = torch.device(device_of_process(device))
+    model_device = torch.device(device_of_process(device))
     sources = {source.name: source for source in find_sources(saes or [], activations or [], finetuned or [])}
     folders = evaluation_folders(
         list(sources.values()), out, {"store_fingerprint": rows.fingerprint, "centred": center}
     )
-    on_images = _OnImages(images, split, join_on, image_batch_size, workers)
+    image_inputs = _ImageInputs(images, split, join_on, image_batch_size, workers)
     models: dict[str, Any] = {
-        name: on_images.load(source.path, rows, where) if source.kind == "finetuned" else source.load(where, key)
+        name: image_inputs.load(source.path, rows, model_device)
+        if source.kind == "finetuned"
+        else source.load(model_device, key)
         for name, source in sources.items()
     }
     evaluations = evaluate(
@@ -125,8 +127,8 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
         console.print(f"Evaluations in {parent.resolve()}: {names}", soft_wrap=True, markup=False, highlight=False)
 
 
-class _OnImages(NamedTuple):
-    """How fine-tuned models get their images."""
+class _ImageInputs(NamedTuple):
+    """The options of the images that fine-tuned models are evaluated on."""
 
     images: str | None
     split: str | None
@@ -135,7 +137,7 @@ class _OnImages(NamedTuple):
     workers: int
 
     def load(self, path: str, store: FeatureStore, device: Device) -> ImageActivations:
-        """What the model of a folder makes of the images of a store."""
+        """Load a fine-tuned model and pair it with the images of the rows of a store."""
         with needs_extra("finetune"):
             from monoloss.data.images import open_images
             from monoloss.finetune.evaluation import ImageActivations, images_of_run

@@ -1,4 +1,4 @@
-"""``monoloss extract``."""
+"""The command ``monoloss extract``."""
 
 from __future__ import annotations
 
@@ -38,46 +38,46 @@ def extract_features(  # noqa: PLR0913 - each is an option
     classes_path: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Write the embeddings of images as a feature store: any model of timm, any folder or dataset of images.
+    """Write the embeddings of images as a feature store, with any timm model and any folder or dataset of images.
 
-    What it takes is estimated first. Files that cannot be decoded are skipped and listed. Killed at any moment, the
-    same command goes on at the first missing shard. Started by torchrun, each process writes its own shards.
+    Time and disk space are estimated first. Files that cannot be decoded are skipped and listed. After an interruption
+    the same command resumes at the first missing shard. Started by torchrun, the processes share the shards.
 
     Args:
         encoder: clip-vit-l14, siglip2-so400m, vit-l16, dinov2-l, resnet-50, clip-vit-b32, a name in timm,
             hf-hub:USER/NAME, or a local folder with config.json and model.safetensors
         images: imagefolder:PATH, dataset:PATH, hf-hub:USER/NAME, openimages:PATH, cifar10:PATH or cifar100:PATH
-        out: folder for the store; it does not exist yet, is empty, or was begun by the same command
-        split: of a folder PATH/split/class, of a dataset, or of OpenImages
+        out: folder for the store: new, empty, or begun by the same command
+        split: split of a folder PATH/split/class, of a dataset, or of OpenImages
         output: embedding, pooled, class_token, layer:NAME or layer:NAME:class; by default what suits the model
-        checkpoint: local file of weights for the model, instead of its own
-        pretrained: false for random weights, recorded as such
-        image_size: height and width of the model's input; by default its own
-        crop: how an image becomes a square; by default the model's own way
-        encoder_dtype: type of the model's products; half types run under autocast
-        patches: keep a row for each patch instead of one for each image
-        dtype: stored type
-        scale: for uint8, where value = scale * byte; for outputs that are never below 0
-        thumbnails: side of a square picture of each image that is kept in the store; by default none
-        batch_size: images that the model gets at a time
+        checkpoint: local weights file for the model, instead of its pretrained weights
+        pretrained: false for random weights, which the store records
+        image_size: height and width of the model's input in pixels; by default that of the model's configuration
+        crop: how an image becomes a square; by default as in the model's configuration
+        encoder_dtype: floating-point type in which the model computes; half types run under autocast
+        patches: write a row for each patch instead of one for each image
+        dtype: type of the stored numbers
+        scale: step of uint8, value = scale * byte; for outputs that are never below 0
+        thumbnails: side in pixels of a square thumbnail of each image in the store; by default none
+        batch_size: images of a batch
         workers: processes that decode images; by default one for each processor, up to 8, fewer for a model on the CPU
-        rows_per_shard: images of a shard, the most that a kill costs; by default 4096, less for wide patches and
-            large thumbnails
-        device: cpu, cuda, ...; "auto" takes a GPU where there is one
-        image_column: of a dataset; by default its only column of images
-        label_column: of a dataset; "" leaves labels out, also those of a folder
-        id_column: of a dataset; by default the row numbers are the ids
+        rows_per_shard: images of a shard, at most so many are lost by an interruption; by default 4096, less for wide
+            patches and large thumbnails
+        device: cpu, cuda, ...; "auto" is cuda if available, else cpu
+        image_column: column of the images in a dataset; by default the only one of images
+        label_column: column of the labels in a dataset; "" leaves labels out, also those of a folder
+        id_column: column of the ids in a dataset; by default the row numbers are the ids
         streaming: read a dataset from front to back, without a copy on the disk
         subset: configuration of a dataset on the Hub
-        labels_path: CSV of OpenImages' labels; by default the official one in PATH
-        classes_path: CSV of OpenImages' class names; by default the official one in PATH
-        progress: show the estimate, a progress bar and the figures of the run
+        labels_path: CSV file of OpenImages' labels; by default the official one in PATH
+        classes_path: CSV file of OpenImages' class names; by default the official one in PATH
+        progress: show the estimate, a progress bar and the speed of the run
     """
     from monoloss.data.encoders import load_encoder
     from monoloss.data.extraction.run import Extraction
     from monoloss.data.images import open_images
 
-    named = {
+    image_options = {
         "split": split,
         "image_column": image_column,
         "label_column": label_column,
@@ -87,7 +87,7 @@ def extract_features(  # noqa: PLR0913 - each is an option
         "labels_path": labels_path,
         "classes_path": classes_path,
     }
-    options: dict[str, Any] = {name: value for name, value in named.items() if value not in (None, False)}
+    options: dict[str, Any] = {name: value for name, value in image_options.items() if value not in (None, False)}
     source = open_images(images, **options)
     model = load_encoder(
         encoder,
@@ -115,9 +115,9 @@ def extract_features(  # noqa: PLR0913 - each is an option
     )
     try:
         store = extraction.run()
-    except BaseException as stop:
-        if not isinstance(stop, Exception) and extraction.timing.n_images:  # Ctrl-C or SIGTERM
-            sys.stderr.write(f"monoloss: the same command goes on with {out}\n")
+    except BaseException as error:
+        if not isinstance(error, Exception) and extraction.timing.n_images:  # Ctrl-C or SIGTERM
+            sys.stderr.write(f"monoloss: the same command resumes {out}\n")
         raise
     if _rank() == 0:
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""``monoloss import``."""
+"""The command ``monoloss import``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _KIND_OF = {".npz": "npz", ".npy": "npy", ".pt": "pt", ".pth": "pt", ".lmdb": "lmdb", ".mdb": "lmdb"}
 _KIND_OF |= {".parquet": "dataset", ".arrow": "dataset"}
-_FILES = (".npy", ".txt")  # a column with such a name is a file of its own
-_ONLY_FOR = {"embeddings": ("npz", "pt", "dataset"), "split": ("dataset",), "subset": ("dataset",)}
+_COLUMN_FILES = (".npy", ".txt")  # endings of separate files for labels, ids or paths
+_KINDS_WITH = {"embeddings": ("npz", "pt", "dataset"), "split": ("dataset",), "subset": ("dataset",)}
 
 
 def import_files(  # noqa: PLR0913 - each is an option
@@ -37,33 +37,33 @@ def import_files(  # noqa: PLR0913 - each is an option
     rows_per_shard: int = 65536,
     progress: bool = True,
 ) -> None:
-    """Write embeddings that are there already as a feature store: NumPy, LMDB, PyTorch files, Hugging Face datasets.
+    """Convert existing embeddings to a feature store: NumPy, LMDB and PyTorch files, Hugging Face datasets.
 
-    Files of others are read, never executed. A store appears whole or not at all; what is in it is printed at the end.
+    No code in the files is executed. The store is written whole or not at all; its contents are printed at the end.
 
     Args:
         source: an .npz, .npy or .pt file; an LMDB folder in the layout of the MonoLoss authors; a .parquet or .arrow
             file, a folder of such files or one of save_to_disk; or hf-hub:USER/NAME, a dataset on the Hub
-        out: folder for the store; it does not exist yet or is empty
-        kind: what the source is; "auto" tells it by its name
-        embeddings: key or column of the rows in npz, pt and datasets; by default embeddings or features
+        out: folder for the store: new or empty
+        kind: format of the source; "auto" derives it from the name
+        embeddings: key or column of the embeddings in npz, pt and datasets; by default embeddings or features
         labels: key or column of the labels, or an .npy or .txt file (one integer a line); "" leaves them out
         ids: key or column of the ids, or an .npy or .txt file; by default the paths, else row numbers
         paths: key or column of the paths relative to the image root, or an .npy or .txt file
-        split: split of a dataset, where there are several
-        subset: configuration of a dataset on the Hub, where there are several
-        dtype: stored type; by default the source's own, float32 for float64
-        scale: for uint8, where value = scale * byte
+        split: split of a dataset, if it has several
+        subset: configuration of a dataset on the Hub, if it has several
+        dtype: type of the stored numbers; by default that of the source, float32 for float64
+        scale: step of uint8, value = scale * byte
         class_names: text file with the names of the classes 0, 1, ..., one a line
-        encoder: name of the image model that made the embeddings, for the record
-        image_root: folder that the paths are relative to, for the record
-        rows_per_shard: rows of a shard; as many are in memory at a time
+        encoder: name of the image model that made the embeddings, recorded in the store
+        image_root: folder that the paths are relative to, recorded in the store
+        rows_per_shard: rows of a shard; so many are in memory at a time
         progress: show a progress bar
     """
     check_new_folder(out)
-    kind_of_source = _kind_of(source) if kind == "auto" else kind
+    source_kind = _kind_of(source) if kind == "auto" else kind
     columns = {"labels": labels, "ids": ids, "paths": paths}
-    _refuse_options(kind_of_source, {"embeddings": embeddings, "split": split, "subset": subset}, columns)
+    _refuse_options(source_kind, {"embeddings": embeddings, "split": split, "subset": subset}, columns)
     from rich.console import Console
 
     from monoloss.commands.info import store_table
@@ -83,35 +83,32 @@ def import_files(  # noqa: PLR0913 - each is an option
     }
     for name, value in columns.items():
         options[f"{name}_{'path' if _is_file(value) else 'key'}"] = value
-    given = {name: value for name, value in options.items() if value is not None}
-    store = _import(kind_of_source, source, out, given)
+    store = _import(source_kind, source, out, {name: value for name, value in options.items() if value is not None})
     Console().print(store_table(store))
 
 
 def _kind_of(source: str) -> str:
-    """The kind of a source by its name, or for a folder by what is in it."""
-    place = Path(source)
+    """Return the kind of a source from its name, of a folder from its files."""
+    path = Path(source)
     if source.startswith(HUB):
         return "dataset"
-    if not place.exists():
-        raise InputError(
-            source, "no such file or folder", f"a file, a folder, or a name on the Hub written {HUB}USER/NAME"
-        )
-    if place.is_dir():
-        return "lmdb" if (place / "data.mdb").is_file() else "dataset"
-    kind = _KIND_OF.get(place.suffix.lower())
+    if not path.exists():
+        expected = f"a file, a folder, or a name on the Hub written {HUB}USER/NAME"
+        raise InputError(source, "no such file or folder", expected)
+    if path.is_dir():
+        return "lmdb" if (path / "data.mdb").is_file() else "dataset"
+    kind = _KIND_OF.get(path.suffix.lower())
     if kind is None:
-        raise InputError("kind", f"'auto' for {source}", "npz, npy, lmdb, pt or dataset: its name does not tell")
+        raise InputError("kind", f"'auto' for {source}", "npz, npy, lmdb, pt or dataset: the name does not say which")
     return kind
 
 
 def _refuse_options(kind: str, options: dict[str, str | None], columns: dict[str, str | None]) -> None:
-    """Refuse options that mean nothing for a kind of source."""
+    """Raise an error for options that the kind of source does not have."""
     for name, value in options.items():
-        if value is not None and kind not in _ONLY_FOR[name]:
-            raise InputError(
-                name, f"{value!r} for a source of kind {kind}", f"it for {', '.join(_ONLY_FOR[name])} only"
-            )
+        if value is not None and kind not in _KINDS_WITH[name]:
+            expected = f"it for {', '.join(_KINDS_WITH[name])} only"
+            raise InputError(name, f"{value!r} for a source of kind {kind}", expected)
     for name, value in columns.items():
         if value is not None and kind in {"npy", "lmdb"} and not _is_file(value):
             expected = f"an .npy or .txt file: a source of kind {kind} holds nothing but embeddings"
@@ -119,10 +116,12 @@ def _refuse_options(kind: str, options: dict[str, str | None], columns: dict[str
 
 
 def _is_file(column: str | None) -> bool:
-    return column is not None and Path(column).suffix.lower() in _FILES
+    """Return whether the value of a column option is a file, by its ending, rather than a key."""
+    return column is not None and Path(column).suffix.lower() in _COLUMN_FILES
 
 
 def _import(kind: str, source: str, out: str, options: dict[str, Any]) -> FeatureStore:
+    """Call the importer of a kind of source."""
     if kind == "lmdb":
         from monoloss.data.importers.lmdb import import_lmdb
 

@@ -1,4 +1,4 @@
-"""``monoloss info``."""
+"""The command ``monoloss info``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from monoloss.data.store import FeatureStore
 
-_TOP = 5  # classes, reasons and skipped files that are listed without being asked for
-_MARKS = {  # what tells a folder: its kind
+_TOP = 5  # classes, reasons and skipped files in a list that is not asked for in full
+_MARKS = {  # kind of a folder by a file in it
     "manifest.json": "store",
     "evaluation.json": "evaluation",
     "model.safetensors": "sae",
@@ -27,34 +27,34 @@ _MARKS = {  # what tells a folder: its kind
 
 
 def info(path: str, *, verify: bool = False, skipped: bool = False, classes: bool = False) -> None:
-    """What is in a feature store, a SAE checkpoint, a run or an evaluation.
+    """Show what is in a feature store, a saved SAE, a run or an evaluation.
 
     Args:
-        path: its folder
-        verify: compare every file of a feature store with its sha256; reads everything
-        skipped: list every file that gave no row, with the reason
-        classes: list every class, with its number of rows
+        path: folder of the store, SAE, run or evaluation
+        verify: compare every file of a feature store with its recorded sha256, which reads all of it
+        skipped: list every file of a feature store's source that gave no row, with the reason
+        classes: list every class of a feature store, with its number of rows
     """
     folder = Path(path)
     kind = _kind_of(folder)
-    asked = {"verify": verify, "skipped": skipped, "classes": classes}
-    for name, wanted in asked.items():
-        if wanted and kind != "store":
-            raise InputError(name, f"{path}, which is no feature store", "a feature store; the others have none of it")
+    flags = {"verify": verify, "skipped": skipped, "classes": classes}
+    for name, is_set in flags.items():
+        if is_set and kind != "store":
+            raise InputError(name, f"{path}, which is no feature store", "the folder of a feature store")
     from rich.console import Console
 
-    parts = _store_parts(folder, **asked) if kind == "store" else _describe(folder, kind)
+    parts = _store_parts(folder, **flags) if kind == "store" else _describe(folder, kind)
     for part in parts:
         Console().print(part)
 
 
 def store_table(store: FeatureStore) -> Table:
-    """A feature store in a few lines."""
+    """Return a table of the metadata of a feature store."""
     return metadata_table("feature store", store.folder, _store_metadata(store))
 
 
 def metadata_table(title: str, folder: Path, metadata: Iterable[tuple[str, object]]) -> Table:
-    """Two columns under the name of a folder; what is None is left out."""
+    """Return a table of the folder and of (name, value) pairs; pairs with the value None are left out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -71,6 +71,7 @@ def metadata_table(title: str, folder: Path, metadata: Iterable[tuple[str, objec
 
 
 def _kind_of(folder: Path) -> str:
+    """Return the kind of a folder, a value of `_MARKS`, from the files in it."""
     if not folder.is_dir():
         got = "a file" if folder.exists() else "no such folder"
         raise InputError(str(folder), got, "the folder of a feature store, a SAE, a run or an evaluation")
@@ -78,12 +79,13 @@ def _kind_of(folder: Path) -> str:
         if (folder / mark).is_file():
             return kind
     if any(folder.glob("shard-*")):
-        return "store"  # whose own error says that it is unfinished
+        return "store"  # opening it raises the error that it is unfinished
     expected = "the folder of a feature store, a SAE, a run or an evaluation"
     raise InputError(str(folder), f"a folder with none of {', '.join(_MARKS)}", expected)
 
 
 def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) -> list[RenderableType]:
+    """Return what ``info`` prints of a feature store; the flags are its options."""
     from monoloss.data.store import FeatureStore
     from monoloss.data.store.summary import class_counts
 
@@ -120,6 +122,7 @@ def _list_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[obje
 
 
 def _describe(folder: Path, kind: str) -> list[RenderableType]:
+    """Return what ``info`` prints of a SAE, a run or an evaluation."""
     if kind == "sae":
         return [metadata_table("SAE", folder, _sae_metadata(folder))]
     return _run_parts(folder) if kind == "run" else _evaluation_parts(folder)
@@ -155,7 +158,7 @@ def _store_metadata(store: FeatureStore) -> list[tuple[str, object]]:
 
 
 def _label_text(store: FeatureStore) -> str:
-    """How many classes there are and how full they are; the fullest by name."""
+    """Describe the labels of a store: number of classes, rows of a class, names of the largest classes."""
     if not store.has_labels:
         return "none"
     from monoloss.data.store.summary import class_counts
@@ -178,9 +181,8 @@ def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
     from monoloss.files.dataclasses import to_plain
     from monoloss.sae.model import SparseAutoencoder
 
-    sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole checkpoint
-    config = to_plain(sae.config)
-    origin = sae.provenance
+    sae = SparseAutoencoder.from_pretrained(folder)  # reads and checks the whole folder
+    config, provenance = to_plain(sae.config), sae.provenance
     return [
         ("kind", config.pop("variant")),
         ("width", sae.d_in),
@@ -188,13 +190,15 @@ def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
         *_flat(config),
         ("parameters", sum(parameter.numel() for parameter in sae.parameters())),
         ("on disk", size_text(_folder_bytes(folder))),
-        ("encoder", _encoder(origin.encoder)),
-        ("trained on store", origin.store_fingerprint),
-        *_flat(origin.training or {}, "training."),
+        ("encoder", _encoder(provenance.encoder)),
+        ("trained on store", provenance.store_fingerprint),
+        *_flat(provenance.training or {}, "training."),
     ]
 
 
 def _run_parts(folder: Path) -> list[RenderableType]:
+    from monoloss.evaluation.result import Evaluation
+    from monoloss.report.table import evaluation_table
     from monoloss.runs.checkpoints import checkpoints_in, step_of
     from monoloss.runs.folder import RunFolder
     from monoloss.runs.layout import EVALUATIONS
@@ -211,29 +215,22 @@ def _run_parts(folder: Path) -> list[RenderableType]:
         *((f"SAE {name}", _sae_line(sae)) for name, sae in config.pop("saes").items()),
         *_flat(config),
     ]
-    evaluated = sorted(file.parent for file in (run.path / EVALUATIONS).glob("*/evaluation.json"))
-    return [metadata_table("run", folder, metadata), *_evaluation_table(evaluated)]
+    files = sorted((run.path / EVALUATIONS).glob("*/evaluation.json"))
+    evaluations = [Evaluation.load(file.parent) for file in files]
+    tables = [evaluation_table({"SAEs": evaluations}, "evaluations")] if evaluations else []
+    return [metadata_table("run", folder, metadata), *tables]
 
 
 def _evaluation_parts(folder: Path) -> list[RenderableType]:
     from monoloss.evaluation.result import Evaluation
 
     evaluation = Evaluation.load(folder)
-    metadata = [*_flat(evaluation.metadata), *((name, _figure(value)) for name, value in evaluation.summary.items())]
+    metadata = [*_flat(evaluation.metadata), *((name, _measure(value)) for name, value in evaluation.summary.items())]
     return [metadata_table(f"evaluation of {evaluation.name}", folder, metadata)]
 
 
-def _evaluation_table(folders: list[Path]) -> list[RenderableType]:
-    if not folders:
-        return []
-    from monoloss.evaluation.result import Evaluation
-    from monoloss.report.table import evaluation_table
-
-    return [evaluation_table({"SAEs": [Evaluation.load(folder) for folder in folders]}, "evaluations")]
-
-
 def _flat(metadata: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, object]]:
-    """Each value under its dotted name."""
+    """Yield the values of nested mappings as (dotted name, value)."""
     for name, value in metadata.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -242,7 +239,7 @@ def _flat(metadata: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _sae_line(training: Mapping[str, Any]) -> str:
-    """What kind of SAE and how large, and its MonoLoss; config.yaml holds the rest."""
+    """Describe a SAE of a run in one line: variant, sizes, MonoLoss and learning rate."""
     sizes = {name: value for name, value in training["sae"].items() if not isinstance(value, Mapping) and value}
     mono = {name: value for name, value in training.items() if name.startswith("mono_") and value}
     kind = sizes.pop("variant")
@@ -254,6 +251,7 @@ def _one_line(metadata: Mapping[str, Any]) -> str:
 
 
 def _encoder(encoder: Mapping[str, Any] | None) -> str | None:
+    """Describe an encoder in one line that begins with its name."""
     return None if encoder is None else _one_line(encoder).removeprefix("name ")
 
 
@@ -261,14 +259,14 @@ def _folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _figure(value: float) -> str:
+def _measure(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.4g}"
 
 
-def _plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
+def _plural(n: int, singular: str, plural: str | None = None) -> str:
+    return f"{n} {singular if n == 1 else plural or singular + 's'}"
 
 
 def _printable(entry: object) -> str:
-    """As text that every terminal takes: file names may hold bytes that are no text."""
+    """Return text that can be printed: file names may hold bytes that are no text, which are escaped."""
     return str(entry).encode("utf-8", "backslashreplace").decode("utf-8")

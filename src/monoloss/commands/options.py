@@ -1,4 +1,4 @@
-"""The arguments of a command's function as options."""
+"""Parser of a command's options, made from the arguments and the docstring of its function."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _FLAGS = ("verify", "skipped", "classes", "print_config")  # options without a v
 
 
 def read_options(program: str, function: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a function from the words of a command line.
+    """Parse the words of a command line and return the arguments of a command's function.
 
     Args:
-        program: what the user has called, for the help.
-        function: its plainly typed arguments become options, and its docstring their help; those without a default
-            that are not keyword-only are given without their name.
-        words: what follows the name of the command.
+        program: name of the command in the help, such as "monoloss info".
+        function: its arguments become options, their docstrings the help; arguments without a default that are not
+            keyword-only are positional on the command line.
+        words: the words after the name of the command.
 
     Raises:
-        SystemExit: help was asked for and shown; or the words are wrong, and what is wrong with them has been said.
+        SystemExit: the help was asked for and has been printed, or a word is wrong and the error has been printed.
     """
     from docstring_parser import parse as parse_docstring
 
@@ -30,23 +30,23 @@ def read_options(program: str, function: Callable[..., None], words: Sequence[st
     hints = get_type_hints(function)
     arguments = signature(function).parameters
     for line in parse_docstring(text).params:
-        if line.arg_name != "settings":  # which `take_settings` gives
+        if line.arg_name != "settings":  # `take_settings` parses them
             _add(parser, arguments[line.arg_name], hints[line.arg_name], line.description or "")
     options: dict[str, Any] = parser.parse_args(list(words)).as_dict()
     return options
 
 
 def _add(parser: ArgumentParser, argument: Parameter, hint: Any, text: str) -> None:
-    """An option, or an argument that is given without its name."""
-    expected = argument.default is Parameter.empty
-    bare = expected and argument.kind is not Parameter.KEYWORD_ONLY
-    more: dict[str, Any] = {} if bare or not expected else {"required": True}
-    if not expected:
-        more["default"] = argument.default
+    """Add an argument of the function as a required or optional option, or as a positional argument."""
+    is_required = argument.default is Parameter.empty
+    is_positional = is_required and argument.kind is not Parameter.KEYWORD_ONLY
+    keywords: dict[str, Any] = {"required": True} if is_required and not is_positional else {}
+    if not is_required:
+        keywords["default"] = argument.default
     if argument.name in _FLAGS:
         parser.add_argument(f"--{argument.name}", action="store_true", help=text)
         return
-    if hint == list[str] or list[str] in get_args(hint):  # --paths A B, where jsonargparse would want --paths [A,B]
-        more |= {"nargs": "+", "metavar": "PATH"}
+    if hint == list[str] or list[str] in get_args(hint):  # as --paths A B; jsonargparse alone takes --paths [A,B]
+        keywords |= {"nargs": "+", "metavar": "PATH"}
         hint = str
-    parser.add_argument(argument.name if bare else f"--{argument.name}", type=hint, help=text, **more)
+    parser.add_argument(argument.name if is_positional else f"--{argument.name}", type=hint, help=text, **keywords)

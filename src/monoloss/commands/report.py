@@ -1,4 +1,4 @@
-"""``monoloss report``."""
+"""The command ``monoloss report``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def report(
     image_size: int = 64,
     progress: bool = True,
 ) -> None:
-    """Evaluations as pages to look at: tables and charts of each run, and an explorer of their latents.
+    """Write evaluations as HTML pages: tables and charts of each run, and an explorer of their latents.
 
-    The folder opens from the disk, without a network: OUT/index.html. Images come from the store's thumbnails, else
-    from the image files that it was made of.
+    OUT/index.html opens in a browser without a network. Images are the thumbnails in the feature store, else the image
+    files that it was made from.
 
     Args:
-        runs: run folders, folders with evaluations, or evaluations; a run trained without MonoLoss is what the others
-            of the same kind of SAE, or of the same backbone fine-tuned on the same images, are compared with
-        out: folder for the pages; an earlier report there is replaced
-        store: feature stores that were evaluated, where they have moved
-        images: folder that the stores' paths are relative to, where images are to come from there
-        baseline: name of the evaluation that others are compared with
-        title: of the pages
+        runs: run folders, folders with evaluations, or evaluations; models are compared with the one trained without
+            MonoLoss, of the same kind of SAE or of the same backbone on the same images
+        out: folder for the pages; an earlier report in it is replaced
+        store: feature stores of the evaluations, if they have moved
+        images: folder of the image files, to which the paths in the stores are relative, if it has moved
+        baseline: name of the evaluation to compare the others with
+        title: title of the pages
         image_size: side of the images in pixels, from 8 to 256
         progress: show a progress bar
     """
@@ -35,13 +35,13 @@ def report(
     from monoloss.report.discovery import find_evaluations, find_stores, training_curves
     from monoloss.report.page import write_report
 
-    found = find_evaluations(runs)
-    stores = find_stores(found, store or ())
+    located = find_evaluations(runs)
+    stores = find_stores(located, store or ())
     page = write_report(
-        [one.evaluation for one in found],
+        [item.evaluation for item in located],
         out,
         stores=stores,
-        curves=[curve for one in found for curve in training_curves(one)],
+        curves=[curve for item in located for curve in training_curves(item)],
         images=images,
         baseline=baseline,
         title=title,
@@ -49,13 +49,15 @@ def report(
         progress=progress,
     )
     console = Console()
-    there = {one.fingerprint for one in stores}
-    gone = {
-        str(one.evaluation.metadata.get("store") or f"of {one.evaluation.name}"): None
-        for one in found
-        if one.evaluation.metadata.get("store_fingerprint") not in there
+    fingerprints = {opened.fingerprint for opened in stores}
+    missing_stores = {
+        str(item.evaluation.metadata.get("store") or f"of {item.evaluation.name}"): None
+        for item in located
+        if item.evaluation.metadata.get("store_fingerprint") not in fingerprints
     }
-    for name in gone:
-        text = f"The store {name} is not where it was: its rows are shown without images; --store FOLDER names it."
+    for name in missing_stores:
+        text = (
+            f"The store {name} is not at its recorded path: its rows have no images; --store FOLDER gives another path."
+        )
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     console.print(f"Open {page.resolve()}", soft_wrap=True, markup=False, highlight=False)

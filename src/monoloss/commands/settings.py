@@ -1,4 +1,4 @@
-"""What the commands that start or resume a run share: the settings among their options, and the file of the run."""
+"""Options of the commands that start or resume a run: settings, the configuration file, the device."""
 
 from __future__ import annotations
 
@@ -16,61 +16,42 @@ from monoloss.runs.layout import CONFIG_FILE
 def take_settings(
     argv: Sequence[str], command: Callable[..., None], config_files: str
 ) -> tuple[list[str], dict[str, Any]]:
-    """Part the settings of a run from the options of a command.
+    """Separate the settings of a run, ``--NAME VALUE`` or ``--NAME=VALUE``, from the options of a command.
 
     Args:
-        argv: the words behind the command's name.
-        command: its function; it takes ``settings`` and ``print_config``.
+        argv: the words after the command's name.
+        command: function of the command, with the arguments ``settings`` and ``print_config``.
         config_files: name of the module whose ``SETTINGS`` are the first parts of the settings' names; imported only
-            where there is an option that is none of the command's.
+            if there is an option that is not one of the command's, because the configurations take time to import.
 
     Returns:
-        What is left to parse, and arguments of the command.
+        The other words, for the parser; and arguments of the command: ``settings``, a list of (name, value), and
+        ``print_config`` if it is among the words.
 
     Raises:
-        InputError: an option that is neither, or a setting without a value.
+        InputError: an unknown option, or a setting without a value.
     """
     options = [name for name in signature(command).parameters if name != "settings"]
-    return part_settings(argv, options, lambda: import_module(config_files).SETTINGS)
-
-
-def part_settings(
-    argv: Sequence[str], options: Sequence[str], settings_of: Callable[[], Sequence[str]]
-) -> tuple[list[str], dict[str, Any]]:
-    """Part the settings of a run from the other options, and say what is neither.
-
-    Args:
-        argv: the words of the command line.
-        options: names of the other options.
-        settings_of: gives the first parts of the settings' names; called where there is an option that is none of the
-            others, because the configurations take time to load.
-
-    Returns:
-        What is left to parse, and the arguments ``settings`` and, where it was asked for, ``print_config``.
-
-    Raises:
-        InputError: an option that is neither, or a setting without a value.
-    """
     rest: list[str] = []
     settings: list[tuple[str, str]] = []
-    more: dict[str, Any] = {"settings": settings}
+    arguments: dict[str, Any] = {"settings": settings}
     words = list(argv)
     while words:
         word = words.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if word == "--print_config":  # which the parser would take for its own
-            more["print_config"] = True
+        if word == "--print_config":  # jsonargparse has an option of that name, too
+            arguments["print_config"] = True
         elif not word.startswith("--") or name in ("help", *options):
             rest.append(word)
-        elif name.partition(".")[0] not in settings_of():
+        elif name.partition(".")[0] not in (setting_names := import_module(config_files).SETTINGS):
             from monoloss.files.dataclasses import unknown_key
 
-            raise unknown_key("--", name, [*options, *settings_of()])
+            raise unknown_key("--", name, [*options, *setting_names])
         elif not equals and (not words or words[0].startswith("--")):
             raise InputError(word, "nothing", "a value")
         else:
             settings.append((name, value if equals else words.pop(0)))
-    return rest, more
+    return rest, arguments
 
 
 def config_of_run(
@@ -80,23 +61,23 @@ def config_of_run(
     settings: Sequence[tuple[str, str]],
     movable: str | None = None,
 ) -> Path:
-    """Find the configuration file of a run that is to start (``config``) or to be resumed (that in its folder).
+    """Return the configuration file of a run: ``config`` for a new run, else that in the folder ``resume``.
 
     Args:
-        config: file that was given.
-        resume: folder of a run that was stopped.
-        given: other options that a resumed run has no use for; None and False: not given.
-        settings: the settings that were given as options.
-        movable: beginning of the settings that may be given to a resumed run.
+        config: value of ``--config``.
+        resume: value of ``--resume``, the folder of an interrupted run.
+        given: values of other options that are refused beside ``resume``; None or False where not given.
+        settings: (name, value) of the settings given as options, which are refused beside ``resume``.
+        movable: prefix of the settings that are allowed beside ``resume``.
 
     Raises:
-        InputError: neither is given, or something beside ``resume``; the folder holds no configuration.
+        InputError: neither is given, or another option beside ``resume``; the folder has no configuration file.
     """
     if resume is not None:
         others = [name for name, value in {"config": config, **given}.items() if value]
         others += [key for key, _ in settings if movable is None or not key.startswith(movable)]
         if others:
-            expected = "none: a run goes on with the settings it has"
+            expected = "none: a run resumes with the settings in its folder"
             raise InputError(f"--{others[0]}", "a value beside --resume", expected)
         file = Path(resume) / CONFIG_FILE
         if not file.is_file():
@@ -108,7 +89,7 @@ def config_of_run(
 
 
 def device_of_process(name: str) -> str:
-    """Return the device as torch calls it: of several processes on a machine, each has its own GPU."""
+    """Return the torch name of a device: "auto" is cuda if available, else cpu; cuda is GPU number ``LOCAL_RANK``."""
     import torch
 
     if name == "auto":

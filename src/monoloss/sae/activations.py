@@ -1,4 +1,4 @@
-"""How pre-activations become codes: as functions, and as the modules that hold what they need at inference."""
+"""Functions that turn pre-activations into codes, and modules that also hold their thresholds."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.activations import offsets_of_sorted_rows
 from monoloss.sparse.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
 
-_NEAR = 0.501  # of a bandwidth below its threshold an entry is stored: half of one, and what rounding may take off
+_NEAR = 0.501  # bandwidths below the threshold: the kernel reaches 0.5, and rounding may not lose an entry
 
 
 def topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseActivations:
-    """The ``k`` largest pre-activations of every row, negative ones set to 0; differentiable at the stored entries."""
+    """Return the ``k`` largest pre-activations of every row, negative ones set to 0; these entries have a gradient."""
     indices = largest_of_rows(pre_activations.detach(), k)
     values = pre_activations.gather(1, indices)
     return SparseActivations(values.relu(), indices, pre_activations.shape[1], check=False)
 
 
 def batch_topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseActivations:
-    """The ``k n`` largest of ``relu(pre_activations)`` in the whole batch of ``n`` rows, only those above 0.
+    """Return the ``k n`` largest entries of ``relu(pre_activations)`` in the whole batch of ``n`` rows, if above 0.
 
-    Among equal ones the lowest row, then the lowest latent.
+    Among equal entries the lowest row wins, then the lowest latent.
     """
     n, m = pre_activations.shape
     return _codes_at(pre_activations, largest_of_batch(pre_activations.detach(), k * n), m)
 
 
 def threshold_codes(pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) -> SparseActivations:
-    """The pre-activations above ``threshold``: a row's code does not depend on the other rows."""
+    """Return the pre-activations above ``threshold``; the code of a row does not depend on the other rows."""
     positions = above_threshold(pre_activations.detach(), threshold)
     return _codes_at(pre_activations, positions, pre_activations.shape[1])
 
 
 def batch_topk_threshold(parts: Iterable[Float[Tensor, "_ m"]], n_active: int) -> Float[Tensor, ""]:
-    """The threshold above which ``n_active`` pre-activations lie, of all rows of all parts together; at least 0.
+    """Return the threshold, at least 0, above which ``n_active`` pre-activations of all parts together lie.
 
-    Half-way between the last activation that is in and the first that is out. Holds ``n_active`` numbers and one part.
+    It is half-way between the smallest entry above it and the largest below. Memory: ``n_active`` numbers and a part.
     """
     largest = torch.empty(0)
     for part in parts:
@@ -55,18 +55,19 @@ def batch_topk_threshold(parts: Iterable[Float[Tensor, "_ m"]], n_active: int) -
 
 
 def positive_entries(pre_activations: Float[Tensor, "n m"], most: int) -> SparseActivations | None:
-    """The pre-activations above 0, stored; None where there are more than ``most``."""
+    """Return the pre-activations above 0 as sparse codes, or None if there are more than ``most``."""
     positions = entries_above(pre_activations, pre_activations.new_zeros(()), most)
     return None if positions is None else _codes_at(pre_activations, positions, pre_activations.shape[1])
 
 
 def jump_relu(pre_activations: Activations, threshold: Float[Tensor, " m"], bandwidth: float) -> Activations:
-    """``pre * (pre > theta)`` with ``pre = relu(pre_activations)``, in the layout of ``pre_activations``.
+    """Return ``pre * (pre > theta)`` with ``pre = relu(pre_activations)``, dense or sparse as ``pre_activations``.
 
-    Of stored pre-activations those that are not stored must be neither above their threshold nor near it.
+    Sparse pre-activations must store every entry above its threshold or within half a bandwidth of it.
 
-    Straight through the jump, with the rectangle kernel ``K`` (1 within half a unit of 0): ``d/dtheta = - theta /
-    bandwidth * K((pre - theta) / bandwidth)``, also where the value is 0. Source: arXiv 2407.14435, section 3.
+    The gradient of ``theta`` is a straight-through estimate with the rectangle kernel ``K`` (1 within half a unit of
+    0): ``d/dtheta = - theta / bandwidth * K((pre - theta) / bandwidth)``, also where the output is 0.
+    Source: arXiv 2407.14435, section 3.
     """
     values, latents = _values_and_latents(pre_activations)
     codes: Tensor = _JumpRelu.apply(values.relu(), threshold, bandwidth, latents)
@@ -76,9 +77,9 @@ def jump_relu(pre_activations: Activations, threshold: Float[Tensor, " m"], band
 
 
 def jump_relu_l0(pre_activations: Activations, threshold: Float[Tensor, " m"], bandwidth: float) -> Float[Tensor, ""]:
-    """Mean over rows of the number of latents with ``relu(pre_activations) > theta``; moves ``theta`` alone.
+    """Return the mean number of latents a row with ``relu(pre_activations) > theta``; only ``theta`` has a gradient.
 
-    Stored pre-activations as in `jump_relu`.
+    Sparse pre-activations must store the same entries as for `jump_relu`.
     ``d/dtheta = - 1 / bandwidth * K((pre - theta) / bandwidth)`` at each entry. Source: arXiv 2407.14435, section 3.
     """
     values, latents = _values_and_latents(pre_activations.detach())
@@ -87,36 +88,36 @@ def jump_relu_l0(pre_activations: Activations, threshold: Float[Tensor, " m"], b
 
 
 class TopK(nn.Module):
-    """The k largest of every row, in training and at inference alike."""
+    """Activation of TopK: the k largest pre-activations of every row, in training and at inference alike."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
 
     def forward(self, pre_activations: Float[Tensor, "n m"]) -> SparseActivations:
-        """Codes with k stored entries in every row."""
+        """Return codes with k stored entries in every row."""
         return topk_codes(pre_activations, self.k)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the options that ``print`` shows."""
         return f"k={self.k}"
 
 
 class _InFloat32(nn.Module):
-    """Thresholds: ``.half()`` or ``.to(bfloat16)`` of a whole model leaves them in float32."""
+    """Base of modules with thresholds: they stay in float32 under ``.half()`` or ``.to(bfloat16)`` of the model."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        def moved(tensor: Tensor) -> Tensor:
+        def apply_in_float32(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             dtype = product_dtype(result.dtype)
             return result if result.dtype == dtype else tensor.to(result.device, dtype)
 
-        module: nn.Module = super()._apply(moved, recurse)  # type: ignore[no-untyped-call] # torch's, without types
+        module: nn.Module = super()._apply(apply_in_float32, recurse)  # type: ignore[no-untyped-call] # torch's, without types
         return module
 
 
 class BatchTopK(_InFloat32):
-    """The k n largest of a batch in training; all above a calibrated threshold at inference."""
+    """Activation of BatchTopK: the k n largest of a batch in training; all above one threshold at inference."""
 
     threshold: Tensor
 
@@ -126,7 +127,7 @@ class BatchTopK(_InFloat32):
         self.register_buffer("threshold", torch.full((), torch.nan))
 
     def forward(self, pre_activations: Float[Tensor, "n m"]) -> SparseActivations:
-        """Ragged codes; in ``eval()`` an error as long as the threshold was not calibrated."""
+        """Return codes, any number in a row; in ``eval()`` an error until `calibrate_` has set the threshold."""
         if self.training:
             return batch_topk_codes(pre_activations, self.k)
         if torch.isnan(self.threshold):
@@ -135,16 +136,16 @@ class BatchTopK(_InFloat32):
 
     @torch.no_grad()
     def calibrate_(self, parts: Iterable[Float[Tensor, "_ m"]], n_rows: int) -> None:
-        """Set the threshold so that k latents a row are active on the average of all ``n_rows`` rows of the parts."""
+        """Set the threshold so that k latents a row are active on average over the ``n_rows`` rows of all parts."""
         self.threshold.copy_(batch_topk_threshold(parts, self.k * n_rows))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the options that ``print`` shows."""
         return f"k={self.k}"
 
 
 class JumpRelu(_InFloat32):
-    """All above a threshold that each latent learns; the threshold stays in float32 and at 0 or above."""
+    """Activation of JumpReLU: all above a threshold, >= 0 and in float32, that each latent learns."""
 
     def __init__(self, m: int, bandwidth: float, initial_threshold: float) -> None:
         super().__init__()
@@ -152,15 +153,15 @@ class JumpRelu(_InFloat32):
         self.threshold = nn.Parameter(torch.full((m,), float(initial_threshold)))
 
     def forward(self, pre_activations: Activations) -> Activations:
-        """Codes in the layout of the pre-activations, with a gradient to the threshold."""
+        """Return codes, dense or sparse as the pre-activations, with a gradient to the thresholds."""
         return jump_relu(pre_activations, self.threshold, self.bandwidth)
 
     @torch.no_grad()
     def stored(self, pre_activations: Float[Tensor, "n m"], most: int, *, near: bool) -> SparseActivations | None:
-        """The pre-activations above their thresholds, stored; None where there are more than ``most``.
+        """Return the pre-activations above their thresholds, sparse; None if there are more than ``most``.
 
-        With ``near`` also those from which the thresholds have a gradient: their codes are 0. None where a threshold is
-        below 0 or NaN, too: an entry of 0 is above it.
+        With ``near`` also those just below, from which the thresholds have a gradient; their codes are 0. None too if a
+        threshold is below 0 (an entry of 0 would be active) or NaN.
         """
         bound = self.threshold.detach()
         if not bool((bound >= 0).all()):
@@ -172,20 +173,20 @@ class JumpRelu(_InFloat32):
         return None if positions is None else _codes_at(pre_activations, positions, pre_activations.shape[1])
 
     def l0(self, pre_activations: Activations) -> Float[Tensor, ""]:
-        """Mean number of active latents a row, with a gradient to the threshold alone."""
+        """Return the mean number of active latents a row, with a gradient to the thresholds alone."""
         return jump_relu_l0(pre_activations, self.threshold, self.bandwidth)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the options that ``print`` shows."""
         return f"{self.threshold.shape[0]} thresholds, bandwidth={self.bandwidth}"
 
 
 class _JumpRelu(torch.autograd.Function):
-    """Of dense entries, or of some with the latent of each."""
+    """`jump_relu` of dense entries (``latents`` None), or of stored entries with the latent of each."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, latents: Tensor | None) -> Tensor:
-        active = pre > _at(threshold, latents)
+        active = pre > _threshold_at(threshold, latents)
         ctx.save_for_backward(pre, threshold, active, latents)
         ctx.bandwidth = bandwidth
         return pre * active
@@ -194,59 +195,60 @@ class _JumpRelu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         pre, threshold, active, latents = ctx.saved_tensors
-        of_pre = grad * active if ctx.needs_input_grad[0] else None
-        of_threshold = None
+        grad_pre = grad * active if ctx.needs_input_grad[0] else None
+        grad_threshold = None
         if ctx.needs_input_grad[1]:
-            near = _near(pre, _at(threshold, latents), ctx.bandwidth)
-            of_threshold = -threshold / ctx.bandwidth * _sum_of_latents(grad * near, threshold, latents)
-        return of_pre, of_threshold, None, None
+            near = _in_kernel(pre, _threshold_at(threshold, latents), ctx.bandwidth)
+            grad_threshold = -threshold / ctx.bandwidth * _sum_of_latents(grad * near, threshold, latents)
+        return grad_pre, grad_threshold, None, None
 
 
 class _Step(torch.autograd.Function):
-    """How many entries are above their thresholds: of dense ones, or of some with the latent of each."""
+    """Number of entries above their thresholds; dense (``latents`` None), or stored with the latent of each."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float, latents: Tensor | None) -> Tensor:
         ctx.save_for_backward(pre, threshold, latents)
         ctx.bandwidth = bandwidth
-        return (pre > _at(threshold, latents)).sum().to(pre.dtype)
+        return (pre > _threshold_at(threshold, latents)).sum().to(pre.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         pre, threshold, latents = ctx.saved_tensors
-        near = _near(pre, _at(threshold, latents), ctx.bandwidth)
+        near = _in_kernel(pre, _threshold_at(threshold, latents), ctx.bandwidth)
         return None, -grad / ctx.bandwidth * _sum_of_latents(near, threshold, latents), None, None
 
 
-def _near(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """Where the rectangle kernel around the threshold is 1: within half a bandwidth.
+def _in_kernel(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Return where the rectangle kernel around the threshold is 1: within half a bandwidth.
 
-    Not at the floor of the ReLU: no threshold >= 0 makes an entry of 0 active, but many such entries would drive one
-    near 0 upwards.
+    Not at entries of 0: no threshold >= 0 makes them active, but so many of them would push a threshold near 0 up.
     """
     return ((pre - threshold).abs() < bandwidth / 2) & (pre > 0)
 
 
 def _values_and_latents(pre_activations: Activations) -> tuple[Tensor, Tensor | None]:
-    """Stored values with the latent of each; the whole of what is dense, without."""
+    """Return the stored values and the latent of each; for dense pre-activations the whole tensor and None."""
     if isinstance(pre_activations, SparseActivations):
         return pre_activations.flat_values, pre_activations.flat_indices
     return pre_activations, None
 
 
-def _at(threshold: Tensor, latents: Tensor | None) -> Tensor:
+def _threshold_at(threshold: Tensor, latents: Tensor | None) -> Tensor:
+    """Return the threshold of each stored entry; all thresholds where the entries are dense (``latents`` None)."""
     return threshold if latents is None else threshold.index_select(0, latents)
 
 
 def _sum_of_latents(values: Tensor, threshold: Tensor, latents: Tensor | None) -> Tensor:
+    """Sum the values of each latent, in the shape and dtype of ``threshold``."""
     if latents is None:
         return values.sum(0).to(threshold)
     return torch.zeros_like(threshold).index_add_(0, latents, values.to(threshold))
 
 
 def _codes_at(pre_activations: Tensor, positions: Tensor, m: int) -> SparseActivations:
-    """Codes of the entries at rising flat positions."""
+    """Return sparse codes of the entries at ascending ``positions`` in the flat ``(n, m)`` pre-activations."""
     rows = positions.div(m, rounding_mode="floor")
     offsets = offsets_of_sorted_rows(rows, pre_activations.shape[0])
     values = pre_activations.reshape(-1)[positions]

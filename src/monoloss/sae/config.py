@@ -1,4 +1,4 @@
-"""What a sparse autoencoder is: one frozen dataclass a variant, each told apart by its ``variant``."""
+"""Configurations of sparse autoencoders: one frozen dataclass for each variant, named by its field ``variant``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from monoloss.errors import InputError
 
 @dataclass(frozen=True)
 class InputScaling:
-    """What is done to input rows before the encoder; part of the model, undone in its reconstruction.
-
-    The steps in their order:
+    """Scaling of the input rows before the encoder, in the order below; the reconstruction undoes all but unit_norm.
 
     Attributes:
-        unit_norm: scale each row to length 1. What follows, and the loss, see unit rows: the input's own space.
-        center: take off the mean vector of the (unit) training rows.
+        unit_norm: scale each row to length 1. The later steps and the loss see these unit rows.
+        center: subtract the mean vector of the (unit) training rows.
         standardise: per row, ``(x - mean) / (std + 1e-5)``, std with n - 1.
 
     Example:
@@ -36,12 +34,12 @@ class InputScaling:
 
 @dataclass(frozen=True)
 class AuxLoss:
-    """The loss that revives dead latents: they reconstruct what the living ones left over (Gao et al. 2024).
+    """The loss that revives dead latents: they reconstruct the residual of the live ones (Gao et al. 2024).
 
     Attributes:
-        k: dead latents that take part in a row (TopK: 64; BatchTopK: 512 in the paper).
-        weight: factor of the term; 0 turns it off.
-        dead_after_samples: a latent is dead after so many training rows without being active.
+        k: dead latents that reconstruct the residual of a row (TopK: 64; BatchTopK: 512 in the paper).
+        weight: factor of the loss; 0 turns it off.
+        dead_after_samples: training rows without being active after which a latent is dead.
 
     Example:
         >>> AuxLoss(k=64).weight
@@ -92,7 +90,7 @@ class TopKConfig:
 class BatchTopKConfig:
     """BatchTopK (Bussmann et al. 2024): the ``k n`` largest of ``relu((x - b_dec) W_enc)`` in a batch of n rows.
 
-    At inference a stored threshold takes their place, so that a row's code does not depend on its batch.
+    At inference: all above a stored threshold, so that the code of a row does not depend on its batch.
 
     Attributes:
         variant: "batch_topk".
@@ -121,17 +119,17 @@ class BatchTopKConfig:
 class JumpReluConfig:
     """JumpReLU (Rajamanoharan et al. 2024): ``pre * (pre > theta)`` with ``pre = relu(x W_enc + b_enc)``.
 
-    Every latent learns its threshold ``theta`` itself (not its logarithm), from the entries within half a bandwidth.
+    Every latent learns ``theta`` itself (not its logarithm) from the pre-activations within half a bandwidth of it.
 
     Attributes:
         variant: "jump_relu".
         n_latents: number of latents.
-        l0_weight: factor of the sparsity term; more makes codes sparser and costs reconstruction.
+        l0_weight: factor of the sparsity term; a higher one makes codes sparser and the reconstruction worse.
         target_l0: None: the sparsity term is L0, the mean number of active latents a row. A number: it is
-            ``(L0 / target_l0 - 1)^2``, which draws L0 there from both sides.
-        bandwidth: width of the rectangle kernel that the gradient of ``theta`` sees, in the unit of pre-activations.
+            ``(L0 / target_l0 - 1)^2``, which draws L0 to that number from both sides.
+        bandwidth: width of the rectangle kernel in the gradient of ``theta``, in the unit of pre-activations.
         initial_threshold: ``theta`` of every latent at the start.
-        dead_after_samples: a latent is dead after so many training rows without being active.
+        dead_after_samples: training rows without being active after which a latent is dead.
         inputs: scaling of the rows; the paper standardises them.
 
     Example:
@@ -168,8 +166,8 @@ class VanillaConfig:
     Attributes:
         variant: "vanilla".
         n_latents: number of latents.
-        l1_weight: factor of L1, the sum over latents of a row's activations; more makes codes sparser and smaller.
-        dead_after_samples: a latent is dead after so many training rows without being active.
+        l1_weight: factor of L1, the sum over latents of a row's activations; a higher one makes codes sparser, smaller.
+        dead_after_samples: training rows without being active after which a latent is dead.
         inputs: scaling of the rows.
 
     Example:

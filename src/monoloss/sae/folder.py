@@ -1,8 +1,8 @@
-"""Sparse autoencoders as folders, on the disk and on the Hugging Face Hub: written whole, read strictly.
+"""Save and load sparse autoencoders as model folders, on the disk and on the Hugging Face Hub.
 
-- `model.safetensors`, as in every model folder.
-- `config.json`: with `d_in`, and `sae` (the configuration, every field).
-- `README.md`: the model card, for people; nothing reads it back.
+- `model.safetensors`: the tensors, as in every model folder (`monoloss.files.model_folder`).
+- `config.json`: as in every model folder, with `d_in` and `sae` (the configuration, every field).
+- `README.md`: the model card, for people; loading does not read it.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from monoloss.version import __version__
 
 FORMAT_VERSION = 1
 CARD = "README.md"
-_NOT_NEGATIVE = ("activation.threshold", "samples_since_active")  # codes are never below 0, nor are counts
-_Model = TypeVar("_Model", bound="Checkpointed")  # Self would say it too, but the type checker of the tests cannot
+_NOT_NEGATIVE = ("activation.threshold", "samples_since_active")  # tensors that are refused with a value below 0
+_Model = TypeVar("_Model", bound="SaeFolderMixin")  # not Self: beartype cannot check it
 
 
-class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-autoencoder", "interpretability"]):
-    """What makes a module with ``d_in`` and ``config`` one that can be saved, loaded and shared.
+class SaeFolderMixin(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-autoencoder", "interpretability"]):
+    """Methods that save, load and share a SAE; a base of modules with ``d_in`` and ``config``.
 
     Attributes:
-        provenance: what the checkpoint says besides; ``from_pretrained`` sets it, and so may who trains.
+        provenance: encoder, store and training, saved in ``config.json``; ``from_pretrained`` sets it, trainers may.
     """
 
     d_in: int
@@ -60,7 +60,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
     provenance: Provenance = Provenance()
 
     def __new__(cls: type[_Model], *args: object, **kwargs: object) -> _Model:  # noqa: ARG004 - they are for the constructor
-        """A bare instance: the mixin would keep a second copy of the configuration in it."""
+        """Return an empty instance, without the second copy of the configuration that the mixin of the Hub adds."""
         return object.__new__(cls)
 
     def save_pretrained(
@@ -75,27 +75,27 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         model_card_kwargs: Mapping[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Save the model as a folder that appears whole: `model.safetensors`, `config.json`, `README.md`.
+        """Save the model as a folder of `model.safetensors`, `config.json` and `README.md`, whole or not at all.
 
-        All that inference needs is in it, and ``provenance``. Tensors are stored in float32, which holds a model in
-        half precision exactly; it comes back in float32 and encodes to the same bits.
+        It holds all that inference needs, and ``provenance``. Tensors are stored in float32, which is exact for a model
+        in half precision; it is loaded in float32 and encodes to the same bits.
 
         Args:
-            save_directory: a new or empty folder, or one that holds a SAE checkpoint and nothing else: it is replaced.
-            evaluation: figures for the table of the model card, by measure: ``Evaluation.summary``.
+            save_directory: a new or empty folder, or one that holds a saved SAE and nothing else, which is replaced.
+            evaluation: number of each measure for the table of the model card: ``Evaluation.summary``.
             license: for the model card, as the Hub spells it: "apache-2.0".
-            repo_id: name on the Hub, "USER/NAME"; without it the folder's own name.
+            repo_id: name on the Hub, "USER/NAME"; by default the name of the folder.
             push_to_hub: upload the folder as well.
-            config: not taken: the configuration is the model's own.
-            model_card_kwargs: ``evaluation`` and ``license`` as a mapping: what ``push_to_hub`` hands on.
+            config: must be None; in the signature because the Hub's mixin has it.
+            model_card_kwargs: ``evaluation`` and ``license`` as a mapping, as ``push_to_hub`` passes them.
             push_to_hub_kwargs: options of ``push_to_hub``.
 
         Returns:
-            The address of the commit on the Hub, or None.
+            The address of the commit on the Hub; None without ``push_to_hub``.
 
         Raises:
-            InputError: the folder holds something else; a tensor in float64 (``.float()`` rounds it), or with NaN or
-                infinity; a BatchTopK whose threshold was not calibrated. Nothing is written.
+            InputError: the folder holds other files; a tensor is float64 (``.float()`` rounds it), or has NaN or
+                infinity; the threshold of a BatchTopK was not calibrated. Nothing is written.
 
         Example:
             >>> import tempfile, torch
@@ -111,16 +111,18 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         if not push_to_hub and (repo_id is not None or push_to_hub_kwargs):
             name = "repo_id" if repo_id is not None else next(iter(push_to_hub_kwargs))
             raise InputError(name, "a value", "it together with push_to_hub=True, or no such option")
-        given: dict[str, Any] = {"evaluation": evaluation, "license": license, **(model_card_kwargs or {})}
-        card, folder = self.generate_model_card(**given), Path(save_directory)
+        card_options: dict[str, Any] = {"evaluation": evaluation, "license": license, **(model_card_kwargs or {})}
+        card, folder = self.generate_model_card(**card_options), Path(save_directory)
         check_savable(cast(nn.Module, self))
-        present = peek_config(folder)
-        is_ours = present.get("library") == LIBRARY and "kind" not in present  # no fine-tuned model
-        check_replaceable(folder, (TENSORS, CONFIG, CARD), is_ours=is_ours, kind="SAE checkpoint")
+        old_config = peek_config(folder)
+        is_sae = old_config.get("library") == LIBRARY and "kind" not in old_config  # fine-tuned models have a kind
+        check_replaceable(folder, (TENSORS, CONFIG, CARD), is_ours=is_sae, kind="saved SAE")
         with atomic_folder(folder, replace=True) as temporary:
             self._save_pretrained(temporary)
             card.save(temporary / CARD)
-        return self.push_to_hub(repo_id or folder.name, **given, **push_to_hub_kwargs) if push_to_hub else None
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, **card_options, **push_to_hub_kwargs)
 
     def push_to_hub(
         self,
@@ -133,17 +135,17 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         """Save the model in a temporary folder and upload it to the Hugging Face Hub.
 
         Args:
-            repo_id: "USER/NAME"; the repository is made if it is not there.
-            evaluation: figures for the model card, as in ``save_pretrained``.
+            repo_id: "USER/NAME"; the repository is created if it does not exist.
+            evaluation: measures for the model card, as in ``save_pretrained``.
             license: for the model card.
-            hub_options: those of ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``: ``private``, ``token``,
+            hub_options: options of ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``: ``private``, ``token``,
                 ``branch``, ``create_pr``, ``commit_message``, ...
 
         Returns:
             The address of the commit.
 
         Raises:
-            InputError: as in ``save_pretrained``, before anything is sent.
+            InputError: as in ``save_pretrained``, before the upload.
         """
         _check_no_config(hub_options.get("config"))
         card: dict[str, Any] = {"evaluation": evaluation, "license": license}
@@ -153,7 +155,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         return address
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # takes no options that it would hand on to the constructor
+    def from_pretrained(  # type: ignore[override]  # without options for the constructor
         cls: type[_Model],
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
@@ -164,23 +166,23 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> _Model:
-        """Load what ``save_pretrained`` wrote, in ``eval()`` mode.
+        """Load a SAE that ``save_pretrained`` saved; it is in ``eval()`` mode.
 
-        A folder is read without any network, and a path that does not exist is an error at once.
+        A folder is read without network; a path that does not exist is an error, not a name on the Hub.
 
         Args:
             pretrained_model_name_or_path: a folder, or a name on the Hugging Face Hub written ``hf-hub:USER/NAME``.
-            device: where the model goes.
-            revision: branch, tag or commit. This and the following are for Hub names only.
-            token: for private repositories; True takes the one that is stored on this machine.
-            cache_dir: where downloads are kept.
-            force_download: download again what is kept already.
-            local_files_only: take what is kept already, without network.
+            device: device of the loaded model.
+            revision: branch, tag or commit. This and the following options are for names on the Hub only.
+            token: for private repositories; True: the token stored on this machine.
+            cache_dir: folder for downloads.
+            force_download: download again even if the files are in ``cache_dir``.
+            local_files_only: read from ``cache_dir`` alone, without network.
 
         Raises:
-            InputError: no such folder; a download that fails; a file that is missing, torn, of another version or of
-                another library; a key or tensor that is missing, unknown or of another kind than ``config.json`` says;
-                NaN or infinity. The error names the file. Pickle files (`.bin`, `.pt`) are never read.
+            InputError: no such folder; a failed download; a file that is missing, truncated, of another version or of
+                another library; a key or tensor that is missing, unknown or does not fit ``config.json``; NaN or
+                infinity. The error names the file. Pickle files (`.bin`, `.pt`) are never read.
         """
         source = pretrained_model_name_or_path
         check_type("pretrained_model_name_or_path", source, str | os.PathLike, "a path, or a name on the Hub")
@@ -199,7 +201,7 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         evaluation: Mapping[str, float] | None = None,
         license: str | None = None,  # noqa: A002 - the word of model cards
     ) -> ModelCard:
-        """The model card that ``save_pretrained`` writes; its arguments are the same."""
+        """Return the model card that ``save_pretrained`` writes; ``evaluation`` and ``license`` as there."""
         check_type("license", license, str | None, "a text or None")
         check_type("provenance", self.provenance, Provenance, "a Provenance")
         metadata = {**to_plain(self.config), **asdict(self.provenance), "monoloss_version": __version__}
@@ -209,24 +211,24 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write the two files that make a model into a folder that is there."""
+        """Write `model.safetensors` and `config.json` into an existing folder."""
         write_tensors(save_directory / TENSORS, cast(nn.Module, self))
-        described = {"d_in": self.d_in, "sae": to_plain(self.config)}
-        write_model_config(save_directory / CONFIG, described, self.provenance, format_version=FORMAT_VERSION)
+        content = {"d_in": self.d_in, "sae": to_plain(self.config)}
+        write_model_config(save_directory / CONFIG, content, self.provenance, format_version=FORMAT_VERSION)
 
     @classmethod
     def _from_pretrained(
         cls: type[_Model], *, model_id: str, device: str | torch.device = "cpu", **hub_options: Any
     ) -> _Model:
-        """Read the two files that make a model, from a folder or from the Hub."""
+        """Load `model.safetensors` and `config.json` from a folder or from the Hub."""
         _check_device(device)
         folder = _folder_of(model_id, hub_options)
         d_in, config, provenance = _read_config(folder / CONFIG)
-        from_mapping = cast(Callable[..., _Model], cls)  # the constructor of the model, which this class does not know
+        construct = cast(Callable[..., _Model], cls)  # this mixin does not declare the constructor of the model
         with opened_tensors(folder / TENSORS) as file:
             _check_size(file, folder / TENSORS, d_in, config.n_latents)
             try:
-                sae = from_mapping(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
+                sae = construct(d_in, config, input_mean=torch.zeros(d_in) if config.inputs.center else None)
             except InputError as error:
                 raise InputError(f"{folder / CONFIG}: {error.argument}", error.got, error.expected) from None
             module = cast(nn.Module, sae)
@@ -237,18 +239,18 @@ class Checkpointed(PyTorchModelHubMixin, library_name=LIBRARY, tags=["sparse-aut
 
 
 def _read_config(path: Path) -> tuple[int, SaeConfig, Provenance]:
-    """Read `config.json`: width of the inputs, configuration, provenance; `InputError` for whatever is wrong."""
+    """Read `config.json`: width of the inputs, configuration, provenance; `InputError` if any of it cannot be used."""
     content = read_json(path, format_version=FORMAT_VERSION)
     if content.get("library") != LIBRARY:
-        raise InputError(str(path), "a file of another library", "the config.json of a SAE checkpoint of monoloss")
+        raise InputError(str(path), "a file of another library", "the config.json of a SAE saved by monoloss")
     provenance = read_provenance(str(path), content, ("d_in", "sae"))
     d_in = read_field(int, content["d_in"], f"{path}: d_in")
     return d_in, read_field(SaeConfig, content["sae"], f"{path}: sae", complete=True), provenance
 
 
 def _check_size(file: Any, path: Path, d_in: int, n_latents: int) -> None:
-    """Refuse an encoder of another size than `config.json` says, before anything of that size is made."""
-    if "encoder_weight" not in file.keys():  # noqa: SIM118 (it is no mapping)
+    """Refuse a weights file whose encoder is not ``(d_in, n_latents)``, before memory of that size is allocated."""
+    if "encoder_weight" not in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
         raise InputError(str(path), "no tensor 'encoder_weight'", "the tensors that config.json describes")
     check_shape(path, "encoder_weight", file.get_slice("encoder_weight").get_shape(), (d_in, n_latents))
 
@@ -259,7 +261,7 @@ def _check_no_config(config: object) -> None:
 
 
 def _check_device(device: str | torch.device) -> None:
-    """Refuse a device that is not there before anything is read."""
+    """Refuse a device that this machine does not have, before any file is read."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
@@ -267,11 +269,11 @@ def _check_device(device: str | torch.device) -> None:
 
 
 def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
-    """The folder itself, or the one that a name on the Hub is downloaded to."""
+    """Return the folder ``name``, or the folder that ``hf-hub:USER/NAME`` is downloaded to."""
     if name.startswith(HUB):
         try:
             return Path(snapshot_download(name.removeprefix(HUB), allow_patterns=[TENSORS, CONFIG], **hub_options))
-        except Exception as error:  # bad name, no network, no such repository, no access, ...: of no common kind
+        except Exception as error:  # bad name, no network, no access, ...: no common class
             got = f"no download ({first_line(error)})"
             raise InputError(name, got, "a SAE on the Hub, and a network to reach it") from error
     given = [option for option, value in hub_options.items() if value]
@@ -279,5 +281,5 @@ def _folder_of(name: str, hub_options: Mapping[str, Any]) -> Path:
         raise InputError(given[0], "a value", f"none with a folder: it is for names on the Hub, {HUB}USER/NAME")
     if not Path(name).is_dir():
         got = "a file" if Path(name).exists() else "no such folder"
-        raise InputError(name, got, f"the folder of a SAE checkpoint, or a name on the Hub written {HUB}USER/NAME")
+        raise InputError(name, got, f"the folder of a saved SAE, or a name on the Hub written {HUB}USER/NAME")
     return Path(name)

@@ -18,25 +18,26 @@ from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
-from monoloss.sae.folder import Checkpointed
+from monoloss.sae.folder import SaeFolderMixin
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul
 
 _STD_FLOOR = 1e-5
-_ROWS_OF_A_PRODUCT = 64  # at inference at least: smaller products sum in another order, and a row's code would differ
-_SPARSE_UP_TO = 1 / 16  # share of stored entries; on a CPU core a step takes as long as a dense one at about 1 / 5
+# At inference smaller batches are padded: their products sum in another order, and the code of a row would differ
+_MIN_ROWS_OF_A_PRODUCT = 64
+_SPARSE_UP_TO = 1 / 16  # share of stored entries; on a CPU core a sparse step is as fast as a dense one at about 1 / 5
 MIN_CALIBRATION_ROWS = 4096
 
 
 class ScaledInputs(NamedTuple):
-    """Input rows as the encoder sees them, and what it takes to go back.
+    """Input rows before and after centring and standardising: ``scaled = (target - shift) / scale``.
 
     Attributes:
-        scaled: what the encoder sees, ``(n, d_in)``.
-        target: the rows in their own space, which the reconstruction is compared with, ``(n, d_in)``.
-        shift: what was taken off, ``(n, 1)``, ``(d_in,)``, their sum, or 0.
-        scale: what was divided by, ``(n, 1)``, or 1.
+        scaled: input of the encoder, ``(n, d_in)``.
+        target: the rows that the reconstruction is compared with, at length 1 if ``unit_norm``, ``(n, d_in)``.
+        shift: subtracted means: ``(n, 1)`` of each row, ``(d_in,)`` of the training rows, their sum, or 0.
+        scale: divisor of each row, ``(n, 1)``, or 1.
     """
 
     scaled: Float[Tensor, "n d_in"]
@@ -46,18 +47,18 @@ class ScaledInputs(NamedTuple):
 
 
 class SaeOutput(NamedTuple):
-    """One pass of a sparse autoencoder over some rows.
+    """Output of a sparse autoencoder for ``n`` input rows.
 
     Attributes:
         codes: activations of the latents, ``(n, m)``: sparse for TopK and BatchTopK; for JumpReLU and Vanilla sparse
-            where at most one entry in 16 is stored, else dense. Stored entries may be 0: the thresholds of JumpReLU
-            have a gradient from those that are not quite active.
-        reconstruction: the rows rebuilt, in the space of ``target``, ``(n, d_in)``.
-        target: the rows to rebuild: the inputs, at length 1 where the model scales them so, ``(n, d_in)``.
-        pre_activations: what the codes were chosen from, ``(n, m)``; beside sparse codes without a graph: it goes
-            through the stored entries alone.
-        scale: of each row, what the decoder's output was multiplied by, ``(n, 1)`` or a scalar.
-        scaled: the rows as the encoder saw them, ``(n, d_in)``.
+            where at most one entry in 16 is stored, else dense. Stored entries may be 0: those just below the
+            thresholds of JumpReLU, which have a gradient from them.
+        reconstruction: the rebuilt rows, in the space of ``target``, ``(n, d_in)``.
+        target: the rows to rebuild: the inputs, at length 1 if ``config.inputs.unit_norm``, ``(n, d_in)``.
+        pre_activations: input of the activation, ``(n, m)``; without a graph beside sparse codes, whose graph goes
+            through their stored entries alone.
+        scale: factor of the decoder's output for each row, ``(n, 1)`` or a scalar.
+        scaled: input of the encoder, ``(n, d_in)``.
     """
 
     codes: Activations
@@ -68,23 +69,23 @@ class SaeOutput(NamedTuple):
     scaled: Float[Tensor, "n d_in"]
 
 
-class SparseAutoencoder(nn.Module, Checkpointed):
-    """A sparse autoencoder of any variant: the configuration says which activation and which scaling it is made of.
+class SparseAutoencoder(nn.Module, SaeFolderMixin):
+    """A sparse autoencoder of any variant; the configuration chooses its activation and the scaling of its inputs.
 
     ``codes = activation((s(x) - b_dec) W_enc + b_enc)``, ``reconstruction = s^-1(codes W_dec + b_dec)``; BatchTopK has
-    no encoder bias, and JumpReLU takes no ``b_dec`` off its inputs. Weights start as in the authors' runs: ``W_enc``
-    uniform within ``sqrt(6 / m)``, the decoder's rows equal to its columns at length 1, biases 0. The input scaling
+    no encoder bias, and JumpReLU does not subtract ``b_dec`` from its inputs. Weights start as in the authors' runs:
+    ``W_enc`` uniform within ``sqrt(6 / m)``, the decoder's rows its columns at length 1, biases 0. The input scaling
     ``s`` is part of the model.
 
     Args:
         d_in: width of the input rows.
         config: the variant and its sizes.
-        input_mean: mean vector ``(d_in,)`` of the (unit) training rows, where ``config.inputs.center`` is on.
+        input_mean: mean vector ``(d_in,)`` of the (unit) training rows; if and only if ``config.inputs.center``.
         seed: of the initial weights; they depend on nothing else.
 
     Raises:
-        InputError: sizes out of range; a mean vector that is missing or not asked for; at the call, rows that do not
-            fit, on the CPU also rows that cannot be scaled to length 1.
+        InputError: sizes out of range; ``input_mean`` missing, or given without ``config.inputs.center``; at the call,
+            rows of another width or device, on the CPU also rows that cannot be scaled to length 1.
 
     Source:
         TopK: Gao et al. 2024, arXiv 2406.04093. BatchTopK: Bussmann et al. 2024, arXiv 2412.06410. JumpReLU:
@@ -114,7 +115,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             input_mean = input_mean.detach().to(torch.float32).clone()
         self.d_in, self.config = d_in, config
         m = config.n_latents
-        try:  # a latent's weights lie side by side, as in the decoder: rows are what sparse products read and write
+        try:  # the weights of a latent are contiguous, as in the decoder: sparse products read and write whole latents
             self.encoder_weight = nn.Parameter(_initial_weight(d_in, m, seed).t().contiguous().t())
         except RuntimeError as error:
             raise InputError("config.n_latents", m, f"what fits into the memory at a width of {d_in}") from error
@@ -129,18 +130,18 @@ class SparseAutoencoder(nn.Module, Checkpointed):
 
     @property
     def decoder_rows(self) -> Float[Tensor, "m d_in"]:
-        """The direction that each latent adds to a reconstruction, ``(m, d_in)``: the encoder's columns if tied."""
+        """Direction of each latent in the reconstruction, ``(m, d_in)``; the columns of the encoder if tied."""
         return self.encoder_weight.t() if self.decoder_weight is None else self.decoder_weight
 
     @property
     def dead(self) -> Bool[Tensor, " m"]:
-        """Latents that were silent for the last ``dead_after_samples`` training rows, ``(m,)``."""
+        """Mask ``(m,)`` of the latents that were not active on the last ``dead_after_samples`` training rows."""
         config = self.config
-        counted = config.aux if isinstance(config, TopKConfig | BatchTopKConfig) else config
-        return self.samples_since_active >= counted.dead_after_samples
+        limits = config.aux if isinstance(config, TopKConfig | BatchTopKConfig) else config
+        return self.samples_since_active >= limits.dead_after_samples
 
     def scale(self, inputs: Float[Tensor, "n d_in"]) -> ScaledInputs:
-        """What the encoder sees of some rows: each step of ``config.inputs``, in the precision of the weights."""
+        """Scale input rows by each step of ``config.inputs``, in the precision of the weights, at least float32."""
         check_matrix("inputs", inputs, width=self.d_in)
         check_same_device("inputs", inputs.device, "the model", self.encoder_weight.device)
         inputs, scaling = inputs.to(product_dtype(self.encoder_weight.dtype)), self.config.inputs
@@ -160,13 +161,13 @@ class SparseAutoencoder(nn.Module, Checkpointed):
     def pre_activations(
         self, scaled: Float[Tensor, "n d_in"], latents: Int[Tensor, " _"] | None = None
     ) -> Float[Tensor, "n _"]:
-        """The encoder's linear part on scaled rows, ``(x - b_dec) W_enc + b_enc``, ``(n, m)``, or of some latents.
+        """Return ``(scaled - b_dec) W_enc + b_enc``, ``(n, m)``, or only the columns of ``latents``, in their order.
 
-        Under autocast it is in that precision, except for JumpReLU: its bandwidth is finer than a half type.
+        Runs in the precision of autocast, except for JumpReLU, whose bandwidth half types cannot resolve.
         """
         n_rows = scaled.shape[0]
-        if not self.training and n_rows < _ROWS_OF_A_PRODUCT:
-            padded = nn.functional.pad(scaled, (0, 0, 0, _ROWS_OF_A_PRODUCT - n_rows))
+        if not self.training and n_rows < _MIN_ROWS_OF_A_PRODUCT:
+            padded = nn.functional.pad(scaled, (0, 0, 0, _MIN_ROWS_OF_A_PRODUCT - n_rows))
             return self.pre_activations(padded, latents)[:n_rows]
         is_jump_relu = isinstance(self.activation, JumpRelu)
         rows = scaled if is_jump_relu else scaled - self.decoder_bias
@@ -174,17 +175,20 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         bias: Tensor | None = self.encoder_bias
         if latents is not None:
             weight, bias = weight.t()[latents].t(), None if bias is None else bias[latents]
-        weight = weight.to(rows.dtype)  # of a model in half precision: products run in float32
+        weight = weight.to(rows.dtype)  # float32, also of a model in half precision
         with autocast_off(rows.device) if is_jump_relu else nullcontext():
             return nn.functional.linear(rows, weight.t(), None if bias is None else bias.to(rows.dtype))
 
     def encode(self, inputs: Float[Tensor, "n d_in"]) -> SparseActivations:
-        """Codes of input rows, ``(n, m)`` sparse, values >= 0. In ``eval()`` a row's code is its own affair."""
+        """Return the codes of input rows, ``(n, m)``, always sparse, values >= 0.
+
+        In ``eval()`` the code of a row does not depend on the other rows of the batch.
+        """
         codes, _ = self.activate(self.scale(inputs).scaled, sparse_up_to=1.0, near=self.training)
         return codes if isinstance(codes, SparseActivations) else SparseActivations.from_dense(codes)
 
     def decode(self, codes: Activations) -> Float[Tensor, "n d_in"]:
-        """``codes W_dec + b_dec``: reconstructions in the space that the encoder sees, ``(n, d_in)``.
+        """Return ``codes W_dec + b_dec``, ``(n, d_in)``: reconstructions of the scaled rows.
 
         The product runs in at least float32, under autocast too.
         """
@@ -196,7 +200,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
             return codes.to(dtype) @ self.decoder_rows.to(dtype) + self.decoder_bias
 
     def forward(self, inputs: Float[Tensor, "n d_in"]) -> SaeOutput:
-        """Codes and reconstruction of input rows, the reconstruction in the space of ``target``."""
+        """Encode and reconstruct input rows ``(n, d_in)``; the reconstruction is in the space of ``target``."""
         scaled, target, shift, scale = self.scale(inputs)
         codes, pre_activations = self.activate(scaled)
         return SaeOutput(codes, self.decode(codes) * scale + shift, target, pre_activations, scale, scaled)
@@ -204,12 +208,13 @@ class SparseAutoencoder(nn.Module, Checkpointed):
     def activate(
         self, scaled: Float[Tensor, "n d_in"], *, sparse_up_to: float = _SPARSE_UP_TO, near: bool = True
     ) -> tuple[Activations, Float[Tensor, "n m"]]:
-        """Codes of scaled rows and their pre-activations; sparse codes have a graph at their stored entries alone.
+        """Return codes and pre-activations of scaled rows; sparse codes have a graph at their stored entries alone.
 
         Args:
-            scaled: rows as the encoder sees them, from `scale`.
-            sparse_up_to: share of the entries that JumpReLU and Vanilla store at most; with more their codes are dense.
-            near: with a graph, store what the thresholds of JumpReLU have a gradient from, though its code is 0.
+            scaled: ``scaled`` of `scale`, ``(n, d_in)``.
+            sparse_up_to: with more than this share of active entries the codes of JumpReLU and Vanilla are dense.
+            near: where gradients are on, also store entries just below the thresholds of JumpReLU, with code 0: the
+                thresholds have a gradient from them.
         """
         always_stored = isinstance(self.activation, TopK | BatchTopK)  # then the graph begins at the stored entries
         with torch.no_grad() if always_stored else nullcontext():
@@ -225,7 +230,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
         return self.activation(codes) if is_jump_relu else codes, pre_activations.detach()
 
     def _stored(self, pre_activations: Tensor, most: int, near: bool) -> SparseActivations | None:
-        """The entries to store, before the jump of JumpReLU; None where a dense tensor is faster."""
+        """Return the entries to store, for JumpReLU before the jump; None where more than ``most`` are active."""
         if isinstance(self.activation, JumpRelu):
             return self.activation.stored(pre_activations, most, near=near)
         if isinstance(self.activation, TopK | BatchTopK):
@@ -235,22 +240,22 @@ class SparseAutoencoder(nn.Module, Checkpointed):
 
     @torch.no_grad()
     def calibrate_(self, inputs: Iterable[Float[Tensor, "_ d_in"]]) -> None:
-        """Set what inference needs and training does not: BatchTopK's threshold. The others need nothing.
+        """Set the threshold that BatchTopK has at inference; does nothing for the other variants.
 
         Args:
-            inputs: batches of training rows, together at least 4096, or all there are.
+            inputs: batches of training rows, at least 4096 rows together, or the whole training set.
         """
         if isinstance(self.activation, BatchTopK):
-            parts = list(inputs)
-            n_rows = sum(len(rows) for rows in parts)
+            batches = list(inputs)
+            n_rows = sum(len(rows) for rows in batches)
             if n_rows == 0:
                 expected = f"training rows, at least {MIN_CALIBRATION_ROWS} or all there are"
                 raise InputError("inputs", "no rows", expected)
-            self.activation.calibrate_((self.pre_activations(self.scale(rows).scaled) for rows in parts), n_rows)
+            self.activation.calibrate_((self.pre_activations(self.scale(rows).scaled) for rows in batches), n_rows)
 
     @torch.no_grad()
     def count_activity_(self, codes: Activations) -> None:
-        """Note which latents were active on a training batch; for training loops, once a batch."""
+        """Update ``samples_since_active`` from the codes of a training batch; for training loops, once a batch."""
         if isinstance(codes, SparseActivations):
             strongest = codes.values.new_zeros(codes.n_latents)
             active = strongest.scatter_reduce_(0, codes.flat_indices, codes.flat_values.detach(), "amax") > 0
@@ -267,7 +272,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        """What holds after every step of a training loop: decoder rows of length 1 (if untied), thresholds >= 0."""
+        """Set decoder rows to length 1 (if untied) and thresholds to >= 0; for training loops, after every step."""
         if isinstance(self.activation, JumpRelu):
             self.activation.threshold.clamp_(min=0.0)
         if self.decoder_weight is not None:
@@ -275,7 +280,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
 
     @torch.no_grad()
     def redraw_(self, latents: Bool[Tensor, " m"], seed: int) -> None:
-        """Draw the weights of some latents anew, as at the start, and count them as just active."""
+        """Reinitialise the latents of a mask ``(m,)`` with weights of ``seed``, and count them as just active."""
         fresh = _initial_weight(self.d_in, self.config.n_latents, seed).to(self.encoder_weight)
         self.encoder_weight[:, latents] = fresh[:, latents]
         if self.encoder_bias is not None:
@@ -288,6 +293,7 @@ class SparseAutoencoder(nn.Module, Checkpointed):
 
 
 def _initial_weight(d_in: int, m: int, seed: int) -> Tensor:
+    """Draw an encoder weight ``(d_in, m)``, uniform within ``sqrt(6 / m)``."""
     return nn.init.kaiming_uniform_(torch.empty(d_in, m), generator=torch.Generator().manual_seed(seed))
 
 
@@ -304,14 +310,15 @@ def _activation_of(config: SaeConfig) -> nn.Module:
 
 
 def _unit_inputs(inputs: Tensor) -> Tensor:
+    """Scale rows to length 1; an error names the argument ``inputs``."""
     try:
         return unit_rows(inputs)
-    except InputError as error:  # it speaks of embeddings
+    except InputError as error:  # names the argument "embeddings"
         raise InputError("inputs", error.got, error.expected) from None
 
 
 def _finite_inputs(inputs: Tensor) -> Tensor:
-    """The rows as they are; on the CPU one with NaN or infinity is refused."""
+    """Return the rows unchanged; on the CPU raise an error if one has NaN or infinity."""
     if inputs.device.type == "cpu" and not torch.isfinite(inputs.sum()):
         bad = (~torch.isfinite(inputs)).any(1).nonzero()
         if len(bad):

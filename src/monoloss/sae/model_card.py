@@ -1,4 +1,4 @@
-"""The README.md of a SAE checkpoint: what it is, how to load it, how good it is."""
+"""The model card (README.md) of a saved SAE: its configuration, how to load it, and its measures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ codes = sae.encode(embeddings)  # (n, {d_in}) -> sparse (n, {n_latents})
 
 
 def model_card_text(d_in: int, metadata: Mapping[str, object], evaluation: Mapping[str, float] | None) -> str:
-    """The text of a model card, in Markdown.
+    """Return the text of a model card, in Markdown without the YAML header.
 
     Args:
         d_in: width of the input rows.
-        metadata: nested; ``variant`` and ``n_latents`` among them.
-        evaluation: one number a measure, NaN where undefined.
+        metadata: all that is recorded of the SAE, nested mappings; must have ``variant`` and ``n_latents``.
+        evaluation: number of each measure by name, NaN where undefined; None leaves the section out.
 
     Raises:
         InputError: ``evaluation`` is no mapping of names to numbers.
@@ -45,7 +45,7 @@ def model_card_text(d_in: int, metadata: Mapping[str, object], evaluation: Mappi
 
 
 def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Each value under its dotted name; what is not known is left out."""
+    """Yield the values of nested mappings as (dotted name, text); those that are None are left out."""
     for name, value in metadata.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -54,6 +54,7 @@ def _flat(metadata: Mapping[str, object], prefix: str = "") -> Iterable[tuple[st
 
 
 def _number(name: str, value: object) -> str:
+    """Format a measure: four significant digits, whole numbers without a point, NaN as "undefined"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"evaluation.{name}", repr(value), "a number")
     if math.isnan(value):
@@ -62,9 +63,11 @@ def _number(name: str, value: object) -> str:
 
 
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    """Return a Markdown table of two columns."""
     lines = [head, ("---", "---"), *rows]
     return "".join(f"| {_cell(name)} | {_cell(value)} |\n" for name, value in lines)
 
 
 def _cell(text: str) -> str:
+    """Put a text on one line and escape the column separator of Markdown."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""What a sparse autoencoder is trained for besides MonoLoss: reconstruction, and the aux-k loss on dead latents."""
+"""Training losses of sparse autoencoders besides MonoLoss: reconstruction, sparsity, aux-k loss on dead latents."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from monoloss.sae.model import SaeOutput, SparseAutoencoder
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul
 
-_DENSE_FROM = (
-    1 / 8
-)  # share of stored entries from which dense products are faster: measured 1/6 with 768 inputs, on CPUs
+# Share of stored entries from which dense products are faster: measured 1/6 with 768 inputs, on CPUs
+_DENSE_FROM = 1 / 8
 
 
 class Objective(NamedTuple):
@@ -26,8 +25,8 @@ class Objective(NamedTuple):
 
     Attributes:
         reconstruction: TopK: mean over rows of ``|x' - x|^2 / |x|^2``; others: of ``|x' - x|^2 / d_in``.
-        sparsity: without its weight. JumpReLU: L0, or ``(L0 / target - 1)^2``; Vanilla: L1; others: 0.
-        aux: the aux-k loss on dead latents, without its weight; exactly 0 where none is dead, or without such a loss.
+        sparsity: before its weight. JumpReLU: L0, or ``(L0 / target - 1)^2``; Vanilla: L1; others: 0.
+        aux: the aux-k loss, before its weight; exactly 0 where no latent is dead, for JumpReLU and Vanilla.
         total: ``reconstruction + sparsity_weight * sparsity + aux_weight * aux``.
     """
 
@@ -38,7 +37,7 @@ class Objective(NamedTuple):
 
 
 def objective(sae: SparseAutoencoder, output: SaeOutput) -> Objective:
-    """The training loss of one batch without MonoLoss, in the input's own space."""
+    """Return the training loss of one batch without MonoLoss; errors are in the space of ``output.target``."""
     size = output.target.square().sum(1)
     reconstruction = _error(sae, output.reconstruction, output.target, size)
     sparsity = aux = reconstruction.new_zeros(())
@@ -56,7 +55,7 @@ def objective(sae: SparseAutoencoder, output: SaeOutput) -> Objective:
 
 
 def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor, size: Tensor) -> Tensor:
-    """TopK: squared error of a row in relation to ``size``; others: in the squared unit of the inputs."""
+    """Return the mean squared error of all entries; for TopK of all rows, each divided by its ``size``, ``(n,)``."""
     squared = (reconstruction - target).square()
     if isinstance(sae.config, TopKConfig):
         return (squared.sum(1) / size.clamp(min=torch.finfo(size.dtype).tiny)).mean()
@@ -64,8 +63,8 @@ def _error(sae: SparseAutoencoder, reconstruction: Tensor, target: Tensor, size:
 
 
 def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) -> Tensor:
-    """L0 of JumpReLU on the pre-activations, or how far it is from its target."""
-    assert isinstance(sae.activation, JumpRelu)  # noqa: S101 - what the configuration says, for the type checker
+    """Return L0 of JumpReLU, differentiable by its thresholds, or ``(L0 / target - 1)^2``."""
+    assert isinstance(sae.activation, JumpRelu)  # noqa: S101 - for the type checker
     pre_activations: Activations = output.pre_activations
     if isinstance(output.codes, SparseActivations):
         pre_activations = output.codes.with_values(output.pre_activations[output.codes.rows, output.codes.indices])
@@ -74,7 +73,7 @@ def _l0_loss(sae: SparseAutoencoder, output: SaeOutput, target: float | None) ->
 
 
 def _decoded(codes: SparseActivations, rows: Tensor) -> Tensor:
-    """``codes @ rows``; few dead latents are nearly all active, and then a dense product is several times faster."""
+    """Return ``codes @ rows``. Few dead latents are nearly all active: a dense product is then several times faster."""
     if codes.values.numel() < _DENSE_FROM * codes.shape[0] * codes.n_latents:
         return codes_matmul(codes, rows)
     with autocast_off(rows.device):
@@ -83,13 +82,13 @@ def _decoded(codes: SparseActivations, rows: Tensor) -> Tensor:
 
 
 def _aux_loss(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor:
-    """How far the most active dead latents are from rebuilding what the reconstruction left over."""
+    """Return the error of the ``aux.k`` most active dead latents in rebuilding the residual of the reconstruction."""
     dead = sae.dead.nonzero().squeeze(1) if aux.weight > 0 else sae.samples_since_active[:0]
     if len(dead) == 0:
         return output.reconstruction.new_zeros(())
     codes = topk_codes(sae.pre_activations(output.scaled, dead), min(aux.k, len(dead)))
     rebuilt = _decoded(codes, sae.decoder_rows[dead]) * output.scale
-    left_over = (output.target - output.reconstruction).detach()
-    rounding = torch.finfo(left_over.dtype).eps * output.target.square().sum(1)  # less than this is nothing left over
-    size = torch.maximum(left_over.square().sum(1), rounding)
-    return _error(sae, rebuilt, left_over, size)
+    residual = (output.target - output.reconstruction).detach()
+    rounding = torch.finfo(residual.dtype).eps * output.target.square().sum(1)  # a smaller residual counts as 0
+    size = torch.maximum(residual.square().sum(1), rounding)
+    return _error(sae, rebuilt, residual, size)

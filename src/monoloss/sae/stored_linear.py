@@ -1,4 +1,4 @@
-"""The encoder's linear part at the entries that were selected: what a backward pass needs of it."""
+"""Gradient of the encoder's linear part at the stored entries of sparse codes alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def stored_linear(
     weight: Float[Tensor, "m d"],
     bias: Float[Tensor, " m"] | None,
 ) -> SparseActivations:
-    """``codes`` with a graph: they are ``relu((inputs - shift) @ weight^T + bias)`` at their entries, computed before.
+    """Return ``codes`` with a graph to the inputs and the encoder.
 
-    A ``shift`` or ``bias`` of None counts as 0. No tensor of the size ``(n, m)``, neither here nor in the backward
-    pass, which costs O(entries d). Entries with the value 0 pass no gradient.
+    The values of ``codes`` must be ``relu((inputs - shift) @ weight^T + bias)`` at the stored entries, computed before.
+    A ``shift`` or ``bias`` of None counts as 0. Neither pass makes a tensor of shape ``(n, m)``; the backward pass
+    costs O(entries d). Entries with the value 0 pass no gradient.
     """
     values: Tensor = _StoredLinear.apply(inputs, shift, weight, bias, codes)
     return codes.with_values(values)
@@ -47,13 +48,13 @@ class _StoredLinear(torch.autograd.Function):
         with autocast_off(grad.device):
             grad = torch.where(codes.values > 0, grad, 0.0).to(weight.dtype)
             codes = codes.with_values(grad)
-            of_inputs = of_weight = of_bias = of_shift = None
+            grad_inputs = grad_weight = grad_bias = grad_shift = None
             if ctx.needs_input_grad[0]:
-                of_inputs = codes_matmul(codes, weight).to(inputs.dtype)
+                grad_inputs = codes_matmul(codes, weight).to(inputs.dtype)
             if ctx.needs_input_grad[2]:
-                of_weight = codes_t_matmul(codes, inputs if shift is None else inputs - shift).to(weight.dtype)
+                grad_weight = codes_t_matmul(codes, inputs if shift is None else inputs - shift).to(weight.dtype)
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-                of_latents = weight.new_zeros(codes.n_latents).index_add_(0, codes.flat_indices, codes.flat_values)
-                of_shift = None if shift is None else -(of_latents @ weight).to(shift.dtype)
-                of_bias = None if ctx.bias_dtype is None else of_latents.to(ctx.bias_dtype)
-        return of_inputs, of_shift, of_weight, of_bias, None
+                grad_latents = weight.new_zeros(codes.n_latents).index_add_(0, codes.flat_indices, codes.flat_values)
+                grad_shift = None if shift is None else -(grad_latents @ weight).to(shift.dtype)
+                grad_bias = None if ctx.bias_dtype is None else grad_latents.to(ctx.bias_dtype)
+        return grad_inputs, grad_shift, grad_weight, grad_bias, None
