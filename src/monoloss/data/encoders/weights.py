@@ -107,7 +107,7 @@ def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) ->
         model = _from_file(request, file, empty, sizes, head_used)
         return model.eval(), {"file": file.name, "sha256": sha256(file)}
     with _readable_errors(request):
-        model = timm.create_model(request.name, pretrained=True, **sizes)
+        model: ImageModel = timm.create_model(request.name, pretrained=True, **sizes)
     tag = model.pretrained_cfg.get("tag")
     return model.eval(), request.name if request.name.startswith(HUB) or not tag else tag
 
