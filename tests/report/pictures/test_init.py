@@ -49,7 +49,7 @@ def test_grid_of_what_is_not_there() -> None:
     ):
         with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
             top_examples_grid(one, one, thumbnails, thumbnails, *latents, 2)
-    text = "n: got 5; expected at most the 4 examples that left ('one') keeps of a latent"
+    text = "n: got 5; expected at most the 4 examples of a latent in left ('one')"
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
         top_examples_grid(one, one, thumbnails, thumbnails, [0], [0], 5)
 
