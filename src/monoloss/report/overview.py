@@ -16,30 +16,18 @@ from monoloss.report.published import PUBLISHED, SOURCE, VARIANTS, Pair, publish
 from monoloss.report.runs import ReportRun, baseline_of
 from monoloss.report.terms import TERMS
 
-ASSETS = (
-    "report.css",
-    "terms.js",
-    "charts.js",
-    "explorer.js",
-    "latent_data.js",
-    "latent_table.js",
-    "latent_view.js",
-)
+ASSETS = ("report.css", "terms.js", "charts.js", "explorer.js", "latent_data.js", "latent_table.js", "latent_view.js")
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 Summaries: TypeAlias = Mapping[str, Mapping[str, float]]  # summary of a run by the run's key
 
 
 class Measure(NamedTuple):
-    """A measure of a summary and how tables write it."""
+    """A measure of a summary: name, key of its term, format, and 1 if more is better, -1 if less is, 0 if neither."""
 
     key: str
-    """Name in the summary."""
     term: str
-    """Key of its explanation in ``TERMS``."""
     form: str
-    """Format, such as ".3f"."""
     better: int
-    """1 if higher is better, -1 if lower is, 0 if neither."""
 
 
 _SUMMARY = (
@@ -76,15 +64,14 @@ class Cell(NamedTuple):
     """A measure of a run in a table."""
 
     key: str
-    """Name of the measure."""
     value: str
-    """The number as in the evaluation's file; empty where it is undefined."""
+    """All digits; empty if undefined."""
     text: str
-    """The number as it is shown."""
+    """Rounded; a dash if undefined."""
     difference: str
-    """Signed difference to the baseline; empty where there is none to show."""
+    """Signed difference to the baseline; may be empty."""
     sense: str
-    """Whether that difference is "better", "worse" or the "same"; empty without one."""
+    """Whether the difference is "better", "worse" or the "same"; empty without one."""
 
 
 @dataclass(frozen=True)

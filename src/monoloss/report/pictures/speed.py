@@ -12,16 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.style import COLORS
-from monoloss.report.pictures.drawing import (
-    MARGIN,
-    PLAIN_SIZE,
-    QUIET,
-    SMALL_SIZE,
-    WIDTH,
-    fit,
-    picture,
-    place_axes,
-)
+from monoloss.report.pictures.drawing import MARGIN, PLAIN_SIZE, QUIET, SMALL_SIZE, WIDTH, fit, picture, place_axes
 
 _UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _LEFT = 0.9  # inches left of the axes
