@@ -98,7 +98,7 @@ def judged(store: FeatureStore, m: int) -> list[Evaluation]:
 
 
 def assert_report(folder: Path, evaluations: list[Evaluation], store: FeatureStore) -> int:
-    """Assert that a report holds every latent, every item and, in a sample, the right images."""
+    """Assert that a report holds all latents, items and, in a sample, the right images; return the number of items."""
     rows: list[int] = []
     for file in sorted((folder / "data" / "store-0").glob("items-*.js")):
         items = content(file)
