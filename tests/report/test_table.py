@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 
@@ -12,9 +13,9 @@ from support.reports import bare
 
 
 def lines_of(table) -> list[str]:
-    console = Console(width=80, record=True, quiet=True)
+    console = Console(file=io.StringIO(), width=80)
     console.print(table)
-    return [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
 def test_cells_are_the_rounded_measures_with_dashes_for_undefined_ones():
