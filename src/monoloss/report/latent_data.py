@@ -80,10 +80,10 @@ def write_latents(
         advance(len(block))
 
 
-def _comparable(one: ReportRun, other: ReportRun) -> bool:
+def _comparable(run: ReportRun, other: ReportRun) -> bool:
     """Whether two runs have decoders of the same width and were evaluated on the same store."""
-    left, right = one.evaluation.decoder_directions, other.evaluation.decoder_directions
-    if left is None or right is None or one.store_key != other.store_key:
+    left, right = run.evaluation.decoder_directions, other.evaluation.decoder_directions
+    if left is None or right is None or run.store_key != other.store_key:
         return False
     return left.shape[1] == right.shape[1]
 
