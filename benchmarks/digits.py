@@ -1,4 +1,4 @@
-"""The demo over several seeds: does memory + centred MonoLoss hold what it promises on held-out digits?
+"""Repeat the demo over several seeds: does memory + centred MonoLoss keep its promises on held-out digits?
 
     python benchmarks/digits.py [--seeds 3]
 
@@ -32,7 +32,7 @@ RISING = ("score_mean", "score_mean_zero_filled", "lift_mean", "purity_weighted"
 
 
 def main() -> None:
-    """Measure, print, assert, write."""
+    """Train and evaluate, print the means, assert the claims, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)

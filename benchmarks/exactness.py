@@ -1,9 +1,9 @@
-"""How far MonoScore is from its definition: the pairwise float64 loop, and float64 sums on a million rows.
+"""Measure the error of MonoScore against its definition (a pairwise float64 loop) and float64 sums of a million rows.
 
     python benchmarks/exactness.py
 
-Prints the largest error over latents with n_eff >= 1.1 and asserts 1e-12 for float64 input and 1e-5 for float32 input,
-with the same latents undefined.
+Prints the largest error over latents with n_eff >= 1.1. Asserts that it is at most 1e-12 for float64 inputs and 1e-5
+for float32 inputs, and that the same latents are undefined.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def cases() -> dict[str, np.ndarray]:
-    """Activations by what is difficult about them."""
+    """Return activations by the name of their numerical difficulty."""
     chance = np.random.default_rng(0)
     z = chance.standard_normal((N, M))
     sparse = np.maximum(z - 1.5, 0)
@@ -45,7 +45,7 @@ def cases() -> dict[str, np.ndarray]:
 
 
 def errors(embeddings: np.ndarray, activations: np.ndarray, dtype: torch.dtype) -> dict[str, float]:
-    """The largest error of each way to get the score of the same values."""
+    """Return the largest error of the dense, sparse, streamed and merged scores of the same activations."""
     e, z = torch.from_numpy(embeddings).to(dtype), torch.from_numpy(activations).to(dtype)
     expected = reference.mono_score_pairwise(e, z)
     counts = reference.n_eff(z)
@@ -72,7 +72,7 @@ def errors(embeddings: np.ndarray, activations: np.ndarray, dtype: torch.dtype) 
 
 
 def million_rows() -> float:
-    """A million float32 rows with offset 100, streamed, against the same formulas in float64."""
+    """Return the largest error on a million float32 rows with offset 100, against the formulas in float64."""
     n, d, m = 1_000_000, 16, 8
     generator = torch.Generator().manual_seed(0)
     e = torch.randn(n, d, generator=generator) + 0.3
@@ -89,7 +89,7 @@ def million_rows() -> float:
 
 
 def main() -> None:
-    """Measure, print, assert, write."""
+    """Measure and assert the errors, print them, write the result."""
     embeddings = np.random.default_rng(1).standard_normal((N, D)) + 0.5
     result: dict[str, dict[str, float]] = {}
     for name, activations in cases().items():

@@ -1,10 +1,9 @@
-"""How fast images become a feature store, and where the time goes: decoding or the model.
+"""Measure the speed of extracting a feature store from images, and the shares of decoding and of the model.
 
     python benchmarks/extraction.py IMAGES [--split val] [--encoder resnet18] [--image_size 64] [--device cpu]
 
-IMAGES is a folder with SPLIT/class/file. The encoder has random weights, unless `--pretrained` is given; the speed is
-the same. Asserts that ids and labels are those of an independent listing, and that a second run finds the
-store finished, before it reports a figure.
+IMAGES is a folder with SPLIT/class/file. The encoder has random weights unless `--pretrained` is given; the speed is
+the same. Asserts that ids and labels are those of an independent listing before it reports a speed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from monoloss.data.images import open_images
 
 
 def main() -> None:
-    """Extract with no, one and all workers; assert, print, write."""
+    """Extract with several numbers of workers, assert the stores, print the speeds, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path)
     parser.add_argument("--split", default="val")
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def listing(folder: Path) -> list[tuple[str, int]]:
-    """Each file with the number of its class folder, by `os.walk`, sorted by path."""
+    """List the files with the number of their class folder, by `os.walk`, sorted by path."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     found = []
     for place, _, files in os.walk(folder):
@@ -74,7 +73,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
 
 
 def check(store: FeatureStore, expected: list[tuple[str, int]]) -> None:
-    """Assert that every row has the id and the label of its file, and that every file is there or was skipped."""
+    """Assert that every row has the id and label of its file, and that every file is a row or was skipped."""
     skipped = {file.path for file in store.skipped}
     there = [(name, label) for name, label in expected if name not in skipped]
     assert list(store.ids) == [name for name, _ in there]

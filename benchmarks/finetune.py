@@ -1,15 +1,15 @@
-"""Fine-tuning with and without MonoLoss on real images: score and purity of the new layer, and what accuracy they cost.
+"""Fine-tune with and without MonoLoss on real images: score and purity of the new layer, and the cost in accuracy.
 
     python benchmarks/finetune.py DATA [--seeds 5] [--processes 1]
 
 DATA holds `images.tar` (Tiny-ImageNet, an image folder `tiny_imagenet/{train,val}/<class>/`, 40 and 10 images a class)
 and `mobilenetv2_train.npz`, `mobilenetv2_val.npz`, whose features of the same images are joined by file name. Half of
-the classes are used. A small ResNet is trained from random weights at 32 x 32 pixels without MonoLoss; from there, for
-each seed, it is fine-tuned twice under one budget: with cross-entropy alone, and with MonoLoss on the new layer. The
-seed decides new layer, classifier, order and augmentation, the same for both. About 6 minutes of one core.
+the classes are used. A small ResNet is trained from random weights at 32 x 32 pixels without MonoLoss. Then it is
+fine-tuned twice for each seed, for the same number of epochs: with cross-entropy alone, and with MonoLoss on the new
+layer. The seed decides new layer, classifier, order and augmentation, equally for both. About 6 minutes of one core.
 
-Prints every run, asserts that score and purity rise by more than two standard errors of the difference and that
-accuracy falls by no more than a point on the mean. MonoLoss leaves some latents without any active row: these count as
+Prints every run. Asserts that score and purity rise by more than two standard errors of the difference, and that the
+mean accuracy falls by no more than one percentage point. With MonoLoss some latents have no active row: these count as
 undefined, or as 0 in the column "undefined = 0", whose difference is printed and not asserted.
 """
 
@@ -58,7 +58,7 @@ RISING = ("score", "purity_binary", "purity_weighted")
 
 
 def main() -> None:
-    """Measure, print, assert, write."""
+    """Train all runs, print them, assert the claims, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def prepare(data: Path, folder: Path) -> DataConfig:
-    """The images of some classes and the stores that they are joined with."""
+    """Extract the images of some classes and import their features; return the data of the fine-tuning."""
     with tarfile.open(data / "images.tar") as archive:
         names = sorted({name.split("/")[2] for name in archive.getnames() if name.count("/") == 3})[:N_CLASSES]
         chosen = [member for member in archive.getmembers() if member.isfile() and member.name.split("/")[-2] in names]
@@ -103,7 +103,7 @@ def prepare(data: Path, folder: Path) -> DataConfig:
 
 
 def first_training(data: DataConfig, folder: Path) -> FineTuneConfig:
-    """Train the backbone from random weights; gives how it is fine-tuned from there."""
+    """Train the backbone from random weights; return the configuration that fine-tunes it from these weights."""
     config = FineTuneConfig(
         ModelConfig(BACKBONE, pretrained=False, image_size=32),
         data,
@@ -129,7 +129,7 @@ def first_training(data: DataConfig, folder: Path) -> FineTuneConfig:
 
 
 def run(config: FineTuneConfig, folder: Path, seed: int, weight: float) -> dict[str, float]:
-    """What the validation of one run finds."""
+    """Fine-tune once; return the measures of its validation, with seed, weight and minutes."""
     torch.set_num_threads(1)
     started = time.process_time()
     place = folder / f"{seed}-{weight}"
@@ -140,7 +140,7 @@ def run(config: FineTuneConfig, folder: Path, seed: int, weight: float) -> dict[
 
 
 def compare(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and standard error of the differences, with minus without, over the seeds."""
+    """Return mean and standard error over the seeds of each measure with MonoLoss minus that without."""
     without, with_it = ([run for run in runs if (run["mono_weight"] > 0) == is_on] for is_on in (False, True))
     result = {}
     for name in FIGURES:
@@ -151,7 +151,7 @@ def compare(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def print_runs(runs: list[dict[str, float]], differences: dict[str, dict[str, float]]) -> None:
-    """A line for each run, the means, and the difference."""
+    """Print a line for each run, the means, and the differences with their standard errors."""
     print(f"{'seed':>5}{'weight':>8}" + "".join(f"{title:>19}" for title in FIGURES.values()))
     for one in runs:
         print(f"{one['seed']:5}{one['mono_weight']:8}" + "".join(_shown(name, one[name]) for name in FIGURES))

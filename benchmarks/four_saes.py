@@ -1,4 +1,4 @@
-"""Four SAEs x {no MonoLoss, the paper's, memory + centred} on real features, all twelve on one pass.
+"""Train four SAEs x {no MonoLoss, the paper's, memory + centred} on real features, all twelve on one pass.
 
     python benchmarks/four_saes.py DATA
 
@@ -28,7 +28,7 @@ from monoloss.training.config_files import read_config
 VARIANTS = ("topk", "batch_topk", "jump_relu", "vanilla")
 LOSSES = ("none", "paper", "memory")
 SCORE, PURITY = "score_mean_zero_filled", "purity_weighted"
-COLUMNS = {  # figure of the summary: heading
+COLUMNS = {  # measure of the summary: heading
     "score_mean": "score",
     SCORE: "all",
     "score_median": "median",
@@ -47,7 +47,7 @@ COLUMNS = {  # figure of the summary: heading
 
 
 def main() -> None:
-    """Measure, print, assert, write."""
+    """Train and evaluate, print the measures, assert the claims, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
@@ -83,7 +83,7 @@ def _check(variant: str, evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def _thresholds(sae: SparseAutoencoder) -> dict[str, Any]:
-    """Where the thresholds of a JumpReLU SAE began, and where they are."""
+    """Return the initial threshold of a JumpReLU SAE, and mean, minimum and maximum of its thresholds."""
     config, threshold = sae.config, sae.activation.threshold.detach()
     assert isinstance(config, JumpReluConfig)
     return {

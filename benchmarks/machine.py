@@ -1,4 +1,4 @@
-"""Progress of the runs, and the files of what they measured."""
+"""Progress bar and result files of the benchmark scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write_result(name: str, result: dict[str, Any]) -> Path:
-    """Write `results/NAME.json` with the machine, the versions and the commit beside the figures."""
+    """Write `results/NAME.json`: the measures, with the machine, the versions and the commit."""
     path = RESULTS / f"{name}.json"
     write_measured(path, result)
     return path
@@ -22,6 +22,6 @@ def write_result(name: str, result: dict[str, Any]) -> Path:
 
 @contextmanager
 def progress_of_runs(n_runs: int) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar of some runs; the function that it gives is called with the name of each that is done."""
+    """Show a progress bar of `n_runs` runs; yield a function to call with the name of each finished run."""
     with progress("measuring", n_runs, "runs") as advance:
         yield lambda name: advance(1, f"runs; last: {name}")

@@ -1,9 +1,9 @@
-"""What several SAEs on one pass cost, against one run for each: time and peak memory of a sweep over mono_weight.
+"""Compare time and peak memory of a sweep over mono_weight: all SAEs on one pass, or a run for each.
 
     python benchmarks/many_saes.py
 
-Trains eight SAEs one after the other and 2, 4 and 8 of them on one pass, on random features, each in a process of its
-own. Asserts first that each SAE of a joint run equals, bit for bit, the one that was trained alone.
+Trains eight SAEs one after the other, and 1, 2, 4 and 8 of them on one pass, each time in a new process, on random
+features. Asserts that each SAE of a joint run equals, bit for bit, the same SAE trained alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MB = 1024**2
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is trained, and how long."""
+    """Sizes of the SAEs, the data and the runs."""
 
     width: int
     n_latents: int
@@ -47,12 +47,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds of training, and the largest memory of the process so far, with and without what it began with.
+    """Time and memory of one run.
 
     Attributes:
-        elapsed_s: of `train_saes`, with start and calibration.
-        peak_mb: largest resident memory of the process.
-        own_mb: the same without what was resident before the first run.
+        elapsed_s: seconds of `train_saes`, with start and calibration.
+        peak_mb: largest resident memory of the process so far.
+        own_mb: the same without the memory resident before the first run.
     """
 
     elapsed_s: float
@@ -61,7 +61,7 @@ class Measured:
 
 
 def main() -> None:
-    """Measure, assert, print, write."""
+    """Train all runs, assert equal SAEs, print time and memory, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("width", 768), ("n_latents", 1024), ("k", 32), ("batch_size", 1024)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def row(n: int, alone: list[Measured], joint: dict[int, Measured], sizes: Sizes) -> dict[str, float]:
-    """The figures of n SAEs on one pass, and the time of n runs one after the other (their peak is that of one)."""
+    """Return the measures of n SAEs on one pass, and the time of n runs one after the other."""
     return {
         "joint_s": joint[n].elapsed_s,
         "alone_s": sum(run.elapsed_s for run in alone[:n]),
@@ -104,13 +104,13 @@ def row(n: int, alone: list[Measured], joint: dict[int, Measured], sizes: Sizes)
 
 
 def in_a_process(folder: Path, sizes: Sizes, runs: list[tuple[float, ...]], kind: str) -> list[Measured]:
-    """Train each of some runs, one after the other, in one new process: peak memory is that of a process."""
+    """Call :func:`measure` in a new process, because peak memory is counted by process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, folder, sizes, runs, kind).result()
 
 
 def measure(folder: Path, sizes: Sizes, runs: list[tuple[float, ...]], kind: str) -> list[Measured]:
-    """Train each of some runs, keep the SAEs, and say what it took."""
+    """Train runs, each given by its weights of MonoLoss, one after the other; save the SAEs in `folder / kind`."""
     store = FeatureStore(folder / "store")
     (folder / kind).mkdir()
     before, found = peak_mb(), []
@@ -124,19 +124,19 @@ def measure(folder: Path, sizes: Sizes, runs: list[tuple[float, ...]], kind: str
 
 
 def config(sizes: Sizes, weights: tuple[float, ...]) -> TrainingConfig:
-    """One SAE for each weight of MonoLoss."""
+    """Return the configuration of a run with a SAE for each weight of MonoLoss."""
     sae = BatchTopKConfig("batch_topk", n_latents=sizes.n_latents, k=sizes.k)
     saes = {name_of(weight): SaeTraining(sae, mono_weight=weight) for weight in weights}
     return TrainingConfig(saes, batch_size=sizes.batch_size, epochs=sizes.epochs, log_every_steps=10)
 
 
 def name_of(weight: float) -> str:
-    """Of the SAE."""
+    """Return the name of the SAE with a weight of MonoLoss."""
     return f"mono-{weight!r}"
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
-    """Every tensor of two saved SAEs is the same."""
+    """Assert that all tensors of two saved SAEs are equal."""
     left, right = torch.load(one, weights_only=True), torch.load(other, weights_only=True)
     assert set(left) == set(right)
     for key, tensor in left.items():
@@ -144,7 +144,7 @@ def assert_same_bits(one: Path, other: Path) -> None:
 
 
 def peak_mb() -> float:
-    """The largest resident memory that this process has had, in MB."""
+    """Return the largest resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MB if platform.system() == "Darwin" else peak / 1024
 

@@ -1,11 +1,11 @@
-"""Peak memory of `monoloss evaluate` as a whole process, on stores of 2048, 20 000 and 100 000 rows.
+"""Measure the peak memory of `monoloss evaluate` as a process, on stores of 2048, 20 000 and 100 000 rows.
 
     python benchmarks/memory.py
 
-Writes stores of random rows of width 768 and a TopK SAE with 8192 latents (k = 64) into a temporary folder, which needs
-400 MB, and evaluates each store in a process of its own: the largest resident memory as the system counts it for that
-process. Embeddings are read block by block with `read`, not mapped, so that no pages of the files are counted; ids are
-not read. What each evaluation says about rows and latents is asserted. Two cores need about four minutes.
+Writes stores of random rows of width 768 and a TopK SAE with 8192 latents (k = 64) into a temporary folder of 400 MB.
+Each store is evaluated in a new process, whose largest resident memory is measured. Embeddings are read block by block
+with `read`, not mapped, so that no pages of the files are counted; ids are not read. Asserts the numbers of rows and
+latents in each evaluation. Two cores need about four minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ sys.exit(done.returncode)
 
 
 def main() -> None:
-    """Measure, assert, print, write."""
+    """Evaluate each store, assert the evaluation, print the peaks, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     peaks = {}
@@ -66,12 +66,12 @@ def main() -> None:
 
 
 def method() -> str:
-    """What tells the peak: GNU time, or the resources of a child where it is missing."""
+    """Return the method that measures the peak: GNU time, or `getrusage` where that is missing."""
     return f"{CLOCK} -v" if CLOCK.exists() else "getrusage(RUSAGE_CHILDREN)"
 
 
 def peak_mb(folder: Path) -> float:
-    """The largest resident memory of `monoloss evaluate` on the store in a folder, in MB."""
+    """Run `monoloss evaluate` on the store in a folder; return its largest resident memory in MB."""
     front = [str(CLOCK), "-v"] if CLOCK.exists() else [sys.executable, "-c", IN_A_CHILD]
     command = [sys.executable, "-m", "monoloss", "evaluate", "--store", str(folder / "store")]
     command += ["--saes", str(folder / "sae"), "--out", str(folder / "evaluation"), "--progress", "false"]
@@ -83,7 +83,7 @@ def peak_mb(folder: Path) -> float:
 
 
 def assert_evaluated(folder: Path, n: int) -> None:
-    """The evaluation is of all rows and latents."""
+    """Assert that the evaluation in a folder is of n rows and all latents."""
     (file,) = (folder / "evaluation").rglob("evaluation.json")
     evaluation = Evaluation.load(file.parent)
     assert evaluation.metadata["n_rows"] == n

@@ -1,11 +1,10 @@
-"""Random batches of a feature store: float32, float16 and uint8, from memory and block-shuffled from the disk.
+"""Time random batches of a feature store: float32, float16, uint8; from memory, and block-shuffled from the disk.
 
     python benchmarks/reading.py [--rows 131072] [--batches 60] [--rounds 5]
 
-Batches of 2048 x 768 rows, as float32, in the order in which training reads them. Asserts first that each batch holds
-the rows of the store that its order names. Stores of random rows are written to a temporary folder (131 072 rows take
-400, 200 and 100 MB), so the disk's files are warm in the system's cache; from the disk a batch is read while nothing is
-computed, so that the time is that of reading alone.
+Batches are 2048 rows of width 768, as float32, in the order in which training reads them. Asserts first that batches
+hold the rows that the order names. Stores of random rows are written to a temporary folder (131 072 rows take 400, 200
+and 100 MB), so their files are in the system's cache. Nothing is computed meanwhile: the time is that of reading alone.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ORDERS = {IN_MEMORY: shuffled, FROM_DISK: block_shuffled}
 
 
 def main() -> None:
-    """Assert, measure, print, write."""
+    """Write stores, assert their batches, measure and print the times, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rows", 131_072), ("batches", 60), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -69,14 +68,14 @@ def main() -> None:
 
 
 def write_store(folder: Path, rows: Tensor, dtype: str) -> FeatureStore:
-    """The rows as a store of a type; bytes need values from 0."""
+    """Write rows as a store of a dtype; for uint8, which needs values from 0, clamped and scaled."""
     if dtype == "uint8":
         return FeatureStore.create(folder, rows.clamp(0.0, 2.55).add_(0.01), dtype="uint8", scale=0.0105)
     return FeatureStore.create(folder, rows, dtype=dtype)
 
 
 def assert_rows(store: FeatureStore, way: str) -> None:
-    """The first batches are the rows that the order names."""
+    """Assert that the first batches hold the rows that the order names."""
     batches = ShuffledBatches(store, BATCH_SIZE, seed=0)
     order = ORDERS[way](store.n_rows, 0, 0)
     assert batches.order == ("rows" if way == IN_MEMORY else "blocks")
@@ -90,7 +89,7 @@ def assert_rows(store: FeatureStore, way: str) -> None:
 
 
 def read(store: FeatureStore, n_batches: int) -> None:
-    """Some batches of an epoch."""
+    """Read the first batches of an epoch."""
     for _ in islice(iter(ShuffledBatches(store, BATCH_SIZE, seed=0)), n_batches):
         pass
 

@@ -1,10 +1,10 @@
-"""A report of 8192 latents on 50 000 rows: its size and the time that it takes, beyond the evaluation.
+"""Measure the size of a report of 8192 latents on 50 000 rows, and the time to write it after the evaluation.
 
     python benchmarks/report.py [--rows 50000] [--latents 8192] [--width 768]
 
-Two evaluations (a baseline and a MonoLoss SAE of random weights on random rows), with thumbnails of 64 x 64 that are
-as hard to compress as photographs: their spectrum falls with the frequency, with edges on top. Asserts afterwards that
-every latent, every item and the images of some are in the files. Sizes are those of the files, images apart.
+The report has two evaluations (a baseline and a MonoLoss SAE of random weights on random rows) and thumbnails of
+64 x 64 pixels that are as hard to compress as photographs: their spectrum falls with the frequency, with edges on top.
+Asserts that the files hold every latent, every item and, in a sample, the right images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDE, K, N_CLASSES = 64, 64, 1000
 
 
 def main() -> None:
-    """Evaluate, write, assert, print, write."""
+    """Evaluate, write and assert the report, print its size and time, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rows", 50_000), ("latents", 8192), ("width", 768)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def make_store(folder: Path, n: int, d: int) -> FeatureStore:
-    """Random rows with labels and thumbnails."""
+    """Write a store of random rows with labels and thumbnails."""
     labels = torch.randint(0, N_CLASSES, (n,), generator=torch.Generator().manual_seed(1))
     names = [f"class {number}" for number in range(N_CLASSES)]
     rows = random_rows(n, d, 0).numpy()
@@ -73,7 +73,7 @@ def make_store(folder: Path, n: int, d: int) -> FeatureStore:
 
 
 def image_like(n: int, seed: int) -> np.ndarray:
-    """Noise whose spectrum falls as that of photographs does, under edges: ``(n, 64, 64, 3)`` bytes."""
+    """Return noise with the spectrum of photographs, under edges: ``(n, 64, 64, 3)`` bytes."""
     generator = np.random.default_rng(seed)
     frequencies = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None])
     falling = 1 / np.maximum(frequencies, 1 / SIDE)
@@ -87,7 +87,7 @@ def image_like(n: int, seed: int) -> np.ndarray:
 
 
 def judged(store: FeatureStore, m: int) -> list[Evaluation]:
-    """Two SAEs evaluated on one pass."""
+    """Evaluate two SAEs with m latents on one pass."""
     models: dict[str, Any] = {}
     for seed, (name, weight) in enumerate({"baseline": 0.0, "mono": 3e-4}.items()):
         sae = SparseAutoencoder(store.width, BatchTopKConfig("batch_topk", m, K), seed=seed)
@@ -98,7 +98,7 @@ def judged(store: FeatureStore, m: int) -> list[Evaluation]:
 
 
 def assert_report(folder: Path, evaluations: list[Evaluation], store: FeatureStore) -> int:
-    """Every latent and every item is there, and some images are those of their rows; returns the number of items."""
+    """Assert that a report holds all latents, items and, in a sample, the right images; return the number of items."""
     rows: list[int] = []
     for file in sorted((folder / "data" / "store-0").glob("items-*.js")):
         items = content(file)
@@ -125,12 +125,12 @@ def assert_report(folder: Path, evaluations: list[Evaluation], store: FeatureSto
 
 
 def content(file: Path) -> Any:
-    """What a script file sets its variable to."""
+    """Return the value that a script file assigns."""
     return json.loads(file.read_text(encoding="ascii").rpartition("]=")[2].rstrip(";\n"))
 
 
 def megabytes(folder: Path) -> float:
-    """The size of all files below a folder, in 10^6 bytes."""
+    """Return the size of all files below a folder, in 10^6 bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 

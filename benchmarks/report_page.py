@@ -1,10 +1,10 @@
-"""How long the explorer takes to sort, filter and step through 100 000 latents, in headless Chromium.
+"""Time sorting, filtering and scrolling of 100 000 latents in the explorer, in headless Chromium.
 
     python benchmarks/report_page.py [--latents 100000] [--rounds 9]
 
-A page of a report whose columns are replaced by random ones of that many latents. Measured inside the page: from the
-click until the browser has laid out the new rows. Asserts that the rows are in order. The browser is the one that
-CHROMIUM names, else `chromium` on the path.
+The page is that of a report whose columns are replaced by random ones of that many latents. Times are measured in the
+page, from the click until the browser has laid out the new rows. Asserts that the rows are in order. The environment
+variable CHROMIUM names the browser; by default it is `chromium` on the path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from monoloss.report.script_files import short_all, write_script
 
 MEASURES = ("score", "lift", "n_eff", "density", "purity_binary", "purity_weighted")
 N_CLASSES = 1000
-# From the click until the layout that follows it is known.
+# Milliseconds from an event until the browser has laid out the rows.
 TIME = """([selector, event]) => {
   const element = document.querySelector(selector);
   const start = performance.now();
@@ -41,7 +41,7 @@ TOP = """() => [...document.querySelectorAll("#rows [role=row]")].sort((a, b) =>
 
 
 def main() -> None:
-    """Write a page, assert, measure, print, write."""
+    """Write a page, measure and print its times, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("latents", 100_000), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write_page(folder: Path, n_latents: int) -> dict[str, list[float]]:
-    """A report of one run, and random columns in the place of its own; returns these."""
+    """Write a report of one run, replace its columns by random ones, and return these by name."""
     labels = torch.randint(0, N_CLASSES, (64,), generator=torch.Generator().manual_seed(0))
     names = [f"class {number}" for number in range(N_CLASSES)]
     store = FeatureStore.create(folder / "store", torch.randn(64, 8), labels, class_names=names)
@@ -93,7 +93,7 @@ def write_page(folder: Path, n_latents: int) -> dict[str, list[float]]:
 
 
 def measured(page: Page, columns: dict[str, list[float]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each thing that a user does, over some rounds in turn."""
+    """Return the milliseconds of each action of a user in each round; assert the order of the rows."""
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name in (*MEASURES, "latent", "dominant_class"):

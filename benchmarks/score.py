@@ -1,12 +1,12 @@
-"""The score of a TopK SAE's latents: ours, the paper's two dense passes, and pairs of rows; growth with the rows.
+"""Time the score of a TopK SAE's latents: ours, the paper's two dense passes, pairs of rows; growth with the rows.
 
     python benchmarks/score.py [--rounds 11]
 
-Asserts first that all agree on the same codes. Opponents take turns in one run, after a round that is not timed; every
-second round runs in the opposite order; the sums of both sides are allocated before the time begins. The rows are
-random, in memory. The two dense passes run in two ways: plain, each step a new tensor and each pass the forward pass of
-training code (error, L1, L0 and the counter of silent rows too), as research code often does; and lean, with nothing
-but encoder, top-k and decoder and as few tensors as possible. Two cores need about six minutes.
+Asserts first that all scores of the same codes agree. Opponents take turns in one run, after a round that is not timed;
+every second round is in reverse order; all sums are allocated before. The rows are random, in memory. The two dense
+passes run in two forms: plain, with a new tensor for each step and the forward pass of training code in each pass
+(with error, L1, L0 and the counter of inactive samples), as in much research code; and lean, with only encoder, top-k
+and decoder, and as few tensors as possible. Two cores need about six minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ N_ROWS, GROWTH, PAIRS, BEYOND = 8192, (2**14, 2**17), (2**9, 2**10, 2**11), (2**
 
 
 def main() -> None:
-    """Assert, measure, print, write."""
+    """Assert equal scores, measure and print the times, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds; growth and pairs take three at most")
     rounds = parser.parse_args().rounds
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def passes(rows: Tensor, ways: Ways, rounds: int) -> dict[str, Timing]:
-    """8192 rows: from rows to scores, and from codes to scores."""
+    """Time the way from rows to scores, and from codes to scores, on 8192 rows."""
     batches = rows.split(ways.batch_size)
     weight, bias = ways.sae.encoder_weight.detach(), ways.sae.encoder_bias
     assert bias is not None
@@ -83,7 +83,7 @@ def passes(rows: Tensor, ways: Ways, rounds: int) -> dict[str, Timing]:
 
     def ours_given() -> Tensor:
         ways.metric.reset()
-        for batch, part in zip(batches, codes, strict=True):  # wrapped anew: an earlier round has sorted nothing for it
+        for batch, part in zip(batches, codes, strict=True):  # a new object, without what an earlier round has cached
             fresh = SparseActivations(part.values, part.indices, part.n_latents, check=False)
             ways.metric.update(batch, fresh)
         return ways.metric.compute()
@@ -109,14 +109,14 @@ def passes(rows: Tensor, ways: Ways, rounds: int) -> dict[str, Timing]:
 
 
 def assert_close(name: str, found: Tensor, expected: Tensor) -> None:
-    """Scores of all rows agree; a few latents may have other codes, where near-equal entries were chosen otherwise."""
+    """Assert equal scores, but for a few latents whose codes differ because nearly equal activations were selected."""
     assert torch.equal(found.isnan(), expected.isnan()), name
     far = (found.double() - expected).abs().nan_to_num() > TOLERANCE
     assert far.double().mean() <= 1e-2, (name, int(far.sum()))
 
 
 def of_growth(rows: Tensor, ways: Ways, rounds: int) -> dict[int, Timing]:
-    """Ours for more rows than are in memory: the same 8192 again and again."""
+    """Time ours for more rows than are in memory, by repeating the same 8192 rows."""
 
     def run(n: int) -> None:
         ways.metric.reset()
@@ -135,7 +135,7 @@ def of_growth(rows: Tensor, ways: Ways, rounds: int) -> dict[int, Timing]:
 
 
 def of_pairs(rows: Tensor, ways: Ways, rounds: int) -> dict[str, dict[str, object]]:
-    """Both pairwise forms where they can be measured, and by a quadratic where not."""
+    """Time both pairwise forms for few rows, and extrapolate them by a quadratic to more."""
     dense = ways.sae.encode(rows[: max(PAIRS)]).to_dense()
     scores = {PAIRWISE: pairwise_score, PRODUCT: pairwise_score_as_product}
     named = {(name, n): (lambda f=f, n=n: f(rows[:n], dense[:n])) for name, f in scores.items() for n in PAIRS}

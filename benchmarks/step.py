@@ -1,11 +1,11 @@
-"""A training step of TopK and BatchTopK: ours and the paper's dense one, without and with MonoLoss, and over pairs.
+"""Time a training step of TopK and BatchTopK: ours and the paper's dense one, without and with MonoLoss, over pairs.
 
     python benchmarks/step.py [--rounds 11]
 
-8192 latents, width 768, k = 64, batch 2048; gradient clipped at 1, Adam (ours fused, the dense one as torch makes it),
-decoder gradient projected, rows normalised; both from the same weights, on the same batches. Asserts first that losses
-and gradients of a step agree. Opponents take turns, every second round in the opposite order. The step with MonoLoss
-over pairs runs once a variant. Then MonoLoss alone, forward and backward on the same codes: ours, dense, and over
+8192 latents, width 768, k = 64, batches of 2048; gradient clipped at 1, Adam (ours fused, the dense one with torch's
+defaults), decoder gradient projected, rows normalised; equal initial weights and batches. Asserts first that losses and
+gradients of a step agree. Opponents take turns, every second round in reverse order. The step with MonoLoss over pairs
+runs once for each variant. Then MonoLoss alone is timed, forward and backward on the same codes: ours, dense, over
 pairs. Two cores need about ten minutes.
 """
 
@@ -31,19 +31,19 @@ D, M, K, N, N_BATCHES = 768, 8192, 64, 2048, 3
 CONFIGS = {"TopK": TopKConfig("topk", M, K), "BatchTopK": BatchTopKConfig("batch_topk", M, K)}
 WEIGHTS = {"TopK": 0.09, "BatchTopK": 3e-4}  # the paper's, on ImageNet with CLIP
 LR, MEMORY = 1e-4, 0.9
-_OFTEN = 4  # times as many rounds for ours alone
+_OFTEN = 4  # factor of the rounds for additional runs of our steps alone
 OURS, OURS_MONO, OURS_MEMORY = "ours", "ours + MonoLoss", "ours + MonoLoss, memory"
 DENSE, DENSE_MONO, DENSE_PAIRS = "dense", "dense + MonoLoss", "dense + MonoLoss over pairs"
 ALONE, ALONE_DENSE, ALONE_PRODUCT, ALONE_PAIRS = "ours", "dense", "pairs as matrix product", "pairs"
 
 
 class Training:
-    """Our training step, call by call what `train_saes` does.
+    """Our training step, with the calls of `train_saes`.
 
     Args:
         sae: the model.
-        mono: its MonoLoss, or None.
-        mono_weight: the factor.
+        mono: MonoLoss, or None to train without it.
+        mono_weight: factor of MonoLoss.
     """
 
     def __init__(self, sae: SparseAutoencoder, mono: MonoLoss | None, mono_weight: float) -> None:
@@ -51,7 +51,7 @@ class Training:
         self.adam = torch.optim.Adam(sae.parameters(), lr=LR, eps=ADAM_EPS, fused=True)
 
     def step(self, batch: Tensor) -> Tensor:
-        """Train on one batch; returns its loss. The clipped gradients stay on the parameters."""
+        """Train on one batch and return its loss; the clipped gradients stay on the parameters."""
         embeddings = unit_rows(batch)
         output = self.sae(batch)
         total = objective(self.sae, output).total
@@ -68,7 +68,7 @@ class Training:
 
 
 def main() -> None:
-    """Assert, measure, print, write."""
+    """Assert equal steps, measure and print the times, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
@@ -98,21 +98,21 @@ def main() -> None:
 
 
 def ours(variant: str, memory: float | None) -> Training:
-    """Our training from the usual start; no MonoLoss where memory is None."""
+    """Return our training from the initial weights; without MonoLoss if memory is None."""
     mono = None if memory is None else MonoLoss(memory=memory)
     return Training(SparseAutoencoder(D, CONFIGS[variant]), mono, WEIGHTS[variant])
 
 
 def dense(variant: str, mono_loss: Callable[[Tensor, Tensor], Tensor] | None) -> DenseTraining:
-    """The opponent from the same start."""
+    """Return the dense training from the same initial weights."""
     return DenseTraining(DenseSae(SparseAutoencoder(D, CONFIGS[variant])), mono_loss, WEIGHTS[variant], LR)
 
 
 def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
-    """A step from the same start: the same loss, and gradients within 1e-3 of their norm.
+    """Assert that one step of both from the same weights has equal losses, and gradients within 1e-3 of their norm.
 
-    (In float64 they agree to 1e-10, which the tests check; in float32 the products after the selection round
-    differently.)
+    Return the relative differences. (The tests check that in float64 they are at most 1e-10; in float32 the products
+    after the selection round differently.)
     """
     one, other = ours(variant, 0.0), dense(variant, dense_mono_loss)
     losses = float(one.step(batch)), float(other.step(batch))
@@ -130,7 +130,7 @@ def assert_agreement(variant: str, batch: Tensor) -> dict[str, float]:
 
 
 def measure(variant: str, batches: tuple[Tensor, ...], rounds: int) -> dict[str, Timing]:
-    """Ours and the dense step, a batch after another."""
+    """Time our steps and the dense ones in turn, each step on the next batch."""
     trainings: dict[str, Training | DenseTraining] = {
         OURS: ours(variant, None),
         OURS_MONO: ours(variant, 0.0),
@@ -149,12 +149,12 @@ def measure(variant: str, batches: tuple[Tensor, ...], rounds: int) -> dict[str,
     n_runs = (rounds + 1) * len(opponents) + _OFTEN * rounds * len(often)
     with progress_of_runs(n_runs) as advance:
         timings = time_in_turn(opponents, rounds, advance=advance)
-        # What MonoLoss adds is smaller than what one step differs from the next: more rounds of ours
+        # The cost of MonoLoss is smaller than the scatter of the steps' times: time our steps more often
         return timings | time_in_turn(often, _OFTEN * rounds, warm=False, advance=advance)
 
 
 def measure_pairs(variant: str, batch: Tensor) -> Timing:
-    """The dense step with its MonoLoss over pairs, once."""
+    """Time one dense step with MonoLoss over pairs."""
     training = dense(variant, pairwise_loss)
     with progress_of_runs(1) as advance:
         run = {DENSE_PAIRS: lambda: training.step(batch)}
@@ -162,7 +162,7 @@ def measure_pairs(variant: str, batch: Tensor) -> Timing:
 
 
 def measure_losses(batch: Tensor, rounds: int) -> dict[str, Timing]:
-    """MonoLoss alone on a batch of TopK codes, forward and backward; over pairs once."""
+    """Time MonoLoss alone on a batch of TopK codes, forward and backward; the pairwise form once."""
     sae, mono = SparseAutoencoder(D, CONFIGS["TopK"]), MonoLoss()
     with torch.no_grad():
         codes = sae.encode(batch)
@@ -205,14 +205,14 @@ def measure_losses(batch: Tensor, rounds: int) -> dict[str, Timing]:
 
 
 def assert_same_gradient(name: str, dense_codes: Tensor, indices: Tensor, expected: Tensor) -> None:
-    """The gradient at the stored entries is that of ours."""
+    """Assert that a dense gradient equals `expected`, ours, at the stored entries."""
     assert dense_codes.grad is not None
     difference = (dense_codes.grad.gather(1, indices) - expected).norm() / expected.norm()
     assert difference <= 1e-4, (name, float(difference))
 
 
 def report(variant: str, timings: dict[str, Timing], pairs: Timing) -> list[Target]:
-    """Print the times of a variant; its figures with their targets."""
+    """Print the times of a variant; return its ratios with their targets."""
     print(f"\n{variant}, one step")
     for name, timing in {**timings, DENSE_PAIRS: pairs}.items():
         runs = "once" if name == DENSE_PAIRS else f"minimum {timing.minimum:7.3f} s"

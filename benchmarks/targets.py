@@ -1,4 +1,4 @@
-"""What the figures of the speed scripts are held against."""
+"""Targets of the measures in the speed scripts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """A figure beside its target.
+    """A measured number and its target.
 
     Attributes:
-        name: of the figure.
-        figure: as measured.
-        at_least: the least that is asked for, or None.
-        at_most: the most that is allowed, or None.
-        unit: behind the figure.
+        name: name of the measure.
+        figure: the measured number.
+        at_least: lower bound of the target, or None.
+        at_most: upper bound of the target, or None.
+        unit: unit as printed after the number.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Target(NamedTuple):
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is within its target."""
+        """Whether the number is within the bounds."""
         return (self.at_least is None or self.figure >= self.at_least) and (
             self.at_most is None or self.figure <= self.at_most
         )
 
 
 def print_targets(targets: list[Target]) -> dict[str, dict[str, object]]:
-    """Print each figure with its target, and whether it is met; returns them for the result."""
+    """Print each number with its target and whether it is met; return them by name, as for a result file."""
     print("\ntargets")
     for target in targets:
         bound = f"at least {target.at_least:g}" if target.at_most is None else f"at most {target.at_most:g}"

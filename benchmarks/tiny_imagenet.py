@@ -1,8 +1,8 @@
-"""MonoLoss on real features: BatchTopK on MobileNetV2 features of Tiny-ImageNet, three losses on one pass.
+"""Train BatchTopK on real features (MobileNetV2 on Tiny-ImageNet), with three losses on one pass.
 
     python benchmarks/tiny_imagenet.py DATA
 
-DATA holds `mobilenetv2_train.npz` and `mobilenetv2_val.npz` (uint8 `features`, `labels`, `paths`). Prints our figures
+DATA holds `mobilenetv2_train.npz` and `mobilenetv2_val.npz` (uint8 `features`, `labels`, `paths`). Prints our measures
 beside those of an independent prototype with the same settings, and asserts that they agree.
 """
 
@@ -20,7 +20,7 @@ from monoloss.report.table import evaluation_table
 
 SCALE = 0.019077831879258156
 K = 16
-# R2, score over all latents (undefined = 0), score over alive ones, alive latents, binary purity
+# Of the prototype: R2, score over all latents (undefined = 0), score over alive ones, alive latents, binary purity
 EXPECTED = {
     "none": (0.369, 0.450, 0.453, 1018, 0.162),
     "paper-3e-4": (0.371, 0.524, 0.540, 994, 0.225),
@@ -30,7 +30,7 @@ FIGURES = ("r2", "score_mean_zero_filled", "score_mean", "n_alive", "purity_bina
 
 
 def main() -> None:
-    """Measure, print, assert, write."""
+    """Train and evaluate, print and assert the measures, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     data = parser.parse_args().data
@@ -62,7 +62,7 @@ def _config() -> TrainingConfig:
 
 
 def tiny_imagenet_store(data: Path, split: str, folder: Path) -> FeatureStore:
-    """The features of a split, "train" or "val", as a store."""
+    """Import the features of a split, "train" or "val", as a store."""
     return import_npz(data / f"mobilenetv2_{split}.npz", folder / split, dtype="uint8", scale=SCALE)
 
 

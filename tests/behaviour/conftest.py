@@ -67,3 +67,11 @@ def visit(browser) -> Iterator[Visit]:
     context.close()
     assert visited.troubles == []
     assert [url for url in visited.requests if not url.startswith(("file://", "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """Folder and evaluations, by name, of a report of two runs."""
+    from support.pages import report_of_two_runs  # not above: monoloss would be imported before its types are checked
+
+    return report_of_two_runs(tmp_path_factory.mktemp("report"))

@@ -12,6 +12,7 @@ from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
 from monoloss.report.page import write_report
 from monoloss.report.script_files import write_script
+from support.pages import wait_for
 from support.reports import (
     N,
     as_written_before,
@@ -34,12 +35,6 @@ HOSTILE = (
     "javascript:window.hacked=1",
     "<!--",
 )
-
-
-def wait_for(page, latent):
-    page.wait_for_function(
-        "latent => document.querySelector('[data-side=opened] h2')?.textContent === `Latent ${latent}`", arg=latent
-    )
 
 
 def test_hostile_names_are_text(visit, tmp_path):

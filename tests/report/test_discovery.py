@@ -132,7 +132,7 @@ def test_a_given_store_must_be_one_of_theirs(place, tmp_path):
         find_stores(find_evaluations([place / "runs" / "a"]), [other.folder])
 
 
-def test_curves_of_a_run_that_went_on(place, tmp_path):
+def test_curves_of_a_resumed_run(place, tmp_path):
     shutil.copytree(place / "runs" / "a", tmp_path / "run")
     logs = {
         "version_0": "mono/loss,mono/score,mo/loss,step,epoch\n3.0,,9,0,0\n2.0,0.5,9,10,0\n7.0,,9,20,0\n",

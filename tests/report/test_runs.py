@@ -1,4 +1,4 @@
-"""Which runs are compared with which, and what is said of them."""
+"""Which runs are compared with which, and how their groups are named."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from monoloss.errors import InputError
-from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.evaluation.stored_activations import StoredActivations
-from monoloss.report.run_metadata import settings_of
 from monoloss.report.runs import baseline_of, report_runs
 from support.evaluations import tensors_of
-from support.reports import N, as_written_before, some_models, some_store
+from support.reports import N, evaluated, renamed, some_store
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +20,8 @@ def store(tmp_path_factory):
     return some_store(tmp_path_factory.mktemp("runs") / "val")
 
 
-def judged(store, weights, variant="topk", m=24, **options) -> list[Evaluation]:
-    return list(evaluate(store, some_models(weights, variant, m), n_examples=2, **options).values())
-
-
-def renamed(evaluation: Evaluation, name: str, **metadata: object) -> Evaluation:
-    return replace(evaluation, name=name, metadata={**evaluation.metadata, **metadata})
-
-
 def test_the_one_without_monoloss_is_the_baseline_of_its_kind(store):
-    evaluations = judged(store, {"strong": 0.2, "none": 0.0, "weak": 0.1}) + judged(store, {"v": 0.1}, "vanilla")
+    evaluations = evaluated(store, {"strong": 0.2, "none": 0.0, "weak": 0.1}) + evaluated(store, {"v": 0.1}, "vanilla")
     runs = report_runs(evaluations, [store])
     assert [run.key for run in runs] == ["run-0", "run-1", "run-2", "run-3"]
     assert [run.group for run in runs] == ["TopK", "TopK", "TopK", "Vanilla"]
@@ -41,15 +31,15 @@ def test_the_one_without_monoloss_is_the_baseline_of_its_kind(store):
 
 
 def test_a_chosen_baseline_comes_first_and_only_in_its_group(store):
-    evaluations = judged(store, {"none": 0.0, "weak": 0.1}) + judged(store, {"b": 0.0, "bm": 0.1}, "batch_topk")
+    evaluations = evaluated(store, {"none": 0.0, "weak": 0.1}) + evaluated(store, {"b": 0.0, "bm": 0.1}, "batch_topk")
     runs = report_runs(evaluations, baseline="weak")
     assert [run.name for run in runs if run.is_baseline] == ["weak", "b"]
     assert {run.store for run in runs} == {None}
 
 
 def test_groups_are_named_as_short_as_tells_them_apart(store):
-    small, large = judged(store, {"s": 0.0}), judged(store, {"l": 0.0}, m=48)
-    tied = judged(store, {"t": 0.0}, "topk_tied")
+    small, large = evaluated(store, {"s": 0.0}), evaluated(store, {"l": 0.0}, m=48)
+    tied = evaluated(store, {"t": 0.0}, "topk_tied")
     groups = [run.group for run in report_runs([*small, *large, *tied])]
     assert groups == ["TopK, 24 latents, k = 3", "TopK, 48 latents, k = 3", "TopK, tied"]
     other = renamed(small[0], "o", store="train", store_fingerprint="x")
@@ -77,48 +67,8 @@ def test_models_that_are_no_saes_are_one_group(store, tmp_path):
     assert dict(runs[0].metadata)["Data"] == "val, 90 rows of width 32"
 
 
-def test_facts_say_what_was_run(store):
-    base, mono = judged(store, {"base": 0.0, "mono": 0.1})
-    training = mono.metadata["training"] | {"mono_memory": 0.9, "mono_center": True}
-    encoder = {"name": "vit_small", "weights": "augreg", "preprocessing": None}
-    mono = renamed(mono, "mono", training=training, encoder=encoder, centred=True, source="run/saes/mono")
-    assert settings_of(base).metadata(base) == [
-        ("Data", "val, 90 rows of width 32"),
-        ("Scored on", "embeddings as they are"),
-        ("Model", "TopK, 24 latents, k = 3"),
-        ("Loss", "without MonoLoss"),
-        ("Training", "2 epochs, learning rate 0.001, seed 0"),
-        ("Evaluated with", f"monoloss {base.metadata['monoloss_version']}"),
-    ]
-    metadata = dict(settings_of(mono).metadata(mono))
-    assert (metadata["Encoder"], metadata["Encoder weights"]) == ("vit_small", "augreg")
-    assert metadata["Loss"] == "MonoLoss, weight 0.1, memory 0.9, centred"
-    assert (metadata["Scored on"], metadata["Source"]) == ("centred embeddings", "run/saes/mono")
-
-
-@pytest.mark.parametrize(
-    ("variant", "title"),
-    [
-        ("topk", "TopK, 24 latents, k = 3"),
-        ("topk_tied", "TopK, tied, 24 latents, k = 3"),
-        ("batch_topk", "BatchTopK, 24 latents, k = 3"),
-        ("jump_relu", "JumpReLU, 24 latents"),
-        ("vanilla", "Vanilla, 24 latents"),
-    ],
-)
-def test_the_model_is_known_from_new_and_from_older_files(store, variant, title):
-    (evaluation,) = judged(store, {"one": 0.1}, variant)
-    model = evaluation.metadata["model"].replace("aux=None", "aux=AuxLoss(k=16, weight=0.03125)")
-    evaluation = renamed(evaluation, "one", model=model)
-    assert settings_of(evaluation).long_title == title
-    old = settings_of(as_written_before(evaluation))
-    assert old.long_title == title
-    assert old.mono_weight is None
-    assert settings_of(evaluation).mono_weight == 0.1
-
-
 def test_nothing_is_lost_on_the_way_to_the_cpu(store):
-    (evaluation,) = judged(store, {"one": 0.1})
+    (evaluation,) = evaluated(store, {"one": 0.1})
     (run,) = report_runs([evaluation])
     before, after = tensors_of(evaluation), tensors_of(run.evaluation)
     assert before.keys() == after.keys()
@@ -130,7 +80,7 @@ def test_nothing_is_lost_on_the_way_to_the_cpu(store):
 
 @pytest.mark.door
 def test_refused(store):
-    one, other = judged(store, {"one": 0.0, "other": 0.1})
+    one, other = evaluated(store, {"one": 0.0, "other": 0.1})
     with pytest.raises(InputError, match="evaluations: got none"):
         report_runs([])
     with pytest.raises(InputError, match="2 with the name 'one'"):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from monoloss.data.store import FeatureStore
+from monoloss.evaluation.examples import Examples
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.files.model_folder import Provenance
@@ -22,6 +23,14 @@ from support.saes import some_config, structured_rows
 
 N, D, M = 90, 32, 24
 _STATEMENT = re.compile(r"MONOLOSS\.(\w+)(?:=MONOLOSS\.\w+\|\|\{\};MONOLOSS\.\w+\[(\"[^\"]*\")\])?=(.*);")
+# Metadata of an evaluation that published values may be compared with
+PUBLISHED_SETTING = {
+    "store": "imagenet-val",
+    "n_rows": 50_000,
+    "class_names": ["a"] * 1000,
+    "centred": False,
+    "encoder": {"name": "vit_large_patch14_clip_224", "weights": "datacompxl"},
+}
 _START = "window.MONOLOSS=window.MONOLOSS||{};"
 
 
@@ -60,6 +69,27 @@ def some_evaluations(store: FeatureStore, n_examples: int = 4, **options: Any) -
     """Of a baseline and a MonoLoss SAE."""
     models = some_models({"base": 0.0, "mono": 0.1})
     return list(evaluate(store, models, n_examples=n_examples, **options).values())
+
+
+def evaluated(store: FeatureStore, weights: Mapping[str, float], variant: str = "topk", m: int = M) -> list[Evaluation]:
+    """Evaluate SAEs that claim to be trained with these weights of MonoLoss."""
+    return list(evaluate(store, some_models(weights, variant, m), n_examples=2).values())
+
+
+def renamed(evaluation: Evaluation, name: str, **metadata: object) -> Evaluation:
+    """Copy an evaluation with another name and some other metadata."""
+    return replace(evaluation, name=name, metadata={**evaluation.metadata, **metadata})
+
+
+def bare(name: str = "mine", weight: float = 0.0, score: float = 0.5, **metadata: object) -> Evaluation:
+    """Make an evaluation of three latents (alive, undefined, dead) without data, that claims to be of 8192 latents."""
+    latents = {"score": torch.tensor([score, torch.nan, torch.nan]), "density": torch.tensor([0.5, 0.1, 0.0])}
+    given = {
+        "model": "TopKConfig(variant='topk', n_latents=8192, k=64, tied=True, aux=AuxLoss(k=512))",
+        "training": {"mono_weight": weight},
+    } | metadata
+    summary = {"score_mean": score, "score_mean_zero_filled": score / 3, "r2": 0.8, "chance": 0.1, "n_latents": 8192.0}
+    return Evaluation(name, given, summary, latents, Examples.none(3, 1))
 
 
 def as_written_before(evaluation: Evaluation) -> Evaluation:

@@ -1,1 +1,1 @@
-"""How fast the library is: opponents written from the paper's formulas, and what measures them beside it."""
+"""Speed of the library: opponents written from the paper's formulas, and measurements of both."""

@@ -1,7 +1,7 @@
 """The paper's algorithms on dense tensors: the score in two passes, and the training step with MonoLoss by autograd.
 
-Written from the formulas, with weights and settings of a :class:`monoloss.SparseAutoencoder`, so that both do the same
-work from the same start.
+Written from the formulas. Weights and settings are copied from a :class:`monoloss.SparseAutoencoder`, so that both do
+the same work from the same initial weights.
 """
 
 from __future__ import annotations
@@ -23,24 +23,21 @@ ADAM_EPS = 6.25e-10  # as in the paper's runs, and the default of SaeTraining
 
 
 class DensePass(NamedTuple):
-    """What a dense SAE makes of some rows.
-
-    Attributes:
-        codes: ``(n, m)``, nearly all 0.
-        reconstruction: ``(n, d)``.
-        target: the unit rows that are rebuilt, ``(n, d)``.
-    """
+    """Output of a dense SAE."""
 
     codes: Float[Tensor, "n m"]
+    """Activations of the latents, nearly all 0."""
     reconstruction: Float[Tensor, "n d"]
     target: Float[Tensor, "n d"]
+    """Unit rows that the reconstruction approximates."""
 
 
 class DenseSae(nn.Module):
-    """TopK or BatchTopK with codes as dense tensors; starts with copies of the weights of a SAE.
+    """TopK or BatchTopK SAE with codes as dense tensors.
 
     Args:
-        sae: whose weights and settings to take. Rows are scaled to length 1, and standardised where it does so.
+        sae: an untied TopK or BatchTopK SAE; its weights are copied. Rows are scaled to length 1, and standardised if
+            `sae` does so.
 
     Raises:
         InputError: another variant, or settings that the paper's runs do not have.
@@ -49,8 +46,8 @@ class DenseSae(nn.Module):
     def __init__(self, sae: SparseAutoencoder) -> None:
         super().__init__()
         config = sae.config
-        usual = isinstance(config, TopKConfig | BatchTopKConfig) and config.inputs.unit_norm
-        if not usual or config.inputs.center or sae.decoder_weight is None:
+        has_unit_rows = isinstance(config, TopKConfig | BatchTopKConfig) and config.inputs.unit_norm
+        if not has_unit_rows or config.inputs.center or sae.decoder_weight is None:
             raise InputError("sae", repr(config), "an untied TopK or BatchTopK on unit rows, not centred")
         assert isinstance(config, TopKConfig | BatchTopKConfig)  # noqa: S101 - for the type checker
         self.config = config
@@ -62,16 +59,17 @@ class DenseSae(nn.Module):
         self.samples_since_active: Tensor
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> DensePass:
-        """Scale, encode, keep the largest, decode, scale back."""
+        """Scale, encode, select the largest activations, decode, scale back."""
         x, target, shift, spread = self._scaled(inputs)
         codes = self._largest(self._pre_activations(x))
-        rebuilt = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
-        return DensePass(codes, rebuilt * spread + shift, target)
+        reconstruction = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
+        return DensePass(codes, reconstruction * spread + shift, target)
 
     def as_in_training(self, inputs: Float[Tensor, "n d"]) -> tuple[DensePass, Float[Tensor, "3"]]:
-        """The forward pass of plain training code, which evaluation calls as well: error, L1 and L0 too.
+        """Return the pass of plain training code, and its mean squared error, L1 and L0.
 
-        The same codes; the ReLU runs over all pre-activations, and how long each latent has been silent is counted.
+        The result is that of `forward`, but the ReLU runs over all pre-activations, and `samples_since_active` is
+        updated, as in research code that evaluates with its training pass.
         """
         x, target, shift, spread = self._scaled(inputs)
         codes = self._largest(self._pre_activations(x).relu())
@@ -82,6 +80,7 @@ class DenseSae(nn.Module):
         return DensePass(codes, reconstruction, target), torch.stack(measures)
 
     def _scaled(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the encoder's input, the unit rows, and the mean and deviation that scale a reconstruction back."""
         target = normalize(inputs)
         shift, spread = target.new_zeros(()), target.new_ones(())
         if self.config.inputs.standardise:
@@ -93,7 +92,7 @@ class DenseSae(nn.Module):
         return x @ self.encoder_weight if bias is None else torch.addmm(bias, x, self.encoder_weight)
 
     def _largest(self, pre_activations: Tensor) -> Tensor:
-        """TopK: the k largest of each row; BatchTopK: the k n largest of the batch. All through a ReLU, the rest 0."""
+        """Keep the k largest of each row (TopK) or the k n largest of the batch (BatchTopK), after a ReLU; others 0."""
         if isinstance(self.config, BatchTopKConfig):
             flat = pre_activations.relu().flatten()
             top = flat.topk(self.config.k * len(pre_activations), sorted=False)
@@ -103,25 +102,28 @@ class DenseSae(nn.Module):
 
 
 def dense_scores(u: Float[Tensor, " m"], v: Float[Tensor, " m"], w: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
-    """The paper's linear form, ``(|w|^2 - v) / (u^2 - v)``; NaN where fewer than two rows have weight."""
+    """Compute scores by the paper's linear form, ``(|w|^2 - v) / (u^2 - v)``; NaN where fewer than two rows are active.
+
+    With scaled activations a and unit rows h: ``u = sum a``, ``v = sum a^2``, ``w = sum a h``.
+    """
     weight = u.square() - v
-    residue = 8 * torch.finfo(u.dtype).eps * u.detach().square()  # what rounding leaves of a single row
+    residue = 8 * torch.finfo(u.dtype).eps * u.detach().square()  # rounding error where one row is active
     return score(w.square().sum(1) - v, torch.where(weight > residue, weight, 0.0))
 
 
 def dense_mono_loss(embeddings: Float[Tensor, "n d"], activations: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
-    """MonoLoss of a batch by dense products and autograd: one minus the mean score."""
+    """Compute MonoLoss of a batch, one minus the mean score, by dense products."""
     a = scaled(activations)
     return loss(dense_scores(a.sum(0), a.square().sum(0), a.t() @ normalize(embeddings)))
 
 
 class TwoPassSums:
-    """What two passes add up, in one place that a second run uses again.
+    """Buffers of the two passes: minimum and maximum of each latent, and the sums u, v, w. Used again by later runs.
 
     Args:
         d: width of the embeddings.
         m: number of latents.
-        dtype: of the sums.
+        dtype: dtype of all buffers.
     """
 
     def __init__(self, d: int, m: int, dtype: torch.dtype = torch.float32) -> None:
@@ -129,7 +131,7 @@ class TwoPassSums:
         self.w = torch.zeros(m, d, dtype=dtype)
 
     def reset(self) -> None:
-        """As before the first pass."""
+        """Set all buffers to their state before the first pass."""
         self.low.fill_(torch.inf)
         self.high.fill_(-torch.inf)
         for total in (self.u, self.v, self.w):
@@ -144,15 +146,14 @@ def two_pass_score(
     *,
     in_place: bool = True,
 ) -> Float[Tensor, " m"]:
-    """The paper's algorithm: a pass for the minimum and maximum of each latent, and one for the sums of scaled codes.
+    """Compute scores by the paper's algorithm: a pass for each latent's range, and one for the sums of scaled codes.
 
     Args:
-        embeddings: the batches.
-        codes_of: dense codes ``(n, m)`` of the batch with a number; asked for in both passes. With codes at hand it
-            returns them; for a SAE it is a whole dense pass.
-        sums: where to add up; what is in it is dropped.
-        in_place: make as few tensors of the size of the codes or the sums as there is need for; False: a new one for
-            each step, as the formulas read.
+        embeddings: batches of embeddings.
+        codes_of: function from the number of a batch to its dense codes ``(n, m)``, called in both passes.
+        sums: buffers, reset first.
+        in_place: allocate as few tensors of the size of the codes or sums as possible; False: a new one for each
+            step of the formulas.
 
     Returns:
         Scores ``(m,)``, NaN where undefined.
@@ -177,35 +178,36 @@ def two_pass_score(
 def two_pass_score_of_sae(
     sae: DenseSae, batches: Sequence[Float[Tensor, "_ d"]], sums: TwoPassSums, *, lean: bool = True
 ) -> Float[Tensor, " m"]:
-    """The score of a SAE's latents in two passes, each with a whole dense SAE pass, decoder too.
+    """Score a SAE's latents by :func:`two_pass_score`, with a whole pass of the SAE, decoder too, in both passes.
 
     Args:
         sae: the model.
-        batches: its inputs, and the embeddings.
-        sums: where to add up.
-        lean: no more than the score needs, in as little memory as it needs; False: plain code, with the forward pass of
-            training in each pass, as research code often does.
+        batches: inputs of the model, which are the embeddings too.
+        sums: buffers, reset first.
+        lean: do only what the score needs, in as little memory as possible; False: plain code with the forward pass of
+            training, as in much research code.
     """
 
     def codes_of(i: int) -> Tensor:
-        found = sae(batches[i]) if lean else sae.as_in_training(batches[i])[0]
-        return found.codes
+        output = sae(batches[i]) if lean else sae.as_in_training(batches[i])[0]
+        return output.codes
 
     return two_pass_score(batches, codes_of, sums, in_place=lean)
 
 
 class DenseTraining:
-    """The training step on dense tensors: the paper's losses and settings, everything by autograd.
+    """Training on dense tensors with the paper's losses and settings, all gradients by autograd.
 
-    TopK: per-row normalised squared error; BatchTopK: mean squared error. Then MonoLoss, if any; the decoder's gradient
-    along its rows removed; gradient norm clipped at 1; Adam; decoder rows at length 1. The aux loss is left out: it is
-    0 as long as no latent is dead, and none is within ten million rows.
+    A step: squared error (TopK: of each row, divided by its squared length; BatchTopK: mean) plus MonoLoss; gradients,
+    the decoder's without the part along its rows; norm of the gradients clipped at 1; Adam; decoder rows scaled to
+    length 1. Without the aux loss, which is 0 until a latent is dead, that is within the first ten million rows.
 
     Args:
         sae: the model.
-        mono_loss: of embeddings and dense codes: :func:`dense_mono_loss`, or :func:`pairwise_loss`; None for none.
-        mono_weight: its factor.
-        lr: of Adam.
+        mono_loss: function of embeddings and dense codes, :func:`dense_mono_loss` or :func:`pairwise_loss`; None to
+            train without MonoLoss.
+        mono_weight: factor of MonoLoss.
+        lr: learning rate of Adam.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class DenseTraining:
         self.adam = torch.optim.Adam(sae.parameters(), lr=lr, eps=ADAM_EPS)
 
     def step(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-        """Train on one batch; returns its loss. The clipped gradients stay on the parameters."""
+        """Train on one batch and return its loss; the clipped gradients stay on the parameters."""
         sae = self.sae
         codes, reconstruction, target = sae(inputs)
         squared = (reconstruction - target).square()

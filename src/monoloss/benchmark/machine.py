@@ -1,4 +1,4 @@
-"""What a result is worth without: the machine, the versions and the commit it was measured with."""
+"""Metadata of a measurement: the machine, the versions and the commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def machine_metadata() -> dict[str, Any]:
-    """Processor, threads, versions, and the commit where the package runs from a clone."""
+    """Return processor, threads, versions, and the commit (None unless the package is run from a clone)."""
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -29,11 +29,12 @@ def machine_metadata() -> dict[str, Any]:
 
 
 def write_measured(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
-    """Write figures as JSON, with the facts of the machine under `about`."""
+    """Write the measures in `result` as JSON, with :func:`machine_metadata` under the key "about"."""
     write_json(path, {"about": machine_metadata(), **result}, format_version=1)
 
 
 def _processor() -> str:
+    """Return the number and name of the processors, such as "2 x Intel Xeon"."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -41,8 +42,8 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the clone, with a word where the package differs from it; None for an installed package."""
-    if _git("ls-files", "--error-unmatch", "--", __file__) is None:  # another repository may be around an installed one
+    """Return the clone's commit, with ", changed" where the package differs from it; None for an installed package."""
+    if _git("ls-files", "--error-unmatch", "--", __file__) is None:  # an installed package inside another repository
         return None
     commit = _git("rev-parse", "--short", "HEAD")
     if commit is None:
@@ -51,10 +52,10 @@ def _commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints; None where it fails or is not there."""
+    """Return the output of a git command in the package's folder; None where git fails or is not installed."""
     try:
-        done = subprocess.run(  # noqa: S603 - the arguments are those above
-            ["git", *arguments],  # noqa: S607 - whichever git is there
+        completed = subprocess.run(  # noqa: S603 - only the arguments above
+            ["git", *arguments],  # noqa: S607 - the git on the path
             capture_output=True,
             text=True,
             check=False,
@@ -62,4 +63,4 @@ def _git(*arguments: str) -> str | None:
         )
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return completed.stdout if completed.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Measuring: opponents in turn in one run, medians and minima, a quadratic fit, rows to measure with."""
+"""Tools of a measurement: timing several opponents in turn, a quadratic fit, random rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Timing(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Seconds of the middle run."""
+        """Seconds of the median run."""
         return median(self.seconds)
 
     @property
@@ -29,7 +29,7 @@ class Timing(NamedTuple):
         return min(self.seconds)
 
     def as_dict(self) -> dict[str, float]:
-        """For a file."""
+        """Return median, minimum and number of runs, as they stand in result files."""
         return {"median_s": self.median, "minimum_s": self.minimum, "runs": len(self.seconds)}
 
 
@@ -40,7 +40,7 @@ class Quadratic(NamedTuple):
     linear: float
 
     def __call__(self, n: int) -> float:
-        """Seconds for n rows."""
+        """Return the seconds for n rows."""
         return self.square * n * n + self.linear * n
 
 
@@ -51,12 +51,12 @@ def time_in_turn(
     warm: bool = True,
     advance: Callable[[str], object] | None = None,
 ) -> dict[str, Timing]:
-    """Wall-clock time of each opponent, all of them once a round, every second round in the opposite order.
+    """Measure the wall-clock time of opponents in rounds: each runs once a round, every second round in reverse order.
 
     Args:
-        opponents: what to run, by name.
-        rounds: timed runs of each.
-        warm: run a round before that is not timed.
+        opponents: functions to time, by name.
+        rounds: number of timed rounds.
+        warm: run one round first that is not timed.
         advance: called with the name of an opponent after each of its runs.
     """
     seconds: dict[str, list[float]] = {name: [] for name in opponents}
@@ -73,10 +73,10 @@ def time_in_turn(
 
 
 def quadratic_fit(rows: Sequence[int], seconds: Sequence[float]) -> Quadratic:
-    """The quadratic through 0 that is nearest to some times, in relation to each of them."""
+    """Fit a quadratic through 0 to times by least squares of the relative errors; no coefficient is below 0."""
     n, t = np.asarray(rows, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
-    terms, wanted = np.stack([n * n / t, n / t], axis=1), np.ones(len(n))
-    square, linear = np.linalg.lstsq(terms, wanted, rcond=None)[0]
+    terms, ones = np.stack([n * n / t, n / t], axis=1), np.ones(len(n))
+    square, linear = np.linalg.lstsq(terms, ones, rcond=None)[0]
     if linear < 0:
         square, linear = terms[:, 0].sum() / np.square(terms[:, 0]).sum(), 0.0
     elif square < 0:
@@ -85,7 +85,7 @@ def quadratic_fit(rows: Sequence[int], seconds: Sequence[float]) -> Quadratic:
 
 
 def random_rows(n: int, width: int, seed: int) -> Float[Tensor, "n width"]:
-    """Rows with a structure: sparse mixtures of 256 directions, noise, and a mean that is not 0."""
+    """Draw rows with structure: sparse mixtures of 256 directions, with noise and a mean that is not 0."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(256, width, generator=generator)
     mixtures = torch.randn(n, 256, generator=generator).relu_()

@@ -1,4 +1,4 @@
-"""MonoScore as it is defined, over all pairs of rows: what the linear form is compared with."""
+"""MonoScore by its definition, over all pairs of rows: opponents of the linear form."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-LATENTS_PER_BLOCK = 256  # of 2048 rows' pair weights, 2 MB at a time: measured the fastest
+LATENTS_PER_BLOCK = 256  # the fastest of those measured: with 2048 rows, 2 MB of pair weights at a time
 
 
 def scaled(activations: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Each latent from 0 to 1, ``a = (z - min) / (max - min)``; all 0 where it is constant.
+    """Scale each latent to 0 to 1, ``a = (z - min) / (max - min)``; a constant latent becomes all 0.
 
-    The range takes no part in the gradient, because it cancels in every score. A minimum of 0 is the floor of a ReLU
-    and takes none either; rows that share another minimum share its gradient.
+    The range ``max - min`` gets no gradient, because it cancels in every score. A minimum of 0, the floor of a ReLU,
+    gets none either; rows that share another minimum share its gradient.
     """
     low, high = activations.detach().amin(0), activations.detach().amax(0)
     spread = (high - low).clamp(min=torch.finfo(high.dtype).tiny)
@@ -28,13 +28,13 @@ def scaled(activations: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
 
 
 def score(similarity: Float[Tensor, " m"], weight: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Similarity over weight; NaN where there is no weight, and no gradient there."""
+    """Divide the weighted sum of cosines by the sum of weights; NaN, without a gradient, where that is 0."""
     defined = weight > 0
     return torch.where(defined, similarity / torch.where(defined, weight, 1.0), torch.nan)
 
 
 def loss(scores: Float[Tensor, " m"]) -> Float[Tensor, ""]:
-    """One minus the mean over the latents that have a score; 1 where none has."""
+    """Return one minus the mean of the defined scores; 1 where none is defined."""
     defined = ~scores.isnan()
     return 1.0 - torch.where(defined, scores, 0.0).sum() / defined.sum().clamp(min=1)
 
@@ -42,15 +42,15 @@ def loss(scores: Float[Tensor, " m"]) -> Float[Tensor, ""]:
 def pairwise_score(
     embeddings: Float[Tensor, "n d"], activations: Float[Tensor, "n m"], latents_per_block: int = LATENTS_PER_BLOCK
 ) -> Float[Tensor, " m"]:
-    """The mean cosine over all pairs ``i < l``, weighted by ``a_i a_l``: each weight of each latent is formed.
+    """Compute each latent's mean cosine over all pairs of rows ``i < l``, weighted by ``a_i a_l``, pair by pair.
 
-    O(n^2 (d + m)) time; memory ``n^2``, and ``n latents_per_block`` for each thread. Each pair is taken once, a
-    row with all its partners at a time. The gradient with respect to the activations goes over the pairs again.
+    Time O(n^2 (d + m)); memory ``n^2``, and ``n latents_per_block`` for each thread. Each pair is taken once, a row
+    with all later rows at a time. The gradient with respect to the activations goes over the pairs again.
 
     Args:
         embeddings: ``(n, d)``, rows of any length but 0; no gradient.
         activations: ``(n, m)``, dense.
-        latents_per_block: latents whose weights are there at a time.
+        latents_per_block: latents whose weights a thread holds in memory at a time.
 
     Returns:
         Scores ``(m,)`` in the dtype of the activations, NaN where undefined.
@@ -64,25 +64,25 @@ def pairwise_score(
 def pairwise_score_as_product(
     embeddings: Float[Tensor, "n d"], activations: Float[Tensor, "n m"]
 ) -> Float[Tensor, " m"]:
-    """The same sum over pairs as matrix products, ``diag(A^T (H H^T) A)`` without self-pairs.
+    """Compute :func:`pairwise_score` by matrix products, ``diag(A^T (H H^T) A)`` without pairs of a row with itself.
 
-    O(n^2 (d + m)) too, but in the form that computers are fastest at: the kindest form of the pairwise score. Takes and
-    gives what :func:`pairwise_score` does.
+    Time O(n^2 (d + m)) too, but mostly in matrix products, so this is the fastest form of the pairwise score. Arguments
+    and result are those of :func:`pairwise_score`.
     """
     h = normalize(embeddings.detach())
     cosines, a = (h @ h.t()).fill_diagonal_(0.0), scaled(activations)
     weight = a.sum(0).square() - a.square().sum(0)
-    residue = 8 * torch.finfo(a.dtype).eps * a.detach().sum(0).square()  # what rounding leaves of a single row
+    residue = 8 * torch.finfo(a.dtype).eps * a.detach().sum(0).square()  # rounding error where one row is active
     return score((a * (cosines @ a)).sum(0), torch.where(weight > residue, weight, 0.0))
 
 
 def pairwise_loss(embeddings: Float[Tensor, "n d"], activations: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
-    """MonoLoss of a batch from :func:`pairwise_score`: one minus the mean score."""
+    """Compute MonoLoss of a batch, one minus the mean of :func:`pairwise_score`."""
     return loss(pairwise_score(embeddings, activations))
 
 
 class _Pairs(torch.autograd.Function):
-    """Weighted mean over all pairs of rows, with its derivative, both pair by pair, some latents at a time."""
+    """Weighted mean cosine over all pairs of rows and its derivative, both pair by pair in blocks of latents."""
 
     @staticmethod
     def forward(ctx: Any, cosines: Tensor, a: Tensor, latents_per_block: int) -> Tensor:
@@ -97,7 +97,7 @@ class _Pairs(torch.autograd.Function):
                 total += weights.sum(0)
             scores[latents], weight[latents] = score(similarity, total), total
 
-        _each_on_a_core(add_up, a.shape[1], latents_per_block)
+        _run_on_threads(add_up, a.shape[1], latents_per_block)
         ctx.save_for_backward(cosines, a, scores, weight)
         ctx.latents_per_block = latents_per_block
         return scores
@@ -111,29 +111,32 @@ class _Pairs(torch.autograd.Function):
         grad = torch.empty_like(a)
 
         def add_up(latents: slice) -> None:
-            part, of_part = a[:, latents].contiguous(), torch.zeros_like(a[:, latents])
+            part, grad_part = a[:, latents].contiguous(), torch.zeros_like(a[:, latents])
             for i in range(len(part) - 1):
-                of_weights = (cosines[i, i + 1 :, None] - mean[latents]) * factor[latents]
-                of_part[i + 1 :] += of_weights * part[i]
-                of_part[i] += (of_weights * part[i + 1 :]).sum(0)
-            grad[:, latents] = of_part
+                grad_weights = (cosines[i, i + 1 :, None] - mean[latents]) * factor[latents]
+                grad_part[i + 1 :] += grad_weights * part[i]
+                grad_part[i] += (grad_weights * part[i + 1 :]).sum(0)
+            grad[:, latents] = grad_part
 
-        _each_on_a_core(add_up, a.shape[1], ctx.latents_per_block)
+        _run_on_threads(add_up, a.shape[1], ctx.latents_per_block)
         return None, grad, None
 
 
-def _each_on_a_core(run: Callable[[slice], None], m: int, latents_per_block: int) -> None:
-    """Blocks of latents, as many at a time as torch has threads, each on one: its many small steps wait for nobody."""
+def _run_on_threads(run: Callable[[slice], None], m: int, latents_per_block: int) -> None:
+    """Call `run` on all blocks of latents, one in each of torch's threads at a time.
+
+    Each of the many small products runs on one thread, so that no thread waits for others.
+    """
     blocks = [slice(first, first + latents_per_block) for first in range(0, m, latents_per_block)]
     n_threads = torch.get_num_threads()
 
-    def alone(latents: slice) -> None:
-        torch.set_num_threads(1)  # of this worker
+    def run_on_one_thread(latents: slice) -> None:
+        torch.set_num_threads(1)
         with torch.no_grad():
             run(latents)
 
     try:
         with ThreadPoolExecutor(n_threads) as workers:
-            list(workers.map(alone, blocks))
+            list(workers.map(run_on_one_thread, blocks))
     finally:
         torch.set_num_threads(n_threads)

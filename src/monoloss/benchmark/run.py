@@ -1,4 +1,4 @@
-"""``monoloss benchmark``: the time to score rows through a SAE, ours and three opponents', over the number of rows."""
+"""``monoloss benchmark``: time to score rows through a SAE, for monoloss and three opponents, by number of rows."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from monoloss.sae.config import TopKConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sparse import SparseActivations
 
-RESULT, PICTURE = "benchmark.json", "benchmark.png"  # a folder with the first is known as an earlier benchmark's
+RESULT, PICTURE = "benchmark.json", "benchmark.png"  # a folder with RESULT is an earlier benchmark's and replaceable
 PAIRWISE, PRODUCT, TWO_PASS, OURS = "pairwise", "pairwise as product", "two dense passes", "monoloss"
 OVER_PAIRS = (PAIRWISE, PRODUCT)
-TOLERANCE = 1e-4  # of scores in float32
-MIN_N_EFF = 1.1  # below it rounding decides
+TOLERANCE = 1e-4  # largest allowed difference of two float32 scores
+MIN_N_EFF = 1.1  # scores of fewer effective rows are mostly rounding error and not compared
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured.
+    """Sizes of a benchmark.
 
     Attributes:
-        width: of the rows, d.
-        n_latents: of the SAE, m.
-        k: active latents a row.
-        batch_size: rows at a time.
-        max_rows: the most rows that are measured, and extrapolated to.
-        pairwise_rows: the most rows for which pairs are measured.
+        width: width of the rows, d.
+        n_latents: latents of the SAE, m.
+        k: active latents of each row.
+        batch_size: rows of a batch.
+        max_rows: largest number of rows that is measured, or extrapolated to for the pairwise scores.
+        pairwise_rows: largest number of rows for which the pairwise scores are measured.
         rounds: timed runs of each opponent at each number of rows.
-        seed: of rows and weights.
+        seed: seed of rows and weights.
     """
 
     width: int = 768
@@ -72,49 +72,46 @@ class Sizes:
 
     @property
     def pairwise(self) -> tuple[int, ...]:
-        """Numbers of rows for which pairs are measured."""
+        """Numbers of rows for which the pairwise scores are measured."""
         return (self.pairwise_rows // 4, self.pairwise_rows // 2, self.pairwise_rows)
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """All numbers of rows: each twice the one before, the last is max_rows."""
-        found = list(self.pairwise)
-        while 2 * found[-1] <= self.max_rows:
-            found.append(2 * found[-1])
-        return tuple(found if found[-1] == self.max_rows else [*found, self.max_rows])
+        """All numbers of rows, each twice the number before; the last is ``max_rows``."""
+        numbers = list(self.pairwise)
+        while 2 * numbers[-1] <= self.max_rows:
+            numbers.append(2 * numbers[-1])
+        return tuple(numbers if numbers[-1] == self.max_rows else [*numbers, self.max_rows])
 
 
 class BenchmarkResult(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        lines: each way with its median times, and what was extrapolated.
-        difference: the largest between two ways' scores.
-        folder: where it is written.
-    """
+    """Result of a benchmark."""
 
     lines: list[SpeedLine]
+    """Median times of each way, and extrapolated times."""
     difference: float
+    """Largest difference between the scores of two ways."""
     folder: Path
+    """Folder of the files."""
 
 
 def run_benchmark(
     sizes: Sizes, out: str | Path = "benchmark-output", *, progress: bool = True, console: Console | None = None
 ) -> BenchmarkResult:
-    """Score random rows through a TopK SAE in four ways; a table, a picture and a file.
+    """Time four ways to score random rows through a TopK SAE; print a table and write a picture and a JSON file.
 
-    First all ways are compared on the same codes. Every time goes from rows to scores, the SAE's pass included; the
-    sums are allocated before it begins.
+    First all ways are compared on the same codes. A time is that from rows to scores, including the SAE's pass; the
+    sums are allocated before.
 
     Args:
-        sizes: what is measured.
-        out: folder for the results; it appears whole, and replaces an earlier benchmark's.
+        sizes: sizes of model and data, and number of rounds.
+        out: folder of the results, written as a whole; an earlier benchmark in this place is replaced.
         progress: show a progress bar.
-        console: where the table goes; the terminal by default.
+        console: console that prints the table; by default the terminal.
 
     Raises:
-        InputError: a folder that holds something else.
-        RuntimeError: the ways do not agree: a fault of the library.
+        InputError: `out` holds other files.
+        RuntimeError: the scores of two ways differ, which is a fault of the library.
     """
     out, console = Path(out), console or Console()
     if out.exists() and not (out / RESULT).is_file() and not (out.is_dir() and not any(out.iterdir())):
@@ -134,10 +131,10 @@ def run_benchmark(
 
 
 class Ways:
-    """The four ways from rows to the scores of a SAE's latents; sums are allocated here, once.
+    """Four ways from rows to the scores of a SAE's latents, with sums that are allocated once.
 
     Args:
-        sizes: of the SAE and its batches.
+        sizes: sizes of the SAE and its batches.
     """
 
     def __init__(self, sizes: Sizes) -> None:
@@ -149,7 +146,7 @@ class Ways:
         self.sums = TwoPassSums(sizes.width, sizes.n_latents)
 
     def runs(self, rows: Tensor) -> dict[str, Callable[[], Tensor]]:
-        """Each way on some rows, by name."""
+        """Return a function for each way, by name, that scores `rows`."""
         return {
             PAIRWISE: lambda: pairwise_score(rows, self._dense_codes(rows)),
             PRODUCT: lambda: pairwise_score_as_product(rows, self._dense_codes(rows)),
@@ -158,18 +155,22 @@ class Ways:
         }
 
     def check(self, rows: Tensor) -> float:
-        """Refuse ways that disagree, on the same codes; returns the largest difference of two scores."""
+        """Return the largest difference between two ways' scores of the same codes.
+
+        Raises:
+            RuntimeError: it is above ``TOLERANCE``, or more than 0.1 % of the codes differ.
+        """
         codes = self.sae.encode(rows)
         dense = codes.to_dense()
         share = float(((self._dense_codes(rows) - dense).abs() > TOLERANCE).sum()) / codes.values.numel()
-        if share > 1e-3:  # near-equal entries may be chosen otherwise
+        if share > 1e-3:  # of nearly equal activations another one may be selected
             raise RuntimeError(f"{share:.1%} of the entries of dense and sparse codes differ")
         expected = self._scored([rows], [codes])
-        judged = n_eff(self.metric.sums) >= MIN_N_EFF
+        is_compared = n_eff(self.metric.sums) >= MIN_N_EFF
         batches, parts = rows.split(self.batch_size), dense.split(self.batch_size)
-        found = [pairwise_score(rows, dense), pairwise_score_as_product(rows, dense)]
-        found.append(two_pass_score(batches, lambda i: parts[i], self.sums))
-        difference = max(_difference(scores, expected, judged) for scores in found)
+        others = [pairwise_score(rows, dense), pairwise_score_as_product(rows, dense)]
+        others.append(two_pass_score(batches, lambda i: parts[i], self.sums))
+        difference = max(_difference(scores, expected, is_compared) for scores in others)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"scores differ by {difference:.1e}")
         return difference
@@ -178,6 +179,7 @@ class Ways:
         return torch.cat([self.dense(batch).codes for batch in rows.split(self.batch_size)])
 
     def _ours(self, rows: Tensor) -> Tensor:
+        """Score rows by the library: encode and add up batch by batch."""
         self.metric.reset()
         for batch in rows.split(self.batch_size):
             self.metric.update(batch, self.sae.encode(batch))
@@ -185,6 +187,7 @@ class Ways:
         return scores
 
     def _scored(self, batches: list[Tensor], codes: list[SparseActivations]) -> Tensor:
+        """Score codes by the library."""
         self.metric.reset()
         for batch, part in zip(batches, codes, strict=True):
             self.metric.update(batch, part)
@@ -192,16 +195,19 @@ class Ways:
         return scores
 
 
-def _difference(scores: Tensor, expected: Tensor, judged: Tensor) -> float:
-    """The largest difference over some latents; infinite where only one of the two is defined."""
-    both = scores.double()[judged], expected.double()[judged]
-    if not torch.equal(both[0].isnan(), both[1].isnan()):
+def _difference(scores: Tensor, expected: Tensor, is_compared: Tensor) -> float:
+    """Return the largest difference of the compared latents' scores; infinite if only one of two is defined."""
+    scores, expected = scores.double()[is_compared], expected.double()[is_compared]
+    if not torch.equal(scores.isnan(), expected.isnan()):
         return torch.inf
-    return float((both[0] - both[1]).nan_to_num().abs().max()) if judged.any() else 0.0
+    return float((scores - expected).nan_to_num().abs().max()) if is_compared.any() else 0.0
 
 
 def measure(ways: Ways, rows: Tensor, sizes: Sizes, progress: bool) -> dict[int, dict[str, Timing]]:
-    """Times of each way at each number of rows: pairs only while they are few. The first number warms up."""
+    """Time the ways at each number of rows, the pairwise ones only up to ``pairwise_rows``.
+
+    A round that is not timed comes first, at the smallest number of rows only.
+    """
     runs = {
         n: {name: run for name, run in ways.runs(rows[:n]).items() if n in sizes.pairwise or name not in OVER_PAIRS}
         for n in sizes.rows
@@ -209,17 +215,18 @@ def measure(ways: Ways, rows: Tensor, sizes: Sizes, progress: bool) -> dict[int,
     n_runs = sum(len(each) for each in runs.values()) * sizes.rounds + len(runs[sizes.rows[0]])
     with terminal.progress("measuring", n_runs, "runs", shown=progress) as advance:
         return {
-            n: time_in_turn(each, sizes.rounds, warm=n == sizes.rows[0], advance=partial(_say, advance, n))
+            n: time_in_turn(each, sizes.rounds, warm=n == sizes.rows[0], advance=partial(_advance_by_run, advance, n))
             for n, each in runs.items()
         }
 
 
-def _say(advance: Callable[..., None], n: int, name: str) -> None:
+def _advance_by_run(advance: Callable[..., None], n: int, name: str) -> None:
+    """Advance the progress bar by the run of a way with n rows."""
     advance(1, f"runs; last: {n} rows, {name}")
 
 
 def _lines(timings: dict[int, dict[str, Timing]], sizes: Sizes) -> tuple[list[SpeedLine], dict[str, Any]]:
-    """Medians, and for pairs the quadratic through them at the larger numbers of rows."""
+    """Return each way's medians, extrapolated for the pairwise ways by quadratic fits, and the fits by name."""
     lines, fits = [], {}
     for name in (*OVER_PAIRS, TWO_PASS, OURS):
         measured = {n: each[name].median for n, each in timings.items() if name in each}
@@ -239,18 +246,18 @@ def _result(
     fits: dict[str, Any],
     difference: float,
 ) -> dict[str, Any]:
-    found = {
+    ways = {
         line.name: {
             "measured": {str(n): timings[n][line.name].as_dict() for n in line.measured},
             "extrapolated": {str(n): {"seconds": seconds} for n, seconds in line.extrapolated.items()},
         }
         for line in lines
     }
-    return {"sizes": asdict(sizes), "largest_difference": difference, "ways": found, "quadratic_fits": fits}
+    return {"sizes": asdict(sizes), "largest_difference": difference, "ways": ways, "quadratic_fits": fits}
 
 
 def _table(lines: list[SpeedLine], sizes: Sizes) -> Table:
-    """A row for each number of rows: times, and how many times monoloss's; a ~ where a time was extrapolated."""
+    """Build a table of the times by number of rows, also as multiples of monoloss's; ~ marks extrapolated times."""
     title = f"{sizes.n_latents} latents, width {sizes.width}, k = {sizes.k}, {torch.get_num_threads()} threads"
     caption = "x: times the time of monoloss"
     if any(line.extrapolated for line in lines):

@@ -1,1 +1,1 @@
-"""Pictures of evaluations."""
+"""Reports of evaluations: pages for a browser, PNG pictures, tables for the terminal."""

@@ -1,4 +1,4 @@
-"""Evaluations on the disk, by the folders that a user names, with the stores and logs that belong to them."""
+"""Search for saved evaluations in the folders that a user names, and for their stores and training logs."""
 
 from __future__ import annotations
 
@@ -15,107 +15,108 @@ from monoloss.evaluation.charts.overview import TrainingCurve
 from monoloss.evaluation.result import EVALUATION_FILE, Evaluation
 from monoloss.runs.layout import CONFIG_FILE, EVALUATIONS, SAES
 
-_PLACES = ("*", f"{EVALUATIONS}/*", f"*/{EVALUATIONS}/*")  # of evaluations, below a folder
-_LOGS = "logs/version_*/metrics.csv"
+_EVALUATION_PATTERNS = ("*", f"{EVALUATIONS}/*", f"*/{EVALUATIONS}/*")  # below a folder that a user names
+_LOG_PATTERN = "logs/version_*/metrics.csv"  # below a run
 
 
 @dataclass(frozen=True)
 class LocatedEvaluation:
-    """An evaluation on the disk.
-
-    Attributes:
-        folder: of its files.
-        evaluation: what they say.
-        run: the folder of the run that its SAE comes from; None where that is not known or gone.
-        sae: name of its SAE in that run.
-    """
+    """An evaluation and where it was read from."""
 
     folder: Path
+    """Folder of the evaluation's files."""
     evaluation: Evaluation
     run: Path | None = None
+    """Folder of the run that trained its SAE; None where that is unknown or deleted."""
     sae: str = ""
+    """Name of its SAE in that run."""
 
 
 def find_evaluations(paths: Sequence[str | Path]) -> list[LocatedEvaluation]:
-    """Load the evaluations in some folders, each once, under names that differ.
+    """Load the evaluations in some folders, each once, and rename those whose names are equal.
 
-    A folder is that of one evaluation, of a run, or one with evaluations or runs right below it. Of equal names each
-    gets that of its run before it, else of its parent folder; a number where that is not enough.
+    A path is the folder of one evaluation, of a run, or of evaluations or runs. An evaluation whose name is not unique
+    is prefixed by the name of its run, or of its parent folder where it has none; then, if need be, it is numbered.
 
     Raises:
-        InputError: nothing is there, or an evaluation that cannot be read.
+        InputError: no path, a path without an evaluation, or an evaluation that cannot be read.
     """
-    folders: dict[Path, Path] = {}
+    folder_of_path: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found = list(_evaluations_at(path))
-        if not found:
+        folders = list(_evaluation_folders(path))
+        if not folders:
             got = "no such folder" if not path.exists() else "no evaluation" if path.is_dir() else "a file"
             raise InputError(str(path), got, "a run or a folder with evaluations")
-        folders |= {folder.resolve(): folder for folder in found if folder.resolve() not in folders}
-    if not folders:
+        folder_of_path |= {folder.resolve(): folder for folder in folders if folder.resolve() not in folder_of_path}
+    if not folder_of_path:
         raise InputError("runs", "none", "at least one")
-    return _named_apart([_locate(folder) for folder in folders.values()])
+    return _with_unique_names([_locate(folder) for folder in folder_of_path.values()])
 
 
 def find_stores(evaluations: Sequence[LocatedEvaluation], given: Sequence[str | Path] = ()) -> list[FeatureStore]:
-    """Open the stores that evaluations were made on, as far as they still exist; their fingerprints must match.
+    """Open the stores that evaluations were made on, each once; stores that no longer exist are left out.
 
-    Looked for where a user says, where the evaluation and the configuration of its run say, and below its run.
+    A store counts if its fingerprint is that in the evaluation. Searched: the ``given`` folders, then for each
+    evaluation the path that it names, the paths in the configuration of its run, and ``stores/`` in its run.
 
     Args:
         evaluations: of :func:`find_evaluations`.
         given: folders of stores.
 
     Raises:
-        InputError: a given folder is no store, or one that none of the evaluations was made on.
+        InputError: a given folder is not a store, or none of the evaluations was made on it.
     """
-    wanted = {str(one.evaluation.metadata.get("store_fingerprint")) for one in evaluations}
+    fingerprints = {str(located.evaluation.metadata.get("store_fingerprint")) for located in evaluations}
     stores: dict[str, FeatureStore] = {}
     for path in given:
         store = FeatureStore(path)
-        if store.fingerprint not in wanted:
-            raise InputError("store", f"{path}, on which no evaluation was made", "a store that one was made on")
+        if store.fingerprint not in fingerprints:
+            expected = "a store that one of the evaluations was made on"
+            raise InputError("store", f"{path}, on which no evaluation was made", expected)
         stores[store.fingerprint] = store
-    for one in evaluations:
-        if one.evaluation.metadata.get("store_fingerprint") in stores:
+    for located in evaluations:
+        fingerprint = located.evaluation.metadata.get("store_fingerprint")
+        if fingerprint in stores:
             continue
-        for folder in _places_of_store(one):
+        for folder in _store_candidates(located):
             try:
                 store = FeatureStore(folder)
             except InputError:
-                continue  # unfinished, damaged or of another version: as good as gone
-            if store.fingerprint == one.evaluation.metadata.get("store_fingerprint"):
+                continue  # unfinished, damaged or of another version: of no use for a report
+            if store.fingerprint == fingerprint:
                 stores[store.fingerprint] = store
                 break
     return list(stores.values())
 
 
 def training_curves(located: LocatedEvaluation) -> list[TrainingCurve]:
-    """Read the training logs of an evaluation's SAE, a curve a measure; a resumed run's later logs replace equal steps.
+    """Read the training logs of an evaluation's SAE: one curve for each measure, with points in order of steps.
 
-    Measures on validation rows begin with ``val_``. Empty where there are no logs.
+    Where several logs of a resumed run hold a step, the latest counts. Names of measures on validation rows begin with
+    ``val_``. Empty where there are no logs.
     """
     curves: dict[str, dict[int, float]] = {}
     if located.run is None:
         return []
-    for file in sorted(located.run.glob(_LOGS), key=lambda file: (len(file.parent.name), file.parent.name)):
+    for file in sorted(located.run.glob(_LOG_PATTERN), key=lambda file: (len(file.parent.name), file.parent.name)):
         with file.open(encoding="utf-8", newline="") as lines:
             for line in csv.DictReader(lines):
                 for column, text in line.items():
-                    name, _, figure = (column or "").rpartition("/")
+                    name, _, measure = (column or "").rpartition("/")
                     if name == located.sae and text:
-                        curves.setdefault(figure, {})[int(float(line["step"]))] = float(text)
+                        curves.setdefault(measure, {})[int(float(line["step"]))] = float(text)
     return [
-        TrainingCurve(located.evaluation.name, figure, sorted(points), [points[step] for step in sorted(points)])
-        for figure, points in curves.items()
+        TrainingCurve(located.evaluation.name, measure, sorted(points), [points[step] for step in sorted(points)])
+        for measure, points in curves.items()
     ]
 
 
-def _evaluations_at(path: Path) -> Iterator[Path]:
+def _evaluation_folders(path: Path) -> Iterator[Path]:
+    """Yield `path` if it is an evaluation, else the evaluations below it that no hidden folder contains."""
     if (path / EVALUATION_FILE).is_file():
         yield path
         return
-    for pattern in _PLACES:
+    for pattern in _EVALUATION_PATTERNS:
         for folder in sorted(path.glob(pattern)):
             if (folder / EVALUATION_FILE).is_file() and not any(
                 part.startswith(".") for part in folder.relative_to(path).parts
@@ -124,10 +125,11 @@ def _evaluations_at(path: Path) -> Iterator[Path]:
 
 
 def _locate(folder: Path) -> LocatedEvaluation:
-    evaluation, whole = Evaluation.load(folder), folder.resolve()
-    if whole.parent.name == EVALUATIONS and (whole.parents[1] / CONFIG_FILE).is_file():
-        return LocatedEvaluation(folder, evaluation, whole.parents[1], whole.name)
-    source = evaluation.metadata.get("source")  # the folder of a SAE, as the user wrote it
+    """Load an evaluation; its run is the one that contains it, else the one that contains its SAE's folder."""
+    evaluation, absolute = Evaluation.load(folder), folder.resolve()
+    if absolute.parent.name == EVALUATIONS and (absolute.parents[1] / CONFIG_FILE).is_file():
+        return LocatedEvaluation(folder, evaluation, absolute.parents[1], absolute.name)
+    source = evaluation.metadata.get("source")  # a path as the user wrote it
     if isinstance(source, str) and Path(source).is_dir():
         sae = Path(source).resolve()
         if sae.parent.name == SAES and (sae.parents[1] / CONFIG_FILE).is_file():
@@ -135,43 +137,45 @@ def _locate(folder: Path) -> LocatedEvaluation:
     return LocatedEvaluation(folder, evaluation)
 
 
-def _named_apart(located: list[LocatedEvaluation]) -> list[LocatedEvaluation]:
-    """Rename evaluations whose names are equal: after their run or parent folder, then with a number."""
-    names = [one.evaluation.name for one in located]
+def _with_unique_names(evaluations: list[LocatedEvaluation]) -> list[LocatedEvaluation]:
+    """Prefix names that are equal by their run or parent folder, then number those that still are."""
+    names = [located.evaluation.name for located in evaluations]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    for number, one in enumerate(located):
+    for number, located in enumerate(evaluations):
         if names[number] in repeated:
-            above = one.run or one.folder.resolve().parent
-            if one.run is not None and one.run.name == names[number]:  # of a fine-tuned model: its name already
-                above = one.run.parent
+            above = located.run or located.folder.resolve().parent
+            if located.run is not None and located.run.name == names[number]:  # a fine-tuned model, named by its run
+                above = located.run.parent
             names[number] = f"{above.name}-{names[number]}"
     taken: set[str] = set()
     for number, name in enumerate(names):
-        again = 2
+        suffix = 2
         while names[number] in taken:
-            names[number] = f"{name} ({again})"
-            again += 1
+            names[number] = f"{name} ({suffix})"
+            suffix += 1
         taken.add(names[number])
     return [
-        replace(one, evaluation=replace(one.evaluation, name=name)) for one, name in zip(located, names, strict=True)
+        replace(located, evaluation=replace(located.evaluation, name=name))
+        for located, name in zip(evaluations, names, strict=True)
     ]
 
 
-def _places_of_store(one: LocatedEvaluation) -> Iterator[Path]:
-    """Where the store of an evaluation may be; folders that hold a manifest."""
-    metadata, run = one.evaluation.metadata, one.run
-    places = [one.folder / str(metadata["store_folder"])] if "store_folder" in metadata else []
+def _store_candidates(located: LocatedEvaluation) -> Iterator[Path]:
+    """Yield the folders with a store manifest in which the store of an evaluation may be."""
+    metadata, run = located.evaluation.metadata, located.run
+    folders = [located.folder / str(metadata["store_folder"])] if "store_folder" in metadata else []
     if run is not None:
-        places += [run / folder for folder in _stores_in_config(run / CONFIG_FILE)]
-        places += sorted((run / "stores").glob("*"))
-    yield from (place for place in places if (place / MANIFEST).is_file())
+        folders += [run / folder for folder in _stores_in_config(run / CONFIG_FILE)]
+        folders += sorted((run / "stores").glob("*"))
+    yield from (folder for folder in folders if (folder / MANIFEST).is_file())
 
 
 def _stores_in_config(file: Path) -> list[str]:
+    """Read the paths of the stores in a run's configuration; none where it is of another version or kind."""
     from monoloss.training.config_files import read_config
 
     try:
         config = read_config(file)
-    except InputError:  # of another version
+    except InputError:
         return []
     return [folder for folder in (config.validation, config.store) if folder is not None]

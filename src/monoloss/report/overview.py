@@ -1,4 +1,4 @@
-"""The pages of a report as text: tables, facts and words of the overview, and the frame of the explorer."""
+"""HTML of a report's two pages: tables, metadata and glossary of the overview, and the frame of the explorer."""
 
 from __future__ import annotations
 
@@ -16,23 +16,13 @@ from monoloss.report.published import PUBLISHED, SOURCE, VARIANTS, Pair, publish
 from monoloss.report.runs import ReportRun, baseline_of
 from monoloss.report.terms import TERMS
 
-ASSETS = (
-    "report.css",
-    "terms.js",
-    "charts.js",
-    "explorer.js",
-    "latent_data.js",
-    "latent_table.js",
-    "latent_view.js",
-)
+ASSETS = ("report.css", "terms.js", "charts.js", "explorer.js", "latent_data.js", "latent_table.js", "latent_view.js")
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
-
-
-Summaries: TypeAlias = Mapping[str, Mapping[str, float]]  # of the runs, by their keys
+Summaries: TypeAlias = Mapping[str, Mapping[str, float]]  # summary of a run by the run's key
 
 
 class Measure(NamedTuple):
-    """A figure of a summary: its term, its format, and whether more (1) or less (-1) of it is better, or neither."""
+    """A measure of a summary: name, key of its term, format, and 1 if more is better, -1 if less is, 0 if neither."""
 
     key: str
     term: str
@@ -71,18 +61,22 @@ _LEADING = ("score_mean", "purity_weighted", "lift_mean", "explained_variance", 
 
 
 class Cell(NamedTuple):
-    """A figure in a table: what the file says, what is written, and the difference to the baseline with its sign."""
+    """A measure of a run in a table."""
 
     key: str
     value: str
+    """All digits; empty if undefined."""
     text: str
+    """Rounded; a dash if undefined."""
     difference: str
+    """Signed difference to the baseline; may be empty."""
     sense: str
+    """Whether the difference is "better", "worse" or the "same"; empty without one."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A run in a table."""
+    """A run in a table, or the paper's published values (``published``), which have no key."""
 
     key: str
     name: str
@@ -100,7 +94,7 @@ class Group(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the best run of a group changed against its baseline."""
+    """The best run of a group beside its baseline."""
 
     group: str
     key: str
@@ -108,6 +102,7 @@ class Change(NamedTuple):
     baseline: str
     n_latents: str
     cells: Sequence[tuple[Measure, str, Cell]]
+    """Of each leading measure the baseline's value as text, and the cell of the run."""
 
 
 def page_files(
@@ -117,13 +112,13 @@ def page_files(
     title: str | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The pages of a report, their style and their scripts, by path below the folder of the report.
+    """Return the text of a report's pages, style sheet and scripts, by path below the folder of the report.
 
     Args:
-        runs: what is shown, at least one.
-        figures: id, title and caption of each chart whose data ``data/figures.js`` holds.
-        title: of both pages; by default "MonoLoss report".
-        notes: sentences that the overview begins with.
+        runs: the runs to show, at least one.
+        figures: id, title and caption of each chart in ``data/figures.js``.
+        title: title of both pages; by default "MonoLoss report".
+        notes: sentences at the top of the overview.
     """
     environment = Environment(
         loader=PackageLoader("monoloss.report"),
@@ -132,7 +127,7 @@ def page_files(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["link"] = _link_part
+    environment.filters["link"] = _name_in_url
     context = {"title": title or "MonoLoss report", "terms": TERMS, "n_runs": len(runs), "notes": notes}
     pages = {
         "index.html": environment.get_template("index.html.jinja").render(context | _overview(runs, figures)),
@@ -143,12 +138,7 @@ def page_files(
 
 
 def figure_text(value: float, form: str) -> str:
-    """A figure as the pages write it: with a real minus sign and groups of thousands, a dash where it is undefined.
-
-    Example:
-        >>> figure_text(1234.5, ".1f"), figure_text(-0.0001, ".3f"), figure_text(math.nan, ".3f")
-        ('1,234.5', '0.000', '\N{EN DASH}')
-    """
+    """Format a number for the pages: a real minus sign, thousands in groups, a dash where it is undefined."""
     if not math.isfinite(value):
         return DASH
     text = format(value, form if form.endswith("g") else "z," + form)  # z: no minus before a rounded zero
@@ -156,7 +146,7 @@ def figure_text(value: float, form: str) -> str:
 
 
 def summary_of(evaluation: Evaluation) -> dict[str, float]:
-    """The summary of an evaluation, and how many latents have no score: active ones and dead ones."""
+    """Return the summary of an evaluation with ``n_undefined`` (active latents without a score) and ``n_dead``."""
     score, density = (evaluation.latents[name] for name in ("score", "density"))
     dead = density == 0
     return {
@@ -167,32 +157,33 @@ def summary_of(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _overview(runs: Sequence[ReportRun], figures: Sequence[tuple[str, str, str]]) -> dict[str, object]:
+    """Return the variables of the overview's template."""
     groups = _grouped(runs)
     summaries = {run.key: summary_of(run.evaluation) for run in runs}
     published = {run.key: published_beside(run.evaluation) for run in runs}
-    there = [measure for measure in _SUMMARY if any(measure.key in summary for summary in summaries.values())]
-    beside = {key for pairs in published.values() for key in pairs}
-    main = [m for m in there if m.key in _MAIN and (m.key != "r2" or "r2" in beside)]
-    everything = [_row(run, group, summaries, there) for group in groups for run in group]
+    measures = [measure for measure in _SUMMARY if any(measure.key in summary for summary in summaries.values())]
+    published_keys = {key for pairs in published.values() for key in pairs}
+    main = [m for m in measures if m.key in _MAIN and (m.key != "r2" or "r2" in published_keys)]
+    everything = [_row(run, group, summaries, measures) for group in groups for run in group]
     shared, different = _metadata(runs)
     weights = [(run.is_baseline, run.settings.mono_weight) for group in groups if len(group) > 1 for run in group]
     return {
         "subtitle": _subtitle(runs),
         "by_mono_loss": all(weight is not None and (weight == 0) == is_baseline for is_baseline, weight in weights),
         "best_of_several": any(len(group) > 2 for group in groups),
-        "changes": [change for group in groups if (change := _change(group, summaries, there)) is not None],
+        "changes": [change for group in groups if (change := _change(group, summaries, measures)) is not None],
         "main": main,
         "groups": [_group(group, summaries, published, main) for group in groups],
-        "measures": there,
+        "measures": measures,
         "everything": everything,
         "shared_metadata": shared,
-        "fact_headings": different,
-        "fact_rows": [(run.name, [dict(run.metadata).get(name, DASH) for name in different]) for run in runs],
+        "metadata_headings": different,
+        "metadata_rows": [(run.name, [dict(run.metadata).get(name, DASH) for name in different]) for run in runs],
         "figures": figures,
         "published": _published_table(),
         "published_source": SOURCE,
         "published_variants": list(VARIANTS.values()),
-        "matches_published": bool(beside),
+        "matches_published": bool(published_keys),
         "chances": sorted({figure_text(s["chance"], ".3f") for s in summaries.values() if "chance" in s}),
         "few_rows": [run.name for run in runs if summaries[run.key].get("n_eff_median", math.inf) < _FEW],
     }
@@ -202,15 +193,16 @@ _FEW = 5.0  # effective rows below which a score says little
 
 
 def _subtitle(runs: Sequence[ReportRun]) -> list[str]:
-    metadata = [run.evaluation.metadata for run in runs]
-    stores = list(dict.fromkeys((f.get("store"), f.get("n_rows")) for f in metadata))
+    """Return the parts of the line below the title: numbers of evaluations, of rows by store, and of classes."""
+    all_metadata = [run.evaluation.metadata for run in runs]
+    stores = list(dict.fromkeys((metadata.get("store"), metadata.get("n_rows")) for metadata in all_metadata))
     parts = [f"{len(runs)} evaluation{'s' * (len(runs) > 1)}"]
     parts += [f"{n_rows:,} rows of {name}" if isinstance(n_rows, int) else str(name) for name, n_rows in stores[:3]]
     if len(stores) > 3:
         parts.append(f"{len(stores) - 3} more stores")
-    classes = {len(names) for f in metadata if isinstance(names := f.get("class_names"), list)}
-    if len(classes) == 1:
-        parts.append(f"{classes.pop():,} classes")
+    n_classes = {len(names) for metadata in all_metadata if isinstance(names := metadata.get("class_names"), list)}
+    if len(n_classes) == 1:
+        parts.append(f"{n_classes.pop():,} classes")
     return [part for part in parts if part != "None"]
 
 
@@ -229,6 +221,7 @@ def _row(run: ReportRun, group: Sequence[ReportRun], summaries: Summaries, measu
 
 
 def _cell(measure: Measure, summary: Mapping[str, float], base: Mapping[str, float] | None) -> Cell:
+    """Return the cell of a measure; `base` is the summary of the baseline, None for no difference."""
     value = summary.get(measure.key, math.nan)
     text = figure_text(value, measure.form)
     difference = value - base.get(measure.key, math.nan) if base is not None else math.nan
@@ -239,30 +232,30 @@ def _cell(measure: Measure, summary: Mapping[str, float], base: Mapping[str, flo
     is_zero = not any(digit in written for digit in "123456789")
     sense = "same" if is_zero or not measure.better else "better" if difference * measure.better > 0 else "worse"
     sign = "" if written.startswith(MINUS) else "+"
-    return Cell(measure.key, raw, text, "±0".replace("±", "\N{PLUS-MINUS SIGN}") if is_zero else sign + written, sense)
+    return Cell(measure.key, raw, text, "\N{PLUS-MINUS SIGN}0" if is_zero else sign + written, sense)
 
 
-def _change(group: Sequence[ReportRun], summaries: Summaries, there: Sequence[Measure]) -> Change | None:
-    """The run of a group whose score rose most above its baseline."""
+def _change(group: Sequence[ReportRun], summaries: Summaries, measures: Sequence[Measure]) -> Change | None:
+    """Compare the run of a group with the highest score to the baseline; None for a baseline alone."""
     others = [run for run in group if not run.is_baseline]
     if not others:
         return None
 
     def score(run: ReportRun) -> float:
-        figure = summaries[run.key].get("score_mean_zero_filled", math.nan)
-        return figure if math.isfinite(figure) else -math.inf
+        value = summaries[run.key].get("score_mean_zero_filled", math.nan)
+        return value if math.isfinite(value) else -math.inf
 
     best = max(others, key=score)
     baseline = next(run for run in group if run.is_baseline)
     base = summaries[baseline.key]
-    measures = [_BY_KEY[key] for key in _LEADING if _BY_KEY[key] in there]
+    leading = [_BY_KEY[key] for key in _LEADING if _BY_KEY[key] in measures]
     return Change(
         best.group,
         best.key,
         best.name,
         baseline.name,
         figure_text(summaries[best.key].get("n_latents", math.nan), ".0f"),
-        [(m, figure_text(base.get(m.key, math.nan), m.form), _cell(m, summaries[best.key], base)) for m in measures],
+        [(m, figure_text(base.get(m.key, math.nan), m.form), _cell(m, summaries[best.key], base)) for m in leading],
     )
 
 
@@ -272,6 +265,7 @@ def _group(
     published: Mapping[str, Mapping[str, Pair]],
     measures: Sequence[Measure],
 ) -> Group:
+    """Return the table rows of a group's runs, then those of the published values of the same settings."""
     rows = [_row(run, runs, summaries, measures) for run in runs]
     settings: list[Mapping[str, Pair]] = []
     for run in runs:
@@ -279,34 +273,31 @@ def _group(
             settings.append(published[run.key])
     for pairs in settings:
         for place, name in enumerate(("paper, without MonoLoss", "paper, with MonoLoss")):
-            figures = {key: pair[place] for key, pair in pairs.items()}
-            cells = [_cell(measure, figures, None) for measure in measures]
+            values = {key: pair[place] for key, pair in pairs.items()}
+            cells = [_cell(measure, values, None) for measure in measures]
             rows.append(TableRow("", name, SOURCE, is_baseline=False, cells=cells, published=True))
     return Group(runs[0].group, rows)
 
 
 def _metadata(runs: Sequence[ReportRun]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The facts that all runs share, and the headings of those that differ."""
+    """Return the metadata that all runs share, as headings with texts, and the headings of metadata that differ."""
     headings = list(dict.fromkeys(heading for run in runs for heading, _ in run.metadata))
     values = {heading: [dict(run.metadata).get(heading, DASH) for run in runs] for heading in headings}
-    shared = [(heading, found[0]) for heading, found in values.items() if len(set(found)) == 1]
-    return shared, [heading for heading, found in values.items() if len(set(found)) > 1]
+    shared = [(heading, texts[0]) for heading, texts in values.items() if len(set(texts)) == 1]
+    return shared, [heading for heading, texts in values.items() if len(set(texts)) > 1]
 
 
 def _published_table() -> list[tuple[str, str, str, list[tuple[str, str]]]]:
-    return [
-        (
-            s.data,
-            s.encoder,
-            PUBLISHED_MEASURES[s.measure],
-            [(f"{p.without:.3f}", f"{p.with_loss:.3f}") for p in pairs.values()],
-        )
-        for s, pairs in PUBLISHED.items()
-    ]
+    """Return data, encoder, measure, and for each SAE variant the published value without and with MonoLoss."""
+    rows = []
+    for (data, encoder, measure), pairs in PUBLISHED.items():
+        values = [(f"{pair.without:.3f}", f"{pair.with_loss:.3f}") for pair in pairs.values()]
+        rows.append((data, encoder, PUBLISHED_MEASURES[measure], values))
+    return rows
 
 
-def _link_part(run: TableRow | Change) -> str:
-    """A run in an address: by its name, or by its key where that cannot be encoded."""
+def _name_in_url(run: TableRow | Change) -> str:
+    """Quote the name of a run for a URL; its key where the name cannot be encoded."""
     from urllib.parse import quote
 
     try:

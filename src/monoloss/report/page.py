@@ -1,4 +1,4 @@
-"""The report: a folder with pages that open from the disk, and all they show."""
+"""Reports: folders with an overview page, an explorer of latents, and all that the two pages load."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from monoloss.report.sprites import COLUMNS, PER_SHEET, sheet_suffix, write_shee
 from monoloss.report.terms import TERMS
 
 PAGE = "index.html"
-_OF_A_REPORT = {PAGE, "latents.html", "assets", "data", "images"}
+_REPORT_NAMES = {PAGE, "latents.html", "assets", "data", "images"}  # in the folder of a report
 _LARGEST_IMAGE = 256
-_BLOCK_LABELS = 2**24  # of a multi-label store, unpacked at a time
+_BLOCK_LABELS = 2**24  # labels of a multi-label store that are unpacked at a time
 
 
 def write_report(  # noqa: PLR0913 - each is an option
@@ -45,21 +45,21 @@ def write_report(  # noqa: PLR0913 - each is an option
     image_size: int = 64,
     progress: bool = False,
 ) -> Path:
-    """Write evaluations as pages that a browser opens from the disk, without a network: an overview and an explorer.
+    """Write a report of evaluations: an overview and an explorer of latents that a browser opens without a network.
 
-    Nothing is computed anew but the comparison of decoders; rows are read for their images, ids and labels alone.
+    Only the cosines between decoder directions are computed; rows are read for their images, ids and labels.
 
     Args:
-        evaluations: what is shown, each under a name of its own.
-        out: the folder; it appears whole, and replaces an earlier report there.
-        stores: what the evaluations were made on, known by their contents. Without its store an evaluation is shown
-            without images, ids and labels of rows.
-        curves: what the training has logged.
-        images: the folder that the stores' paths are relative to; by default their thumbnails, or the image root that
-            they name.
+        evaluations: the evaluations to show; their names must differ.
+        out: folder of the report, written as a whole; an earlier report in this place is replaced.
+        stores: stores that the evaluations were made on, recognised by their fingerprints. An evaluation whose store is
+            missing is shown without images, ids and labels of its rows.
+        curves: measures logged during training.
+        images: root folder of the image paths in the stores; by default the stores' thumbnails are shown, else the
+            images below the root that a store names.
         baseline: name of the evaluation that the others of its group are compared with; by default the one that was
             trained without MonoLoss.
-        title: of the pages.
+        title: title of the pages; by default "MonoLoss report".
         image_size: side of the images in pixels, from 8 to 256.
         progress: show a progress bar.
 
@@ -67,8 +67,8 @@ def write_report(  # noqa: PLR0913 - each is an option
         The page to open, ``out/index.html``.
 
     Raises:
-        InputError: no evaluation, two of one name, a baseline that is none of them; ``images`` that no store can use,
-            or without a single image; a folder that holds something else, or lies in that of an evaluation.
+        InputError: no evaluation, two with the same name, or no evaluation named ``baseline``; ``images`` given for
+            stores without paths, or none of the images exists; ``out`` holds other files, or is inside an evaluation.
 
     Example:
         >>> import tempfile, torch
@@ -92,15 +92,15 @@ def write_report(  # noqa: PLR0913 - each is an option
     shown = _shown_stores(runs, None if images is None else Path(images))
     with atomic_folder(out, replace=True) as folder:
         metadata, notes = {}, []
-        for key, one in shown.items():
+        for key, store in shown.items():
             missing: list[int] = []
-            if one.pictures is not None:
-                with terminal.progress("writing", len(one.rows), "images", shown=progress) as advance:
-                    missing = write_sheets(folder / "images" / key, one.pictures, one.rows, image_size, advance)
-            _write_items(folder / "data" / key, key, one)
-            metadata[key] = _store_metadata(one, image_size) | {"missing": missing}
+            if store.pictures is not None:
+                with terminal.progress("writing", len(store.rows), "images", shown=progress) as advance:
+                    missing = write_sheets(folder / "images" / key, store.pictures, store.rows, image_size, advance)
+            _write_items(folder / "data" / key, key, store)
+            metadata[key] = _store_metadata(store, image_size) | {"missing": missing}
             if missing:
-                images_of = f"{len(missing):,} of {len(one.rows):,} images of {one.metadata.get('store', key)}"
+                images_of = f"{len(missing):,} of {len(store.rows):,} images of {store.metadata.get('store', key)}"
                 notes.append(f"{images_of} cannot be read: their ids are shown.")
         _write_pages(folder, runs, figures, title, notes)
         n_latents = sum(len(run.evaluation.examples.rows) for run in runs)
@@ -120,45 +120,43 @@ def write_report(  # noqa: PLR0913 - each is an option
 
 
 class _ShownStore(NamedTuple):
-    """A store as far as the report shows it.
-
-    Attributes:
-        metadata: of an evaluation that was made on it.
-        store: it itself; None where it is gone.
-        rows: numbers of the rows that some latent shows, ascending; their places here are the items of the report.
-        pictures: where their images come from; None where there are none.
-    """
+    """The part of a store that the report shows."""
 
     metadata: dict[str, Any]
+    """Metadata of an evaluation that was made on the store."""
     store: FeatureStore | None
+    """None where the store no longer exists."""
     rows: Int[Tensor, " items"]
+    """Rows that are an example of some latent, ascending. Item i of the report is row ``rows[i]``."""
     pictures: Pictures | None
+    """Source of the images; None where the store has none."""
 
 
 def _shown_stores(runs: Sequence[ReportRun], images: Path | None) -> dict[str, _ShownStore]:
-    by_key: dict[str, list[ReportRun]] = {}
+    """Return the stores that runs were evaluated on, by key; check that `images` is the root of one of them."""
+    runs_of_store: dict[str, list[ReportRun]] = {}
     for run in runs:
-        by_key.setdefault(run.store_key, []).append(run)
+        runs_of_store.setdefault(run.store_key, []).append(run)
     shown = {}
-    for key, of_store in by_key.items():
-        store = of_store[0].store
+    for key, store_runs in runs_of_store.items():
+        store = store_runs[0].store
         pictures = None if store is None else pictures_of(store, images)
-        rows = shown_rows([run.evaluation for run in of_store])
+        rows = shown_rows([run.evaluation for run in store_runs])
         if store is not None and pictures is not None and pictures.root is not None and len(rows):
-            pictures = _if_there(store, rows, pictures, asked=pictures.root == images)
-        shown[key] = _ShownStore(dict(of_store[0].evaluation.metadata), store, rows, pictures)
-    if images is not None and all(one.pictures is None or one.pictures.root != images for one in shown.values()):
+            pictures = _existing_pictures(store, rows, pictures, is_required=pictures.root == images)
+        shown[key] = _ShownStore(dict(store_runs[0].evaluation.metadata), store, rows, pictures)
+    if images is not None and all(store.pictures is None or store.pictures.root != images for store in shown.values()):
         expected = "stores that know the paths of their rows; without images their thumbnails are shown"
         raise InputError("images", f"{images} for stores without paths", expected)
     return shown
 
 
-def _if_there(store: FeatureStore, rows: Tensor, pictures: Pictures, *, asked: bool) -> Pictures | None:
-    """None where not one of the images that are to be shown is a file; refused where the user asked for them."""
+def _existing_pictures(store: FeatureStore, rows: Tensor, pictures: Pictures, *, is_required: bool) -> Pictures | None:
+    """Return `pictures` if the image file of at least one row exists; else None, or an error if it is required."""
     paths, root = store.paths, Path(str(pictures.root))
     if any((path := paths[row]) is not None and (root / path).is_file() for row in rows.tolist()):
         return pictures
-    if asked:
+    if is_required:
         raise InputError("images", f"{root}, without an image of this report", "the folder the store's paths are below")
     return None
 
@@ -170,7 +168,7 @@ def _write_pages(
     title: str | None,
     notes: Sequence[str],
 ) -> None:
-    """The pages and what they load but the data of latents."""
+    """Write the pages, their style sheet, scripts and charts."""
     from plotly.offline import get_plotlyjs
 
     files = page_files(
@@ -179,7 +177,8 @@ def _write_pages(
     for name, text in (files | {"assets/plotly.min.js": get_plotlyjs()}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # names of undecodable files
+        # Names of files may hold what UTF-8 cannot encode: replace it
+        path.write_text(text, encoding="utf-8", errors="replace", newline="\n")
     charts = [
         {"id": chart.id, "title": chart.title, "caption": chart.caption, "figure": json.loads(chart.figure.to_json())}
         for chart in figures
@@ -187,9 +186,9 @@ def _write_pages(
     write_script(folder / "data" / "figures.js", "figures", charts)
 
 
-def _write_items(folder: Path, key: str, one: _ShownStore) -> None:
-    """Id, labels and row number of each item, in files of 256."""
-    store, rows = one.store, one.rows
+def _write_items(folder: Path, key: str, shown: _ShownStore) -> None:
+    """Write id, labels and row number of each item of a store, in files of 256."""
+    store, rows = shown.store, shown.rows
     ids = None if store is None else store.ids
     labels = _labels(store, rows)
     for number, part in enumerate(rows.split(PER_SHEET) if len(rows) else ()):
@@ -201,37 +200,39 @@ def _write_items(folder: Path, key: str, one: _ShownStore) -> None:
 
 
 def _labels(store: FeatureStore | None, rows: Tensor) -> list[list[int]]:
-    """The classes of each row."""
+    """Return the classes of each row; none where the store has no labels or no longer exists."""
     if store is None or not store.has_labels:
         return [[] for _ in rows]
     if not store.multi_label:
         return [[label] for label in store.labels()[rows].tolist()]
-    found: list[list[int]] = []
+    classes: list[list[int]] = []
     n_rows = max(1, _BLOCK_LABELS // max(1, store.n_classes))
     for start in range(0, store.n_rows, n_rows):
         stop = min(start + n_rows, store.n_rows)
-        here = rows[(rows >= start) & (rows < stop)]
-        if len(here):
-            found += [row.nonzero()[:, 0].tolist() for row in store.labels(start, stop)[here - start]]
-    return found
+        block_rows = rows[(rows >= start) & (rows < stop)]
+        if len(block_rows):
+            classes += [row.nonzero()[:, 0].tolist() for row in store.labels(start, stop)[block_rows - start]]
+    return classes
 
 
-def _store_metadata(one: _ShownStore, cell: int) -> dict[str, object]:
-    names = one.metadata.get("class_names") if one.store is None else one.store.class_names
+def _store_metadata(shown: _ShownStore, cell: int) -> dict[str, object]:
+    """Return the entry of a store in ``data/runs.js``; `cell` is the side of an image in pixels."""
+    names = shown.metadata.get("class_names") if shown.store is None else shown.store.class_names
     return {
-        "name": one.metadata.get("store"),
-        "n_items": len(one.rows),
-        "n_rows": one.metadata.get("n_rows"),
+        "name": shown.metadata.get("store"),
+        "n_items": len(shown.rows),
+        "n_rows": shown.metadata.get("n_rows"),
         "per_sheet": PER_SHEET,
         "sheet_columns": COLUMNS,
         "sheet_suffix": sheet_suffix(),
-        "cell": None if one.pictures is None else cell,
+        "cell": None if shown.pictures is None else cell,
         "class_names": names,
-        "multi_label": one.store is not None and one.store.multi_label,
+        "multi_label": shown.store is not None and shown.store.multi_label,
     }
 
 
-def _run_data(run: ReportRun, one: _ShownStore) -> dict[str, object]:
+def _run_data(run: ReportRun, shown: _ShownStore) -> dict[str, object]:
+    """Return the entry of a run in ``data/runs.js``."""
     evaluation = run.evaluation
     return {
         "key": run.key,
@@ -246,15 +247,15 @@ def _run_data(run: ReportRun, one: _ShownStore) -> dict[str, object]:
         "block": BLOCK,
         "has_decoder": evaluation.decoder_directions is not None,
         "has_labels": "dominant_class" in evaluation.latents,
-        "multi_label": one.store is not None and one.store.multi_label,
+        "multi_label": shown.store is not None and shown.store.multi_label,
         "facts": run.metadata,
     }
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than a report, or that would make an evaluation's hold one."""
-    found = {file.name for file in out.iterdir()} if out.is_dir() else set()
-    if found and not (found <= _OF_A_REPORT and (out / "data" / "runs.js").is_file()):
+    """Check that a folder is new, empty or an earlier report, and not inside an evaluation's folder."""
+    names = {file.name for file in out.iterdir()} if out.is_dir() else set()
+    if names and not (names <= _REPORT_NAMES and (out / "data" / "runs.js").is_file()):
         raise InputError("out", f"{out}, which holds something else", "a new folder, or an earlier report's")
     if any((folder / EVALUATION_FILE).is_file() and (folder / LATENTS).is_file() for folder in out.resolve().parents):
         raise InputError("out", f"{out}, within an evaluation", "a folder elsewhere")

@@ -1,4 +1,4 @@
-"""Figures that the paper publishes, and which evaluations they may stand beside."""
+"""Values published in the paper, and the rule for which evaluations they may be compared with."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ MEASURES = {
 
 
 class Pair(NamedTuple):
-    """A figure without and with MonoLoss."""
+    """A published value without and with MonoLoss."""
 
     without: float
     with_loss: float
 
 
 class Setting(NamedTuple):
-    """What a published figure was measured on."""
+    """Data set, encoder and measure of published values."""
 
     data: str
     encoder: str
     measure: str
 
 
-def _pairs(*numbers: float) -> dict[str, Pair]:
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+def _pairs(*values: float) -> dict[str, Pair]:
+    """Return the pair of each variant from eight values: in the order of VARIANTS, each without and with MonoLoss."""
+    pairs = zip(values[::2], values[1::2], strict=True)
     return {variant: Pair(*pair) for variant, pair in zip(VARIANTS, pairs, strict=True)}
 
 
-# In the order of VARIANTS, each without and with.
 PUBLISHED: Mapping[Setting, Mapping[str, Pair]] = {
     Setting("ImageNet", "CLIP", "score_mean_zero_filled"): _pairs(
         0.437, 0.602, 0.469, 0.550, 0.464, 0.568, 0.456, 0.550
@@ -72,7 +72,7 @@ PUBLISHED: Mapping[Setting, Mapping[str, Pair]] = {
     Setting("OpenImages", "ViT", "r2"): _pairs(0.678, 0.645, 0.702, 0.661, 0.726, 0.698, 0.643, 0.597),
 }
 
-# Of the authors' encoders, or the nearest that timm has: its name and the tag of its weights.
+# Name and tag of weights in timm: the authors' encoders, or the nearest ones in timm
 _ENCODERS = {
     ("vit_large_patch14_clip_224", "datacompxl"): "CLIP",
     ("vit_so400m_patch14_siglip_378", "v2_webli"): "SigLIP2",
@@ -83,15 +83,16 @@ _IMAGENET_ROWS, _IMAGENET_CLASSES = 50_000, 1000
 
 
 def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
-    """The published figures of the setting that was evaluated, by measure; none where any part of it differs.
+    """Return the published values that an evaluation may be compared with, by measure; empty where there are none.
 
-    A setting is the encoder, the data, and the SAE: its variant, its 8192 latents, its k of 64.
+    Encoder, data, SAE variant, number of latents (8192) and k (64) must be those of the paper.
     """
     metadata, model = evaluation.metadata, str(evaluation.metadata.get("model"))
     variant = _first_group(r"variant='(\w+)'", model)
     k = _first_group(r"\bk=(\d+)", model.partition("aux=")[0])
-    sizes = evaluation.summary.get("n_latents") == _N_LATENTS and (variant in ("jump_relu", "vanilla") or k == str(_K))
-    if variant not in VARIANTS or not sizes or metadata.get("centred"):
+    same_k = variant in ("jump_relu", "vanilla") or k == str(_K)
+    same_sizes = same_k and evaluation.summary.get("n_latents") == _N_LATENTS
+    if variant not in VARIANTS or not same_sizes or metadata.get("centred"):
         return {}
     data, encoder = _data_of(metadata), _encoder_of(metadata.get("encoder"))
     return {
@@ -107,16 +108,18 @@ def _first_group(pattern: str, text: str) -> str | None:
 
 
 def _data_of(metadata: Mapping[str, object]) -> str | None:
+    """Return the paper's name of the data that was evaluated, told from the store's name; None for other data."""
     name = re.sub(r"[^a-z]", "", str(metadata.get("store")).lower())
     if "openimages" in name:
         return "OpenImages"
     classes = metadata.get("class_names")
     n_classes = len(classes) if isinstance(classes, list) else _IMAGENET_CLASSES
-    whole = metadata.get("n_rows") == _IMAGENET_ROWS and n_classes == _IMAGENET_CLASSES
-    return "ImageNet" if "imagenet" in name and whole else None
+    is_whole = metadata.get("n_rows") == _IMAGENET_ROWS and n_classes == _IMAGENET_CLASSES
+    return "ImageNet" if "imagenet" in name and is_whole else None
 
 
 def _encoder_of(encoder: object) -> str | None:
+    """Return the paper's name of an encoder, from its metadata; None for other encoders."""
     if not isinstance(encoder, Mapping) or not isinstance(encoder.get("weights"), str):
         return None
     name = str(encoder.get("name")).partition(".")[0]

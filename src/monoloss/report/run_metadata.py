@@ -1,4 +1,4 @@
-"""What is known of how a model came about, from the facts of its evaluation."""
+"""Settings of an evaluated model and its training, read from the metadata of its evaluation."""
 
 from __future__ import annotations
 
@@ -10,47 +10,43 @@ from typing import Any
 from monoloss.evaluation.result import Evaluation
 
 _TITLES = {"topk": "TopK", "batch_topk": "BatchTopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
-_FIELD = re.compile(r"(\w+)=('[^']*'|[\w.+-]+)")  # of a configuration as facts have it, written as Python
+_FIELD = re.compile(r"(\w+)=('[^']*'|[\w.+-]+)")  # a field in the repr of a configuration
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one model, as far as its evaluation says.
-
-    Attributes:
-        variant: of the SAE, "topk" and so on; None for other models.
-        model: the model in words.
-        n_latents: how many it has.
-        k: active latents of each row; None where the variant has no such number.
-        tied: the decoder is the encoder's transpose.
-        training: settings of its training by name; empty where they are not known.
-        backbone: of a fine-tuned model; None for others.
-    """
+    """Settings of one model and its training, as far as its evaluation says."""
 
     variant: str | None
+    """Variant of a SAE, such as "topk"; None for other models."""
     model: str
+    """Description of the model."""
     n_latents: int
     k: int | None = None
+    """Active latents of each row; None where the variant has no such number."""
     tied: bool = False
+    """The decoder is the encoder's transpose."""
     training: Mapping[str, Any] | None = None
+    """Settings of the training by name; None where they are unknown."""
     backbone: str | None = None
+    """Backbone of a fine-tuned model; None for others."""
 
     @property
     def mono_weight(self) -> float | None:
-        """Factor of MonoLoss; None where it is not known."""
+        """Factor of MonoLoss in training; None where it is unknown."""
         weight = (self.training or {}).get("mono_weight")
         return None if weight is None else float(weight)
 
     @property
     def key(self) -> object:
-        """Equal for SAEs that are compared, for fine-tuned models that are compared, and for all other models."""
+        """Comparison key: models with equal keys are compared. None for models that are neither SAEs nor fine-tuned."""
         if self.backbone is not None:
             return ("fine-tuned", self.backbone, self._start, self._images)
         return None if self.variant is None else (self.variant, self.n_latents, self.k, self.tied)
 
     @property
     def title(self) -> str:
-        """The variant, or what was fine-tuned, in words."""
+        """Short title: the SAE's variant, the fine-tuned backbone, or "Other models"."""
         if self.backbone is not None:
             return f"Fine-tuned {self.backbone}"
         title = _TITLES.get(self.variant or "", "Other models")
@@ -58,7 +54,7 @@ class Settings:
 
     @property
     def long_title(self) -> str:
-        """With its sizes; of a fine-tuned model with what it started from, and the images."""
+        """Title with a SAE's sizes, or with a fine-tuned model's initial weights and images."""
         if self.backbone is not None:
             start = f", from {self._start}" if self._start else ""
             return self.title + start + (f", on {self._images}" if self._images else "")
@@ -68,7 +64,7 @@ class Settings:
 
     @property
     def _start(self) -> str:
-        """The weights that a fine-tuned model started from; empty where they are not known."""
+        """Initial weights of a fine-tuned model; empty where they are unknown."""
         model = self._part("model")
         if model.get("checkpoint") is not None:
             return str(model["checkpoint"])
@@ -76,17 +72,18 @@ class Settings:
 
     @property
     def _images(self) -> str:
-        """The images that a model was fine-tuned on; empty where they are not known."""
+        """Images that a model was fine-tuned on; empty where they are unknown."""
         data = self._part("data")
         return " ".join(str(data[key]) for key in ("images", "subset", "split") if data.get(key) is not None)
 
     def _part(self, name: str) -> Mapping[str, Any]:
+        """Return a group of the training's settings; empty where it is unknown."""
         part = (self.training or {}).get(name)
         return part if isinstance(part, Mapping) else {}
 
     @property
     def loss(self) -> str | None:
-        """Whether and how it was trained with MonoLoss, in words; None where that is not known."""
+        """Weight and options of MonoLoss in training, as text; None where they are unknown."""
         if self.mono_weight is None or self.training is None:
             return None
         if self.mono_weight == 0:
@@ -99,7 +96,7 @@ class Settings:
         return ", ".join(parts)
 
     def metadata(self, evaluation: Evaluation) -> list[tuple[str, str]]:
-        """What was run, as labels and texts; what is not known is left out."""
+        """Return data, model, training and origin of the evaluation as headings with texts, without unknown ones."""
         metadata, encoder = evaluation.metadata, evaluation.metadata.get("encoder")
         model = self.long_title if self.variant is not None else f"{self.model}, {self.n_latents} latents"
         rows = f"{metadata['n_rows']} rows of width {metadata.get('width')}" if "n_rows" in metadata else None
@@ -121,7 +118,7 @@ class Settings:
         if not self.training:
             return None
         shared, optimisation = self._part("run"), self.training
-        if self.backbone is not None:  # its settings are in other places than those of a SAE
+        if self.backbone is not None:  # settings of fine-tuning have other groups than those of a SAE
             shared, optimisation = self.training, self._part("optimisation")
         parts = [
             (shared.get("epochs"), "{} epochs"),
@@ -133,18 +130,18 @@ class Settings:
 
 
 def settings_of(evaluation: Evaluation) -> Settings:
-    """The settings of the model of an evaluation, also of one that an earlier version has written."""
+    """Read the settings of the model of an evaluation, also from the metadata that earlier versions wrote."""
     metadata, m = evaluation.metadata, len(evaluation.examples.rows)
     model, training = str(metadata.get("model", "")), metadata.get("training")
     sae, backbone = metadata.get("sae"), metadata.get("backbone")
-    if not isinstance(sae, Mapping):  # written before evaluations kept the configuration itself
-        written = _FIELD.findall(model) if re.fullmatch(r"\w+Config\(.*\)", model) else []
-        found = dict(reversed(written))  # of equal names the first: the others belong to its parts
-        k = found.get("k", "")
+    if not isinstance(sae, Mapping):  # earlier versions wrote only the repr of the configuration
+        fields = _FIELD.findall(model) if re.fullmatch(r"\w+Config\(.*\)", model) else []
+        text_of_field = dict(reversed(fields))  # of equal names the first counts: later ones are fields of its parts
+        k = text_of_field.get("k", "")
         sae = {
-            "variant": found.get("variant", "").strip("'") or None,
+            "variant": text_of_field.get("variant", "").strip("'") or None,
             "k": int(k) if k.isdecimal() else None,
-            "tied": found.get("tied") == "True",
+            "tied": text_of_field.get("tied") == "True",
         }
     return Settings(
         sae.get("variant"),

@@ -1,4 +1,4 @@
-"""What a report is made of: evaluations in groups that are compared, each group with its baseline."""
+"""Runs of a report: evaluations in groups that are compared, each group with a baseline."""
 
 from __future__ import annotations
 
@@ -19,34 +19,30 @@ from monoloss.report.run_metadata import Settings, settings_of
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One evaluation in a report.
-
-    Attributes:
-        key: its name in the files of the report, "run-0".
-        evaluation: its figures; no other of the report has its name.
-        group: what it is compared within: its SAE, or what was fine-tuned on which images, on its store.
-        is_baseline: the others of its group are compared with it.
-        settings: of its model, as far as they are known.
-        store_key: name of its store in the files of the report, "store-0".
-        store: the rows that it was judged on; None where they are gone.
-    """
+    """One evaluation in a report."""
 
     key: str
+    """Name in the files of the report, such as "run-0"."""
     evaluation: Evaluation
+    """Its measures, with all tensors on the CPU. Its name is unique in the report."""
     group: str
+    """Name of the group whose runs it is compared with."""
     is_baseline: bool
+    """Whether the others of its group are compared with it."""
     settings: Settings
     store_key: str
+    """Name of its store in the files of the report, such as "store-0"."""
     store: FeatureStore | None = None
+    """Store that it was evaluated on; None where the store was not given."""
 
     @property
     def name(self) -> str:
-        """That of its evaluation."""
+        """Name of the evaluation."""
         return self.evaluation.name
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
-        """What was run, as labels and texts."""
+        """Data, model, training and origin of the evaluation, as headings with texts."""
         return self.settings.metadata(self.evaluation)
 
 
@@ -55,19 +51,22 @@ def report_runs(
     stores: Sequence[FeatureStore] = (),
     baseline: str | None = None,
 ) -> list[ReportRun]:
-    """Evaluations in groups that are compared, each with its baseline.
+    """Group evaluations that are compared and choose the baseline of each group.
 
-    A group is one SAE configuration, or one backbone fine-tuned on the same images, on one store. Its baseline is the
-    evaluation named ``baseline`` if that is one of it, else the first whose model was trained without MonoLoss, else
-    its first.
+    A group is one SAE configuration, or one backbone fine-tuned on the same images, evaluated on one store. Its
+    baseline is the evaluation named ``baseline`` if the group contains it, else the first whose model was trained
+    without MonoLoss, else the first.
 
     Args:
-        evaluations: their names differ.
-        stores: as many of their stores as there are.
-        baseline: name of the one that others are compared with.
+        evaluations: evaluations with different names.
+        stores: the stores that still exist, recognised by their fingerprints.
+        baseline: name of the evaluation that the others of its group are compared with.
+
+    Returns:
+        A run for each evaluation, in the same order.
 
     Raises:
-        InputError: no evaluation, two of one name, or a baseline that is none of them.
+        InputError: no evaluation, two with the same name, or no evaluation named ``baseline``.
     """
     names = Counter(evaluation.name for evaluation in evaluations)
     if not names:
@@ -81,18 +80,18 @@ def report_runs(
     evaluations = [_on_cpu(evaluation) for evaluation in evaluations]
     settings = [settings_of(evaluation) for evaluation in evaluations]
     groups = _groups(evaluations, settings)
-    first = _baselines(evaluations, settings, groups, baseline)
+    baselines = _baselines(evaluations, settings, groups, baseline)
     store_keys: dict[str, str] = {}
     runs = []
-    for number, (evaluation, known, group) in enumerate(zip(evaluations, settings, groups, strict=True)):
+    for number, (evaluation, model, group) in enumerate(zip(evaluations, settings, groups, strict=True)):
         fingerprint = str(evaluation.metadata.get("store_fingerprint"))
         runs.append(
             ReportRun(
                 f"run-{number}",
                 evaluation,
                 group,
-                first[group] == number,
-                known,
+                baselines[group] == number,
+                model,
                 store_keys.setdefault(fingerprint, f"store-{len(store_keys)}"),
                 by_fingerprint.get(fingerprint),
             )
@@ -101,14 +100,14 @@ def report_runs(
 
 
 def baseline_of(runs: Sequence[ReportRun], run: ReportRun) -> ReportRun | None:
-    """The one that a run is compared with; None for a baseline itself."""
+    """Return the baseline of a run's group; None for a baseline itself."""
     if run.is_baseline:
         return None
     return next(other for other in runs if other.is_baseline and other.group == run.group)
 
 
 def _on_cpu(evaluation: Evaluation) -> Evaluation:
-    """With all tensors on the CPU, wherever they were computed."""
+    """Copy an evaluation with all its tensors on the CPU."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -118,35 +117,37 @@ def _on_cpu(evaluation: Evaluation) -> Evaluation:
         return value
 
     parts = {part.name: moved(getattr(evaluation, part.name)) for part in fields(evaluation)}
-    return replace(evaluation, **parts | {"latents": {name: moved(one) for name, one in evaluation.latents.items()}})
+    return replace(
+        evaluation, **parts | {"latents": {key: moved(values) for key, values in evaluation.latents.items()}}
+    )
 
 
 def _groups(evaluations: Sequence[Evaluation], settings: Sequence[Settings]) -> list[str]:
-    """The name of the group of each: as short as tells the groups of this report apart."""
-    keys, texts = [], []
-    for evaluation, known in zip(evaluations, settings, strict=True):
+    """Return the name of each evaluation's group: the shortest of three titles that no other group has."""
+    keys, titles = [], []
+    for evaluation, model in zip(evaluations, settings, strict=True):
         metadata, centred = evaluation.metadata, bool(evaluation.metadata.get("centred"))
-        keys.append((known.key, str(metadata.get("store_fingerprint")), centred))
-        longest = f"{known.long_title}, {metadata.get('store')}" + ", centred" * centred
-        texts.append((known.title, known.long_title, longest))
+        keys.append((model.key, str(metadata.get("store_fingerprint")), centred))
+        longest = f"{model.long_title}, {metadata.get('store')}" + ", centred" * centred
+        titles.append((model.title, model.long_title, longest))
     names: dict[object, str] = {}
     for length in range(3):
-        found = dict(zip(keys, (text[length] for text in texts), strict=True))
-        counts = Counter(found.values())
-        names |= {key: text for key, text in found.items() if key not in names and counts[text] == 1}
-    for key, text in zip(keys, texts, strict=True):
-        names.setdefault(key, f"{text[-1]} ({len(names) + 1})")
+        title_of_key = dict(zip(keys, (title[length] for title in titles), strict=True))
+        counts = Counter(title_of_key.values())
+        names |= {key: title for key, title in title_of_key.items() if key not in names and counts[title] == 1}
+    for key, title in zip(keys, titles, strict=True):
+        names.setdefault(key, f"{title[-1]} ({len(names) + 1})")
     return [names[key] for key in keys]
 
 
 def _baselines(
     evaluations: Sequence[Evaluation], settings: Sequence[Settings], groups: Sequence[str], baseline: str | None
 ) -> dict[str, int]:
-    """For each group the number of the evaluation that the others are compared with."""
-    found: dict[str, int] = {}
+    """Return the number of the baseline of each group, by the group's name."""
+    baselines: dict[str, int] = {}
     ranks: dict[str, int] = {}
-    for number, (evaluation, known, group) in enumerate(zip(evaluations, settings, groups, strict=True)):
-        rank = 0 if evaluation.name == baseline else 1 if known.mono_weight == 0 else 2
+    for number, (evaluation, model, group) in enumerate(zip(evaluations, settings, groups, strict=True)):
+        rank = 0 if evaluation.name == baseline else 1 if model.mono_weight == 0 else 2
         if rank < ranks.get(group, 3):
-            found[group], ranks[group] = number, rank
-    return found
+            baselines[group], ranks[group] = number, rank
+    return baselines

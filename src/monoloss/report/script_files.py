@@ -1,4 +1,4 @@
-"""Data as script files: a page that opens from the disk may load scripts, but not fetch."""
+"""Data as script files: a page opened from the disk may load scripts, but may not fetch other files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import math
 from pathlib import Path
 
-VARIABLE = "MONOLOSS"  # of the page, which all files fill
+VARIABLE = "MONOLOSS"  # global object of the page that all files add to
 
 
 def script_text(place: str, value: object, *, key: str | None = None) -> str:
-    r"""A script that sets ``MONOLOSS.place``, or ``MONOLOSS.place[key]``; scripts may be loaded in any order.
+    """Return a script that sets ``MONOLOSS.place``, or ``MONOLOSS.place[key]``, to a value that JSON can hold.
 
-    Example:
-        >>> script_text("blocks", [1, None], key="run-0/0")
-        'window.MONOLOSS=window.MONOLOSS||{};MONOLOSS.blocks=MONOLOSS.blocks||{};MONOLOSS.blocks["run-0/0"]=[1,null];\n'
+    Several such scripts may be loaded in any order.
     """
     start = f"window.{VARIABLE}=window.{VARIABLE}||{{}};"
     name = f"{VARIABLE}.{place}"
@@ -24,30 +22,26 @@ def script_text(place: str, value: object, *, key: str | None = None) -> str:
 
 
 def json_text(value: object) -> str:
-    r"""JSON that may stand in a script, also within a page: ASCII, without ``<``.
+    """Return a value as JSON in ASCII and without ``<``, so that it is safe in a script within a page.
 
     Raises:
         ValueError: NaN or an infinity, which JSON cannot hold.
-
-    Example:
-        >>> json_text("</script>")
-        '"\\u003c/script>"'
     """
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def write_script(path: Path, place: str, value: object, *, key: str | None = None) -> None:
-    """Write :func:`script_text` as a file; missing parent folders are made."""
+    """Write :func:`script_text` to a file; missing parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(script_text(place, value, key=key), encoding="ascii", newline="\n")
 
 
 def short(value: float) -> float | None:
-    """A number with six significant digits; None where it is not finite."""
+    """Round a number to six significant digits; None where it is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def short_all(values: list[float]) -> list[float | int | None]:
-    """The same of many; whole numbers without a fraction, which takes less room."""
+    """Apply :func:`short` to many numbers; whole ones become integers, which are shorter in JSON."""
     shortened = map(short, values)
     return [int(value) if value is not None and value.is_integer() else value for value in shortened]

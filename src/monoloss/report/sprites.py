@@ -1,4 +1,4 @@
-"""Images of rows as sheets: one file for some hundreds, since a page from the disk loads thousands of files slowly."""
+"""Sheets of 256 images in one file, because a page opened from the disk loads thousands of image files slowly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from monoloss.data.images.row_images import Picture, Pictures, fitted
 COLUMNS = 16
 PER_SHEET = COLUMNS * COLUMNS
 _QUALITY = 70
-_GREY = 128  # of a cell without an image
+_GREY = 128  # level of a cell without an image
 
 
 def sheet_suffix() -> str:
-    """The format of sheets as the end of their names: WebP where Pillow writes it, else JPEG."""
+    """Return the suffix of sheets' names: "webp" where Pillow supports it, else "jpg"."""
     return "webp" if features.check("webp") else "jpg"
 
 
@@ -34,28 +34,28 @@ def write_sheets(
 ) -> list[int]:
     """Write the images of rows as ``sheet-0000.webp``, ...: row ``rows[i]`` is cell ``i % 256`` of sheet ``i // 256``.
 
-    An image is the middle square of its picture, at the size of a cell; a cell stays grey where there is none. Cells
-    stand in lines of 16. Some sheets are in memory at a time, one for each processor.
+    An image is the middle square of the row's picture, scaled to a cell; the cell of an unreadable image is grey. A
+    line has 16 cells. At most one sheet for each processor is in memory.
 
     Args:
-        folder: for the files; made.
-        pictures: where the images come from.
-        rows: row numbers of the store.
+        folder: folder for the files, created.
+        pictures: source of the images.
+        rows: rows of the store.
         cell: side of a cell in pixels.
-        advance: called with a number of images whenever so many are written.
+        advance: called with the number of images that have just been written.
 
     Returns:
-        The items whose image could not be read, as places in ``rows``, ascending.
+        Positions in ``rows`` whose image could not be read, ascending.
     """
     folder.mkdir(parents=True)
     parts = rows.split(PER_SHEET) if len(rows) else ()
     n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def write(number: int) -> tuple[int, list[int]]:
-        found = pictures.read(parts[number], cell)
-        save_sheet(folder / f"sheet-{number:04d}.{sheet_suffix()}", sheet_of(found, cell))
+        images = pictures.read(parts[number], cell)
+        save_sheet(folder / f"sheet-{number:04d}.{sheet_suffix()}", sheet_of(images, cell))
         first = number * PER_SHEET
-        return len(found), [first + place for place, picture in enumerate(found) if picture is None]
+        return len(images), [first + place for place, image in enumerate(images) if image is None]
 
     missing: list[int] = []
     with ThreadPoolExecutor(n_workers) as pool:
@@ -70,7 +70,7 @@ def write_sheets(
 
 
 def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Up to 256 images in lines of 16, as bytes; lines without an image are left out."""
+    """Arrange up to 256 images in lines of 16 cells; only as many lines as the images fill."""
     n_lines = -(-len(pictures) // COLUMNS)
     sheet = np.full((n_lines, cell, COLUMNS, cell, 3), _GREY, dtype=np.uint8)
     for place, picture in enumerate(pictures):
@@ -80,6 +80,6 @@ def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray,
 
 
 def save_sheet(path: Path, sheet: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write a sheet in the format of its name's end."""
+    """Write a sheet as WebP or JPEG, by the suffix of its name."""
     options = {"method": 4} if path.suffix == ".webp" else {"optimize": True}
     Image.fromarray(sheet).save(path, quality=_QUALITY, **options)

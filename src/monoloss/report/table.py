@@ -1,4 +1,4 @@
-"""Evaluations as a table in the terminal."""
+"""Tables of evaluations for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monoloss.evaluation.result import Evaluation
 
 
 class Column(NamedTuple):
-    """A figure of ``Evaluation.summary`` under its heading, formatted."""
+    """A measure of ``Evaluation.summary``, its heading and its format."""
 
     key: str
     heading: str
@@ -33,10 +33,11 @@ COLUMNS = (
 
 
 def evaluation_table(groups: Mapping[str, Sequence[Evaluation]], title: str) -> Table:
-    """One row for each evaluation, under the heading of its group; 80 characters wide with names of up to 17.
+    """Build a table with a row for each evaluation below the name of its group.
 
-    The score is a mean over defined latents, beside it ("all") over all with undefined ones as 0; purity is binary,
-    then weighted by activation. A dash is an undefined figure.
+    "score" is the mean over latents with a defined score, "all" the mean over all latents with undefined ones as 0;
+    "purity" is binary, "weighted" is weighted by activation. A dash stands for an undefined measure. 80 characters wide
+    if no name is longer than 17.
     """
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column("", no_wrap=True)
@@ -51,12 +52,12 @@ def evaluation_table(groups: Mapping[str, Sequence[Evaluation]], title: str) -> 
 
 
 def chance_line(evaluations: Mapping[str, Evaluation]) -> str:
-    """What to read below a table: the score of chance, which all models share that are judged on the same rows."""
+    """Return the line below a table: the score of chance, equal for all models evaluated on the same rows."""
     chance = next(iter(evaluations.values())).summary["chance"]
     return f"A latent that is active at random scores {chance:.3f} (chance); lift is 0 there and 1 at best."
 
 
 def cells(evaluation: Evaluation) -> list[str]:
-    """The figures of ``COLUMNS`` for one evaluation, a dash where one is undefined or missing."""
+    """Format the measures of ``COLUMNS`` of an evaluation; a dash where one is undefined or missing."""
     measures = [(evaluation.summary.get(column.key, math.nan), column.form) for column in COLUMNS]
     return ["-" if math.isnan(value) else format(value, form) for value, form in measures]

@@ -1,4 +1,4 @@
-"""The words of a report, each in one sentence."""
+"""Glossary of a report: each term explained in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Term(NamedTuple):
-    """A word as headings write it, and what it means."""
+    """A term as headings write it, and its explanation."""
 
     label: str
     explanation: str

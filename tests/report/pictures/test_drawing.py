@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from monoloss.errors import InputError
 from monoloss.evaluation.charts.names import variant_of
 from monoloss.evaluation.charts.style import COLORS
-from monoloss.report.pictures.drawing import fit, plain, save_figure, text_width, variant_colors
+from monoloss.report.pictures.drawing import fit, number, plain, save_figure, text_width, variant_colors
 from monoloss.report.pictures.examples_grid import top_examples_grid
 from monoloss.report.pictures.trade_off import trade_off
 from support.figures import HOSTILE, evaluation, every_figure, groups, thumbnails, with_gid
@@ -187,3 +188,14 @@ assert mpl.get_backend(auto_select=False) is None
     environment = {"PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path)), "JAXTYPING_DISABLE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_numbers_are_rounded_and_undefined_ones_are_said() -> None:
+    assert (number(0.716), number(-0.5, 1), number(float("nan"))) == ("0.72", "-0.5", "undefined")
+
+
+@pytest.mark.door
+def test_save_under_another_ending(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"^path: got '.*figure\.pdf'; expected a name that ends in \.png$"):
+        save_figure(Figure(), tmp_path / "figure.pdf")
+    assert list(tmp_path.iterdir()) == []

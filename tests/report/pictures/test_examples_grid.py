@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
 from matplotlib.image import AxesImage
 
+from monoloss.errors import InputError
 from monoloss.evaluation.examples import Examples
 from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
 from support.figures import NAN, dead, evaluation, texts, thumbnails, tiles
@@ -127,3 +129,45 @@ def test_grid_takes_latents_as_a_tensor() -> None:
     one = evaluation("one", [0.1, 0.2])
     figure = top_examples_grid(one, one, thumbnails, thumbnails, torch.tensor([1]), [0], 2)
     assert "latent 1" in texts(figure)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "two"])
+def test_numbers_of_latents_and_images_that_are_none(n: object) -> None:
+    one = evaluation("one", [0.5])
+    with pytest.raises(InputError, match=f"^n: got {n!r}; expected an integer at least 1$"):
+        spread_latents(one, n)
+    with pytest.raises(InputError, match=f"^n: got {n!r}; expected an integer at least 1$"):
+        top_examples_grid(one, one, thumbnails, thumbnails, [0], [0], n)
+
+
+@pytest.mark.door
+def test_grid_of_what_is_not_there() -> None:
+    one = evaluation("one", [0.5, 0.6])
+    for latents, text in (
+        (([0], [2]), "latents_right: got latent 2; expected numbers from 0 to 1"),
+        (([-1], [0]), "latents_left: got latent -1; expected numbers from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+            top_examples_grid(one, one, thumbnails, thumbnails, *latents, 2)
+    text = "n: got 5; expected at most the 4 examples of a latent in left ('one')"
+    with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
+        top_examples_grid(one, one, thumbnails, thumbnails, [0], [0], 5)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda rows: thumbnails(rows).float(),
+        lambda rows: thumbnails(rows)[1:],
+        lambda rows: thumbnails(rows)[..., 0],
+        lambda rows: thumbnails(rows).expand(-1, 8, 8, 2),
+    ],
+)
+def test_thumbnails_that_are_no_images(wrong) -> None:
+    one = evaluation("one", [0.5, 0.6])
+    with pytest.raises(
+        InputError, match=r"^thumbnails_right: got torch\.\w+ of shape .* for 2 rows; expected torch\.uint8"
+    ):
+        top_examples_grid(one, one, thumbnails, wrong, [0], [0], 2)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import pytest
+
+from monoloss.errors import InputError
 from monoloss.report.pictures.trade_off import trade_off
 from support.figures import dead, evaluation, groups, texts, with_gid
 
@@ -51,3 +54,18 @@ def test_trade_off_says_what_it_cannot_draw() -> None:
 
 def test_trade_off_with_nothing_to_draw() -> None:
     assert "nothing to draw" in texts(trade_off({"TopK": [dead()]}))
+
+
+@pytest.mark.door
+def test_no_evaluations() -> None:
+    for nothing in ({}, {"TopK": []}):
+        with pytest.raises(InputError, match=r"^groups: got no evaluations; expected at least one$"):
+            trade_off(nothing)
+
+
+@pytest.mark.door
+def test_evaluations_that_lack_the_measure() -> None:
+    bare = dataclasses.replace(evaluation("one", [0.5]), summary={"score_mean": 0.5, "chance": 0.1})
+    expected = "groups: got evaluations without explained_variance; expected models that reconstruct their inputs"
+    with pytest.raises(InputError, match=f"^{expected}$"):
+        trade_off({"TopK": [bare]})

@@ -1,4 +1,4 @@
-// Draws the charts of the overview in the colours of the page, and again when these change.
+// Draws the charts of the overview in the colours of the page; redraws them when the colour scheme changes.
 (() => {
   "use strict";
   const dark = window.matchMedia("(prefers-color-scheme: dark)");

@@ -1,4 +1,4 @@
-// The explorer: what is chosen, in the address and on the page, and what follows from it.
+// The explorer: keeps its state (run, latent, filters) in step with the address, the controls and the page.
 (() => {
   "use strict";
   const { runs, stores, terms, columns, latent: loadLatent, items, className, count, figure } = Latents.data;
@@ -11,11 +11,11 @@
   const state = {
     run: null, // entry of MONOLOSS.runs
     columns: null,
-    latent: -1, // that is open
-    partner: null, // key of the run beside it, "" for none; null: the usual one
-    dismissed: false, // closed by hand, so that no latent opens by itself
+    latent: -1, // number of the open latent; -1 for none
+    partner: null, // key of the run shown beside it, "" for no run, null for the default
+    dismissed: false, // the user closed a latent, so none opens by itself
     ranges: new Map(), // measure -> [at least, at most], null for no bound
-    ticket: 0, // of the last call that draws; earlier ones give up
+    ticket: 0, // number of the latest call that draws; earlier calls stop when they see a higher one
   };
 
   const table = new Table(
@@ -25,7 +25,7 @@
 
   // ---- the address: #run=NAME&latent=NUMBER&with=NAME ----
 
-  // A run goes by its name, also where that is the key of another; by its key where an address cannot hold the name.
+  // The address names a run; by its key if the name cannot be encoded. A name wins over another run's equal key.
   const nameOf = (run) => (/\p{Surrogate}/u.test(run.name) ? run.key : run.name);
   const withKey = (key) => runs.find((run) => run.key === key) ?? null;
   const runOf = (text) => runs.find((run) => run.name === text) ?? withKey(text);
@@ -53,10 +53,10 @@
     return { run, latent, partner, trouble };
   }
 
-  // The first with MonoLoss, else the first.
+  // The first run that is not a baseline, else the first.
   const usualRun = () => runs.find((run) => !run.baseline) ?? runs[0];
 
-  // A step to the next or previous latent takes the place of the last address, so that "back" leaves the latent.
+  // `replace`: without a new entry in the history, so that "back" after steps from latent to latent closes the latent.
   function go(target, { replace = false } = {}) {
     const next = address(target);
     if (target.latent === undefined || target.latent < 0) state.dismissed = true;
@@ -71,10 +71,10 @@
       const { run, latent, partner, trouble } = parsed();
       if (run !== state.run) {
         at("grid").setAttribute("aria-busy", "true");
-        const found = await columns(run);
+        const loaded = await columns(run);
         if (ticket !== state.ticket) return;
         at("grid").removeAttribute("aria-busy");
-        setRun(run, found);
+        setRun(run, loaded);
       }
       state.partner = partner;
       say(trouble);
@@ -84,7 +84,7 @@
     }
   }
 
-  // Where there is room and nothing was closed: the first in the order that has as many rows as are shown.
+  // The latent that opens by itself on a wide screen: the first in the order with enough rows to fill its examples.
   function firstToShow() {
     if (!wide.matches || state.dismissed || !table.order.length) return -1;
     const { n_eff: effective } = state.columns;
@@ -98,17 +98,17 @@
 
   // ---- the table and its filters ----
 
-  function setRun(run, found) {
+  function setRun(run, loaded) {
     state.run = run;
-    state.columns = found;
+    state.columns = loaded;
     state.ranges.clear();
     at("search").value = "";
     at("run").value = run.key;
-    table.setRun(run, found);
+    table.setRun(run, loaded);
     countStates();
     fillClasses();
-    const there = MEASURES.filter((key) => key in found);
-    at("measure").replaceChildren(...there.map((key) => new Option(terms[key]?.label ?? key, key)));
+    const measures = MEASURES.filter((key) => key in loaded);
+    at("measure").replaceChildren(...measures.map((key) => new Option(terms[key]?.label ?? key, key)));
     at("sort").replaceChildren(
       ...table.shown.flatMap(({ key, label }) => [
         new Option(`${label}, highest first`, `${key} down`),
@@ -129,37 +129,37 @@
   }
 
   function fillClasses() {
-    const found = state.columns.dominant_class;
-    at("class-label").hidden = !found;
+    const classes = state.columns.dominant_class;
+    at("class-label").hidden = !classes;
     at("class").replaceChildren(new Option("all", ""));
-    if (!found) return;
-    const numbers = new Map();
-    for (const number of found) if (number >= 0) numbers.set(number, (numbers.get(number) ?? 0) + 1);
-    const ordered = [...numbers.keys()].sort((a, b) => table.classRanks.get(a) - table.classRanks.get(b));
+    if (!classes) return;
+    const counts = new Map();
+    for (const number of classes) if (number >= 0) counts.set(number, (counts.get(number) ?? 0) + 1);
+    const ordered = [...counts.keys()].sort((a, b) => table.classRanks.get(a) - table.classRanks.get(b));
     at("class").append(
       ...ordered.map((number) => {
-        const option = new Option(`${className(state.run.store, number)} (${numbers.get(number)})`, String(number));
+        const option = new Option(`${className(state.run.store, number)} (${counts.get(number)})`, String(number));
         option.dir = "auto";
         return option;
       }),
     );
   }
 
-  // Whether a latent passes each filter that is set; null where none is.
+  // Returns a function that tells whether a latent passes all filters; null without a filter.
   function filters() {
     const checks = [];
     const text = at("search").value.trim().toLowerCase();
-    const found = state.columns.dominant_class;
+    const classes = state.columns.dominant_class;
     if (text) {
       const fits = new Set();
-      if (found) for (const number of new Set(found)) if (number >= 0 && className(state.run.store, number).toLowerCase().includes(text)) fits.add(number);
+      if (classes) for (const number of new Set(classes)) if (number >= 0 && className(state.run.store, number).toLowerCase().includes(text)) fits.add(number);
       const isNumber = /^\d+$/.test(text);
-      checks.push((latent) => (isNumber && String(latent).startsWith(text)) || (fits.size > 0 && fits.has(found[latent])));
+      checks.push((latent) => (isNumber && String(latent).startsWith(text)) || (fits.size > 0 && fits.has(classes[latent])));
     }
     const alive = at("alive").value;
     if (alive) checks.push((latent) => table.state(latent) === alive);
-    const wanted = at("class").value;
-    if (wanted !== "" && found) checks.push((latent) => found[latent] === Number(wanted));
+    const chosen = at("class").value;
+    if (chosen !== "" && classes) checks.push((latent) => classes[latent] === Number(chosen));
     for (const [key, [least, most]] of state.ranges) {
       const values = state.columns[key];
       checks.push((latent) => values[latent] >= (least ?? -Infinity) && values[latent] <= (most ?? Infinity));
@@ -225,18 +225,18 @@
 
   // ---- the latent that is open ----
 
-  // The runs that may stand beside a latent, and the usual one: its baseline, or for a baseline the last of its group.
+  // Returns the runs with a match of the latent, and the default: the baseline; for a baseline the last of its group.
   function partners(entry) {
-    const found = runs.filter((run) => run !== state.run && entry.matches?.[run.key]);
-    const group = found.filter((run) => run.group === state.run.group);
+    const matched = runs.filter((run) => run !== state.run && entry.matches?.[run.key]);
+    const group = matched.filter((run) => run.group === state.run.group);
     const usual = state.run.baseline ? group.at(-1) : group.find((run) => run.baseline);
-    return { found, usual: usual ?? group[0] ?? found[0] ?? null };
+    return { matched, usual: usual ?? group[0] ?? matched[0] ?? null };
   }
 
   async function side(run, latent) {
-    const [found, entry] = await Promise.all([columns(run), loadLatent(run, latent)]);
+    const [loaded, entry] = await Promise.all([columns(run), loadLatent(run, latent)]);
     const shown = [entry.top, entry.middle, entry.bottom].flatMap((examples) => (examples ?? []).map(([item]) => item));
-    return { run, latent, columns: found, entry, items: await items(run.store, [...new Set(shown)]) };
+    return { run, latent, columns: loaded, entry, items: await items(run.store, [...new Set(shown)]) };
   }
 
   async function show(latent, isChosen, ticket) {
@@ -251,8 +251,8 @@
       return;
     }
     const opened = await side(state.run, latent);
-    const { found, usual } = partners(opened.entry);
-    const beside = state.partner === null ? usual : (found.find((run) => run.key === state.partner) ?? null);
+    const { matched, usual } = partners(opened.entry);
+    const beside = state.partner === null ? usual : (matched.find((run) => run.key === state.partner) ?? null);
     const sides = [opened];
     if (beside) {
       const [number, cosine] = opened.entry.matches[beside.key];
@@ -264,7 +264,7 @@
     detail.classList.remove("nothing");
     document.body.classList.toggle("open", isChosen);
     at("list").inert = isChosen && !wide.matches;
-    fillPartners(found, beside);
+    fillPartners(matched, beside);
     hideBubble();
     const link = (run, number) => address({ run, latent: number, partner: run === state.run ? state.partner : null });
     at("view").replaceChildren(view(sides, link));
@@ -274,12 +274,12 @@
     if (isChosen && !wide.matches) detail.focus();
   }
 
-  function fillPartners(found, beside) {
-    const options = [new Option("nothing", ""), ...found.map((run) => new Option(run.name, run.key))];
+  function fillPartners(matched, beside) {
+    const options = [new Option("nothing", ""), ...matched.map((run) => new Option(run.name, run.key))];
     at("partner").replaceChildren(...options);
     at("partner").value = beside?.key ?? "";
-    at("partner-label").hidden = !found.length;
-    at("alone").hidden = found.length > 0 || runs.length < 2;
+    at("partner-label").hidden = !matched.length;
+    at("alone").hidden = matched.length > 0 || runs.length < 2;
     at("alone").textContent = state.run.has_decoder
       ? "No other run of this report has decoders that these latents can be matched with."
       : "Latents are matched by their decoders; this run has none.";
@@ -360,7 +360,7 @@
     });
   }
 
-  // ---- what the user does ----
+  // ---- input of the user ----
 
   function watch() {
     at("run").addEventListener("change", (event) => {
@@ -452,10 +452,9 @@
     const groups = new Map();
     for (const run of runs) groups.set(run.group, [...(groups.get(run.group) ?? []), run]);
     at("run").append(
-      ...[...groups].map(([name, ofGroup]) => {
-        const group = make("optgroup", { label: name }, ...ofGroup.map((run) => new Option(run.name, run.key)));
-        return group;
-      }),
+      ...[...groups].map(([label, members]) =>
+        make("optgroup", { label }, ...members.map((run) => new Option(run.name, run.key))),
+      ),
     );
     watch();
     watchImages();

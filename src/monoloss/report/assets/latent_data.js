@@ -1,4 +1,4 @@
-// The data of the explorer: files that fill MONOLOSS, loaded when they are first needed.
+// Loads the explorer's data: script files that add to window.MONOLOSS, each loaded at its first use.
 window.Latents = window.Latents || {};
 (() => {
   "use strict";
@@ -7,7 +7,7 @@ window.Latents = window.Latents || {};
   const columnsOf = new Map();
   const MINUS = "\u2212";
   const DASH = "\u2013";
-  const FEW_ROWS = 4.95; // effective rows, written as 5.0, below which a score says little
+  const FEW_ROWS = 4.95; // effective rows below which a score says little; 4.95 is shown as 5.0
 
   const four = (number) => String(number).padStart(4, "0");
 
@@ -28,19 +28,19 @@ window.Latents = window.Latents || {};
     return loading.get(source);
   }
 
-  // The measures of all latents of a run, as typed arrays with NaN for what is undefined; dominant_class -1.
+  // Returns the measures of all latents of a run as typed arrays; undefined ones are NaN, in dominant_class -1.
   async function columns(run) {
     if (!columnsOf.has(run.key)) {
       await load(`data/${run.key}/columns.js`);
-      const found = {};
+      const arrays = {};
       for (const [name, values] of Object.entries(DATA.columns[run.key])) {
-        found[name] =
+        arrays[name] =
           name === "dominant_class"
             ? Int32Array.from(values, (value) => value ?? -1)
             : Float64Array.from(values, (value) => value ?? NaN);
       }
       delete DATA.columns[run.key];
-      columnsOf.set(run.key, found);
+      columnsOf.set(run.key, arrays);
     }
     return columnsOf.get(run.key);
   }
@@ -51,7 +51,7 @@ window.Latents = window.Latents || {};
     return DATA.blocks[`${run.key}/${block}`][number % run.block];
   }
 
-  // id, labels and row of each of some items, by item.
+  // Returns a map from each item to its id, labels and row.
   async function items(storeKey, numbers) {
     const perFile = DATA.stores[storeKey].per_sheet;
     const parts = [...new Set(numbers.map((number) => Math.floor(number / perFile)))];
@@ -75,7 +75,7 @@ window.Latents = window.Latents || {};
     };
   }
 
-  const missing = new Map(); // by store, the items without an image
+  const missing = new Map(); // store key -> set of the items without an image
 
   function isMissing(storeKey, item) {
     if (!missing.has(storeKey)) missing.set(storeKey, new Set(DATA.stores[storeKey].missing));
@@ -88,7 +88,7 @@ window.Latents = window.Latents || {};
 
   const grouped = new Intl.NumberFormat("en-US");
 
-  // A figure as it is written; a dash where it is undefined.
+  // Formats a number; a dash where it is undefined.
   function figure(value, digits) {
     if (value === null || value === undefined || Number.isNaN(value)) return DASH;
     const text = value.toFixed(digits);

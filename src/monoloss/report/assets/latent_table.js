@@ -1,4 +1,4 @@
-// The table of latents: sorted and filtered as a permutation of numbers; only the rows in sight are in the document.
+// The table of latents. Sorting and filtering reorder an array of numbers; the document holds only the visible rows.
 window.Latents = window.Latents || {};
 (() => {
   "use strict";
@@ -16,8 +16,8 @@ window.Latents = window.Latents || {};
       label: "class",
       term: "dominant_class",
       text: (table, latent) => {
-        const found = table.columns.dominant_class[latent];
-        return found < 0 ? Latents.data.DASH : className(table.run.store, found);
+        const number = table.columns.dominant_class[latent];
+        return number < 0 ? Latents.data.DASH : className(table.run.store, number);
       },
     },
     { key: "n_eff", label: "n_eff", term: "n_eff", digits: 1 },
@@ -26,7 +26,7 @@ window.Latents = window.Latents || {};
   ];
   const STATES = { alive: "yes", undefined: "no", dead: "dead" };
 
-  // Numbers of latents in the order of keys, the smallest first; NaN last, equal ones by their number.
+  // Returns the numbers of the latents in ascending order of their keys; of equal keys the lower number first.
   function sorted(keys) {
     const order = Uint32Array.from(keys, (_, place) => place);
     return order.sort((a, b) => keys[a] - keys[b] || a - b);
@@ -67,15 +67,15 @@ window.Latents = window.Latents || {};
       this.drawHead();
     }
 
-    // The place of each class in the order of names.
+    // Returns the position of each class in the alphabetical order of the names.
     rankClasses() {
       const classes = this.columns.dominant_class;
       if (!classes) return null;
-      const found = [...new Set(classes)].filter((number) => number >= 0);
-      const names = new Map(found.map((number) => [number, className(this.run.store, number)]));
+      const numbers = [...new Set(classes)].filter((number) => number >= 0);
+      const names = new Map(numbers.map((number) => [number, className(this.run.store, number)]));
       const { compare } = new Intl.Collator("en", { numeric: true });
-      found.sort((a, b) => compare(names.get(a), names.get(b)) || a - b);
-      return new Map(found.map((number, rank) => [number, rank]));
+      numbers.sort((a, b) => compare(names.get(a), names.get(b)) || a - b);
+      return new Map(numbers.map((number, rank) => [number, rank]));
     }
 
     state(latent) {
@@ -107,7 +107,7 @@ window.Latents = window.Latents || {};
       return keys;
     }
 
-    // Sort anew where the order has changed, and keep what passes the filter.
+    // Sorts if the order has changed, then shows the latents that pass the filter; null shows all.
     refresh(passes) {
       this.permutation ??= sorted(this.keys());
       this.order = passes ? this.permutation.filter(passes) : this.permutation;
@@ -123,7 +123,7 @@ window.Latents = window.Latents || {};
       return this.order.indexOf(latent);
     }
 
-    // The latent some places further in the order; from the first one where the cursor is on none.
+    // Returns the latent `step` rows below the cursor; without a cursor the first, or the last for a step up.
     neighbour(step) {
       if (!this.order.length) return -1;
       const place = this.place(this.cursor);

@@ -1,4 +1,4 @@
-// What is shown of a latent, with its closest match in another run beside it.
+// Builds the view of a latent, beside its closest match in another run.
 window.Latents = window.Latents || {};
 (() => {
   "use strict";
@@ -38,9 +38,9 @@ window.Latents = window.Latents || {};
     ["purity_binary", 3],
     ["purity_weighted", 3],
   ];
-  const BETTER = new Set(["score", "lift", "purity_binary", "purity_weighted"]); // that are better when higher
+  const BETTER = new Set(["score", "lift", "purity_binary", "purity_weighted"]); // measures of which more is better
 
-  // The difference to the same figure of the other latent, if both are defined.
+  // Builds the difference to the same measure of the other latent, empty unless both are defined.
   function difference(key, digits, side, against) {
     const by = against ? side.columns[key][side.latent] - (against.columns[key]?.[against.latent] ?? NaN) : NaN;
     if (!BETTER.has(key) || Number.isNaN(by)) return "";
@@ -49,7 +49,7 @@ window.Latents = window.Latents || {};
     return make("span", { class: `difference ${by > 0 ? "better" : "worse"}` }, by > 0 ? `+${text}` : text);
   }
 
-  // `against`: the latent beside it that differences are taken to; null for none.
+  // Builds the list of a latent's measures, with differences to the side `against`; null for none.
   function figures(side, against) {
     const { columns, latent } = side;
     const list = make("dl", { class: "figures" });
@@ -64,13 +64,13 @@ window.Latents = window.Latents || {};
       add(key, text, weak && (key === "score" || key === "lift") ? "weak" : "", difference(key, digits, side, against));
     }
     if (columns.dominant_class) {
-      const found = columns.dominant_class[latent];
-      add("dominant_class", found < 0 ? DASH : isolated(className(side.run.store, found)));
+      const number = columns.dominant_class[latent];
+      add("dominant_class", number < 0 ? DASH : isolated(className(side.run.store, number)));
     }
     return list;
   }
 
-  // ---- rows: images, or ids where there are none ----
+  // ---- example rows: images, or ids in their place ----
 
   function image(side, item) {
     const { source, columns, column, line } = sheet(side.run.store, item);
@@ -135,7 +135,7 @@ window.Latents = window.Latents || {};
 
   const note = (text) => make("p", { class: "note" }, text);
 
-  // ---- how its activations are distributed ----
+  // ---- histogram of the activations ----
 
   function histogram(side, range) {
     const bins = side.entry.histogram;
@@ -152,9 +152,9 @@ window.Latents = window.Latents || {};
       "aria-label": `${count(total)} active rows, activations from ${short(edges[bins[0][0]])} to ${short(edges[bins.at(-1)[0] + 1])}`,
     });
     for (let bin = first; bin <= last; bin += 1) {
-      const here = counts.get(bin) ?? 0;
-      const bar = make("span", { title: `${short(edges[bin])} to ${short(edges[bin + 1])}: ${count(here)} rows` });
-      bar.style.setProperty("--height", `${(100 * here) / most}%`);
+      const n = counts.get(bin) ?? 0;
+      const bar = make("span", { title: `${short(edges[bin])} to ${short(edges[bin + 1])}: ${count(n)} rows` });
+      bar.style.setProperty("--height", `${(100 * n) / most}%`);
       bars.append(bar);
     }
     const axis = make("div", { class: "axis" });
@@ -171,13 +171,13 @@ window.Latents = window.Latents || {};
   // ---- classes ----
 
   function classes(side) {
-    const found = side.entry.classes;
-    if (!found) return note("Not kept in the files of this evaluation.");
-    if (!found.length) return note("No active row with a class.");
+    const counts = side.entry.classes;
+    if (!counts) return note("Not kept in the files of this evaluation.");
+    if (!counts.length) return note("No active row with a class.");
     const total = (side.entry.histogram ?? []).reduce((sum, [, value]) => sum + value, 0);
-    const most = found[0][1];
+    const most = counts[0][1];
     const list = make("ol", { class: "classes" });
-    for (const [number, rowCount] of found) {
+    for (const [number, rowCount] of counts) {
       const bar = make("span", { class: "bar", "aria-hidden": "true" });
       bar.style.setProperty("--share", `${(100 * rowCount) / (total || most)}%`);
       const share = total ? ` (${percent(rowCount / total)})` : "";
@@ -197,28 +197,28 @@ window.Latents = window.Latents || {};
   // ---- similar latents ----
 
   function similar(side, link) {
-    const found = side.entry.similar;
-    if (!found) return note(side.run.has_decoder ? "Not kept in the files of this evaluation." : "Only of SAEs.");
-    if (!found.length) return note("None.");
+    const neighbours = side.entry.similar;
+    if (!neighbours) return note(side.run.has_decoder ? "Not kept in the files of this evaluation." : "Only of SAEs.");
+    if (!neighbours.length) return note("None.");
     const { columns } = side;
     return make(
       "ol",
       { class: "similar" },
-      ...found.map(([latent, cosine]) => {
+      ...neighbours.map(([latent, cosine]) => {
         const anchor = make("a", { href: link(side.run, latent) }, String(latent));
-        const known = columns.dominant_class?.[latent] ?? -1;
+        const number = columns.dominant_class?.[latent] ?? -1;
         const entry = make("li", {}, anchor, make("span", { class: "number" }, figure(cosine, 2)));
         entry.title = `cosine ${figure(cosine, 4)}`;
         entry.append(
           make("span", { class: "quiet" }, `score ${figure(columns.score[latent], 3)}`),
-          make("span", { class: "name", dir: "auto" }, known < 0 ? "" : className(side.run.store, known)),
+          make("span", { class: "name", dir: "auto" }, number < 0 ? "" : className(side.run.store, number)),
         );
         return entry;
       }),
     );
   }
 
-  // ---- all of it ----
+  // ---- the whole view ----
 
   function heading(side, link) {
     const box = make("header", { class: "heading" });
@@ -237,25 +237,24 @@ window.Latents = window.Latents || {};
     return make("div", { class: "half", "data-side": name, "data-of": of, role: "group", "aria-label": `latent ${of}` }, ...content);
   }
 
-  // `sides`: the opened latent, and its closest match if there is one; each {run, latent, columns, entry, items}.
+  // Builds the view; `sides`: the opened latent and, if any, its match, each {run, latent, columns, entry, items}.
   function view(sides, link) {
     const names = ["opened", "match"];
-    const both = (build) => sides.map((side, place) => half(side, names[place], [build(side)].flat()));
+    const halves = (build) => sides.map((side, place) => half(side, names[place], [build(side)].flat()));
     const part = (key, build) =>
-      make("section", { class: "part", "data-part": key }, make("h3", {}, term(key)), make("div", { class: "halves" }, ...both(build)));
+      make("section", { class: "part", "data-part": key }, make("h3", {}, term(key)), make("div", { class: "halves" }, ...halves(build)));
     const range = sharedRange(sides);
-    // Differences are to the baseline if one of the two is, else to the match.
+    // Differences are to the baseline if one of the two runs is a baseline, else to the match.
     const [opened, match] = sides;
-    const [judged, reference] = match && opened.run.baseline && !match.run.baseline ? [match, opened] : [opened, match];
+    const [compared, reference] = match && opened.run.baseline && !match.run.baseline ? [match, opened] : [opened, match];
     const parts = [
-      make("div", { class: "halves headings" }, ...both((side) => [heading(side, link), figures(side, side === judged ? reference : null)])),
+      make("div", { class: "halves headings" }, ...halves((side) => [heading(side, link), figures(side, side === compared ? reference : null)])),
       ...["top", "middle", "bottom"].map((kind) => part(kind, (side) => rows(side, kind))),
       part("histogram", (side) => histogram(side, range)),
     ];
     if (sides.some((side) => side.run.has_labels)) parts.push(part("dominant_class", classes));
     parts.push(part("similar", (side) => similar(side, link)));
-    const all = make("div", { class: sides.length > 1 ? "latent pair" : "latent" }, ...parts);
-    return all;
+    return make("div", { class: sides.length > 1 ? "latent pair" : "latent" }, ...parts);
   }
 
   Latents.make = make;

@@ -1,4 +1,4 @@
-// The explanation of a term, beside it: while the pointer is over it, it has the focus, or it was tapped.
+// Shows the explanation of a term beside it while the term is pointed at or has the focus, and after a tap.
 (() => {
   "use strict";
   const tip = document.getElementById("tip");
@@ -28,7 +28,7 @@
   document.addEventListener("pointerover", (event) => {
     const term = termOf(event);
     if (term) show(term);
-    else if (owner) hide(); // also one that was clicked and has the focus still: it would lie over the table
+    else if (owner) hide(); // even if a clicked term still has the focus: its explanation would cover the table
   });
   document.addEventListener("focusin", (event) => {
     const term = termOf(event);

@@ -1,6 +1,6 @@
-"""The house style of every picture: size, colours, a headline, text that is safe and fits, and saving.
+"""House style of all pictures: size, colours, headline, safe text that fits its space, and saving.
 
-Nothing here goes through pyplot: no backend is chosen, and settings of the user neither change nor shine through.
+Pictures do not use pyplot: no backend is chosen, and the user's Matplotlib settings neither change nor have an effect.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from monoloss.evaluation.charts.style import COLORS
 from monoloss.evaluation.result import Evaluation
 from monoloss.files.atomic import atomic_file
 
-WIDTH = 7.5  # inches; at DPI twice the ~900 pixels of a README, so that it stays sharp there
+WIDTH = 7.5  # inches; at DPI twice the ~900 pixels of a README, so that pictures stay sharp on dense screens
 DPI = 240
 MARGIN = 0.12  # inches, left and right
 INK, QUIET, FAINT = "#1a1a1a", "#5f5f5f", "#cfcfcf"
@@ -37,7 +37,7 @@ _FONT = "DejaVu Sans"  # comes with matplotlib
 _STYLE: dict[Any, Any] = {
     "font.family": [_FONT],
     "font.size": PLAIN_SIZE,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # names may contain $
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": QUIET,
@@ -52,7 +52,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's own defaults with ours on top, for as long as the block runs."""
+    """Set Matplotlib's defaults and the house style for the duration of the block, whatever the user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
@@ -61,13 +61,13 @@ def house_style() -> Iterator[None]:
 
 @contextmanager
 def picture(title: str, note: str, height: float) -> Iterator[Figure]:
-    """A figure with a headline and a quiet note under it; `height` inches below them are free for the block.
+    """Yield a figure with a headline and a grey note below it; the block draws in the `height` inches below them.
 
-    The figure is drawn once when the block ends, so that every text of it is made in the house style.
+    The figure is drawn once when the block ends, so that all its texts are laid out in the house style.
     """
-    text_width = WIDTH - 2 * MARGIN
-    title = fit(title, text_width, TITLE_SIZE, bold=True, n_lines=2)
-    note = fit(note, text_width, SMALL_SIZE, n_lines=4) if note else ""
+    inner_width = WIDTH - 2 * MARGIN
+    title = fit(title, inner_width, TITLE_SIZE, bold=True, n_lines=2)
+    note = fit(note, inner_width, SMALL_SIZE, n_lines=4) if note else ""
     title_height, note_height = text_height(title, TITLE_SIZE), text_height(note, SMALL_SIZE)
     total = height + 0.1 + title_height + 0.06 + note_height + 0.12
     with house_style():
@@ -81,13 +81,13 @@ def picture(title: str, note: str, height: float) -> Iterator[Figure]:
 
 
 def place_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches from the lower left corner of the figure."""
+    """Add axes to a figure; position and size are in inches from its lower left corner."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def inch_axes(figure: Figure, height: float) -> Axes:
-    """Invisible axes over the whole width, in which a unit is an inch, from the upper left corner of the free space."""
+    """Add invisible axes over the lower `height` inches of a figure; units are inches from their upper left corner."""
     axes = place_axes(figure, 0.0, 0.0, WIDTH, height)
     axes.set(xlim=(0, WIDTH), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
@@ -95,13 +95,13 @@ def inch_axes(figure: Figure, height: float) -> Axes:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as a PNG file, 1800 pixels wide in the usual width, whole or not at all.
+    """Write a figure as a PNG file, 1800 pixels wide if the figure is ``WIDTH`` wide; on error no file is left.
 
-    Figures made here belong to nobody but who holds them (no pyplot), so there is nothing to close afterwards.
+    pyplot does not know the figure, so it need not be closed.
 
     Args:
-        figure: what to write.
-        path: a name that ends in .png; missing folders are made, an older file is replaced.
+        figure: the figure.
+        path: a name that ends in .png; missing folders are created, an older file is replaced.
 
     Returns:
         The path.
@@ -120,7 +120,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
 def check_groups(
     argument: str, groups: Mapping[str, Sequence[Evaluation]], key: str | None = None, expected: str = ""
 ) -> None:
-    """Refuse groups without an evaluation, or without one that has the figure `key`."""
+    """Raise `InputError` if the groups hold no evaluation, or none with the measure `key` (then with `expected`)."""
     evaluations = [evaluation for group in groups.values() for evaluation in group]
     if not evaluations:
         raise InputError(argument, "no evaluations", "at least one")
@@ -129,14 +129,14 @@ def check_groups(
 
 
 def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]:
-    """A colour for the name of each evaluation, the same for the same loss variant in every group.
+    """Choose a colour for each evaluation, the same for the same loss variant in every group.
 
-    What to hand to every figure of one report as `colors`, so that a variant keeps its colour. Variants take the
-    colours in the order in which they first appear (the first, usually the baseline, is grey); after seven they repeat.
+    Pass the result as `colors` to all figures of a report, so that a variant has one colour. Variants get their colours
+    in the order in which they first appear (the first, usually the baseline, is grey); after seven colours repeat.
 
     Args:
-        groups: evaluations by the name of their group; a group's name in front of a model's name is left out when
-            variants are compared: "topk-memory" in "TopK" and "batch_topk-memory" in "BatchTopK" are both "memory".
+        groups: evaluations by the name of their group. The variant is the evaluation's name without the group's name:
+            "topk-memory" in "TopK" and "batch_topk-memory" in "BatchTopK" are both "memory".
 
     Returns:
         Colours like ``#2b83c6`` by ``Evaluation.name``.
@@ -151,66 +151,56 @@ def variant_colors(groups: Mapping[str, Sequence[Evaluation]]) -> dict[str, str]
 
 
 def plain(text: str) -> str:
-    r"""Text that can be drawn: one line, no control characters, a box for each character that the font lacks.
-
-    Example:
-        >>> plain("a\tb")
-        'a b'
-    """
-    known = _characters()
-    kept = []
+    """Make text drawable: one line, no control characters, a box for each character that the font lacks."""
+    drawable = _drawable_characters()
+    letters = []
     for letter in text:
         if letter.isspace():
-            kept.append(" ")
-        elif unicodedata.category(letter) not in ("Cc", "Cf"):  # such as marks that turn the direction of what follows
-            kept.append(letter if ord(letter) in known else "□")
-    return " ".join("".join(kept).split())
+            letters.append(" ")
+        elif unicodedata.category(letter) not in ("Cc", "Cf"):  # Cf: among others marks that turn the text's direction
+            letters.append(letter if ord(letter) in drawable else "□")
+    return " ".join("".join(letters).split())
 
 
 def fit(text: str, inches: float, size: float, *, bold: bool = False, n_lines: int = 1) -> str:
-    """Plain text, wrapped into at most `n_lines` lines of a width; what is too long loses its middle.
+    """Wrap plain text into at most `n_lines` lines of a width in inches; from longer text the middle is left out.
 
-    Names that differ at the end only stay apart that way.
+    So names that differ only at their ends stay different.
     """
     text = plain(text)
-    for keep in range(min(len(text), 120 * n_lines), 0, -1):
-        front, back = keep - keep // 2, keep // 2
+    for n_letters in range(min(len(text), 120 * n_lines), 0, -1):
+        front, back = n_letters - n_letters // 2, n_letters // 2
         cut = text[:front].rstrip() + "…" + text[len(text) - back :].lstrip()
-        lines = _wrap(text if keep == len(text) else cut, inches, size, bold)
+        lines = _wrap(text if n_letters == len(text) else cut, inches, size, bold)
         if len(lines) <= n_lines:
             return "\n".join(lines)
     return text[:1]
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Inches that one line of plain text takes: the sum of its letters, right to about 2 %."""
+    """Return the width in inches of one line of plain text in `size` points, from its letters; exact to about 2 %."""
     return float(sum(_letter_width(letter, bold) for letter in text) * size / 72)
 
 
 def text_height(text: str, size: float) -> float:
-    """Inches that wrapped text takes."""
+    """Return the height in inches of wrapped text in `size` points."""
     return len(text.splitlines()) * size * 1.25 * 1.17 / 72
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """A figure as it is printed: rounded, "undefined" for NaN.
-
-    Example:
-        >>> number(0.716), number(float("nan"))
-        ('0.72', 'undefined')
-    """
+    """Format a number with some digits after the point; "undefined" for NaN."""
     value = float(value)
     return f"{value:.{digits}f}" if not math.isnan(value) else "undefined"
 
 
 def _wrap(text: str, inches: float, size: float, bold: bool) -> list[str]:
-    """Lines of at most a width, broken after spaces and the marks that names are made of; within a word if need be."""
+    """Break text into lines of at most a width: after spaces and `_ / , -`, within a word only if it is too long."""
     lines, used, room = [""], 0.0, inches * 72 / size
     for piece in re.findall(r"[^\s_/,-]*[\s_/,-]?", text):
-        whole = sum(_letter_width(letter, bold) for letter in piece.rstrip())
+        piece_width = sum(_letter_width(letter, bold) for letter in piece.rstrip())
         for i, letter in enumerate(piece):
             width = _letter_width(letter, bold)
-            if lines[-1] and used + (whole if i == 0 else 0.0 if letter == " " else width) > room:
+            if lines[-1] and used + (piece_width if i == 0 else 0.0 if letter == " " else width) > room:
                 lines.append("")
                 used = 0.0
             lines[-1] += letter
@@ -225,13 +215,13 @@ def _font_file(bold: bool) -> str:
 
 @cache
 def _letter_width(letter: str, bold: bool) -> float:
-    """As a part of the size of the font."""
+    """Return the width of a letter divided by the size of the font."""
     font = get_font(_font_file(bold))
     font.set_size(1000, 72)
     return font.load_char(ord(letter)).linearHoriAdvance / 65536 / 1000
 
 
 @cache
-def _characters() -> frozenset[int]:
-    """What both weights of the font can draw."""
+def _drawable_characters() -> frozenset[int]:
+    """Return the code points that both weights of the font have."""
     return frozenset(get_font(_font_file(False)).get_charmap()) & frozenset(get_font(_font_file(True)).get_charmap())

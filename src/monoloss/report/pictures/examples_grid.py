@@ -1,4 +1,4 @@
-"""The images that activate latents most, two models side by side."""
+"""Pictures of the images that activate latents most, two models side by side."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from monoloss.report.pictures.drawing import (
     text_width,
 )
 
-_BETWEEN, _GAP, _CAPTION, _HEADING = 0.3, 0.04, 0.19, 0.58  # inches: halves, images, text over a row, top
+_BETWEEN, _GAP, _CAPTION, _HEADING = 0.3, 0.04, 0.19, 0.58  # inches: between sides, between images, caption, heading
 _LARGEST_IMAGE, _IMAGES_A_LINE = 0.9, 8
 _CAPTION_SIZE = 8.0  # points
 
 
 def spread_latents(evaluation: Evaluation, n: int) -> list[int]:
-    """Latents at evenly spaced ranks of the score, highest first: a choice that nobody has made by eye.
+    """Choose latents at evenly spaced ranks of the score, highest first, so that nobody picks them by eye.
 
-    Of ``D`` defined latents, by score (of equal scores the lower number first), those of rank
-    ``floor((i + 1/2) D / n)`` for ``i = 0 .. n - 1``: the middle of each of ``n`` equal parts, so neither the very best
-    nor the very worst.
+    The ``D`` latents with a score are sorted by it (of equal scores the lower number first) and those of rank
+    ``floor((i + 1/2) D / n)`` for ``i = 0 .. n - 1`` are taken: the middle of each of ``n`` equal parts, so neither
+    the best nor the worst.
 
     Args:
-        evaluation: whose latents.
-        n: how many, at least 1.
+        evaluation: evaluation of the latents.
+        n: number of latents, at least 1.
 
     Returns:
-        Numbers of latents; all defined ones where there are fewer than `n`.
+        Numbers of latents; all with a score if they are fewer than `n`.
 
     Raises:
         InputError: `n` is not an integer of at least 1.
@@ -69,26 +69,26 @@ def top_examples_grid(
     *,
     colors: Mapping[str, str] | None = None,
 ) -> Figure:
-    """The most active images of some latents, one latent a row; left one model (the baseline), right another.
+    """Draw the images that activate some latents of two models most, a latent in each row.
 
-    Where a latent is active on fewer images, the tiles that are left over stay blank.
+    Where a latent is active on fewer than `n` images, the remaining tiles are blank.
 
     Args:
-        left: such as the baseline.
-        right: what to compare it with.
-        thumbnails_left: what gives images ``(r, h, w, c)`` uint8 of row numbers ``(r,)`` of the store that `left` was
-            evaluated on: ``store.thumbnails``. ``c`` is 1 (grey), 3 (RGB) or 4 (RGBA).
+        left: evaluation of the model on the left, such as the baseline.
+        right: evaluation of the model on the right.
+        thumbnails_left: function from row numbers ``(r,)`` of the store that `left` was evaluated on to their images,
+            uint8 ``(r, h, w, c)`` with c = 1 (grey), 3 (RGB) or 4 (RGBA), such as ``store.thumbnails``.
         thumbnails_right: the same for `right`.
-        latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``; none is allowed.
+        latents_left: latents of `left`, from the top down, such as ``spread_latents(left, 6)``; may be empty.
         latents_right: latents of `right`, chosen by the same rule.
-        n: images of a latent, from 1 to the number of examples that both evaluations keep.
-        colors: by the name of the evaluation, as from :func:`monoloss.report.pictures.drawing.variant_colors`.
+        n: images of a latent, from 1 to the number of examples of a latent in both evaluations.
+        colors: colour by name of the evaluation, as from :func:`monoloss.report.pictures.drawing.variant_colors`.
 
     Returns:
-        A figure. Its note says how the latents were chosen where both sides are those of :func:`spread_latents`.
+        A figure. Its note says how the latents were chosen if they are those of :func:`spread_latents` on both sides.
 
     Raises:
-        InputError: a latent that is out of range, `n` out of range, thumbnails that are not images.
+        InputError: a latent or `n` is out of range, or a thumbnail function returns anything but images.
     """
     check_number("n", n, at_least=1, integer=True)
     latents_left, latents_right = ([int(latent) for latent in latents] for latents in (latents_left, latents_right))
@@ -104,7 +104,7 @@ def top_examples_grid(
     row_height = _CAPTION + n_lines * (size + _GAP) + 0.06
     height = _HEADING + row_height * max(len(latents_left), len(latents_right), 1) + 0.04
     title = "A row is a latent: do the images that activate it most show one thing?"
-    with picture(title, _rule(left, right, latents_left, latents_right), height) as figure:
+    with picture(title, _note(left, right, latents_left, latents_right), height) as figure:
         axes = inch_axes(figure, height)
         for i, (_, evaluation, _, latents) in enumerate(sides):
             x = MARGIN + i * (half + _BETWEEN)
@@ -122,11 +122,10 @@ def top_examples_grid(
 
 
 def _check_side(side: str, evaluation: Evaluation, latents: Sequence[int], n: int) -> None:
-    m, kept = evaluation.examples.rows.shape
-    if n > kept:
-        raise InputError(
-            "n", str(n), f"at most the {kept} examples that {side} ({evaluation.name!r}) keeps of a latent"
-        )
+    m, n_examples = evaluation.examples.rows.shape
+    if n > n_examples:
+        expected = f"at most the {n_examples} examples of a latent in {side} ({evaluation.name!r})"
+        raise InputError("n", str(n), expected)
     for latent in latents:
         if not 0 <= latent < m:
             raise InputError(f"latents_{side}", f"latent {latent}", f"numbers from 0 to {m - 1}")
@@ -135,22 +134,23 @@ def _check_side(side: str, evaluation: Evaluation, latents: Sequence[int], n: in
 def _images(
     argument: str, get: Callable[[Tensor], Tensor], evaluation: Evaluation, latents: Sequence[int], n: int
 ) -> dict[int, list[Tensor | None]]:
-    """The images of each latent, strongest first, None where it has no more; each image is fetched once."""
-    rows = evaluation.examples.rows[list(latents), :n].cpu()
-    wanted = rows[rows >= 0].unique()
-    fetched = get(wanted).cpu() if len(wanted) else torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
-    right_shape = fetched.ndim == 4 and fetched.shape[0] == len(wanted) and fetched.shape[3] in (1, 3, 4)
-    if not right_shape or fetched.dtype != torch.uint8:
-        got = f"{fetched.dtype} of shape {tuple(fetched.shape)} for {len(wanted)} rows"
+    """Return `n` images of each latent, strongest first, None in the place of missing ones; load each image once."""
+    rows_of_latents = evaluation.examples.rows[list(latents), :n].cpu()
+    rows = rows_of_latents[rows_of_latents >= 0].unique()
+    images = get(rows).cpu() if len(rows) else torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
+    right_shape = images.ndim == 4 and images.shape[0] == len(rows) and images.shape[3] in (1, 3, 4)
+    if not right_shape or images.dtype != torch.uint8:
+        got = f"{images.dtype} of shape {tuple(images.shape)} for {len(rows)} rows"
         raise InputError(argument, got, "torch.uint8 of shape (rows, height, width, 1, 3 or 4)")
-    by_row = dict(zip(wanted.tolist(), fetched, strict=True))
+    image_of_row = dict(zip(rows.tolist(), images, strict=True))
     return {
-        latent: [by_row.get(row) for row in of_latent] for latent, of_latent in zip(latents, rows.tolist(), strict=True)
+        latent: [image_of_row.get(row) for row in latent_rows]
+        for latent, latent_rows in zip(latents, rows_of_latents.tolist(), strict=True)
     }
 
 
-def _rule(left: Evaluation, right: Evaluation, latents_left: Sequence[int], latents_right: Sequence[int]) -> str:
-    """What the reader must know to judge the picture fairly."""
+def _note(left: Evaluation, right: Evaluation, latents_left: Sequence[int], latents_right: Sequence[int]) -> str:
+    """Return the note below the headline: the order of the images and how the latents were chosen."""
     images = "Strongest first; a blank tile: no further image activates the latent. "
     if any(
         latents and latents != spread_latents(evaluation, len(latents))
@@ -164,34 +164,35 @@ def _rule(left: Evaluation, right: Evaluation, latents_left: Sequence[int], late
 
 
 def _write_heading(axes: Axes, x: float, width: float, evaluation: Evaluation, color: str) -> None:
+    """Write name, mean score and number of undefined latents of a model above its side."""
     axes.text(x, 0.08, fit(evaluation.name, width, PLAIN_SIZE, bold=True), weight="bold", va="top")
     score, n = evaluation.latents["score"], len(evaluation.latents["score"])
     n_defined = n - int(score.isnan().sum())
-    metadata = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
-    axes.text(x, 0.27, fit(metadata, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
+    measures = f"mean score {number(evaluation.summary['score_mean'])}, {n - n_defined} of {n} latents undefined"
+    axes.text(x, 0.27, fit(measures, width, SMALL_SIZE), size=SMALL_SIZE, color=QUIET, va="top")
     axes.plot([x, x + width], [0.47, 0.47], color=color, linewidth=2.5, solid_capstyle="butt")
 
 
 def _write_caption(axes: Axes, x: float, y: float, width: float, evaluation: Evaluation, latent: int) -> None:
-    """Number, score, lift and purity of a latent, and its most frequent class in what room is left."""
+    """Write number, score, lift and purity of a latent, then as much of its most frequent class as fits."""
     columns = evaluation.latents
-    metadata = f"score {number(columns['score'][latent])}, lift {number(columns['lift'][latent])}"
+    measures = f"score {number(columns['score'][latent])}, lift {number(columns['lift'][latent])}"
     class_name = ""
     if "purity_binary" in columns and "dominant_class" in columns:
-        metadata += f", purity {number(columns['purity_binary'][latent])}"
+        measures += f", purity {number(columns['purity_binary'][latent])}"
         index, names = int(columns["dominant_class"][latent]), evaluation.metadata.get("class_names")
         if index >= 0:
-            metadata += ":"
+            measures += ":"
             class_name = names[index] if names else f"class {index}"
     end = x + width
-    for text, bold in ((f"latent {latent}", True), (metadata, False), (class_name, False)):
+    for text, bold in ((f"latent {latent}", True), (measures, False), (class_name, False)):
         shown = fit(text, end - x, _CAPTION_SIZE, bold=bold)
         axes.text(x, y, shown, size=_CAPTION_SIZE, weight="bold" if bold else "normal")
         x += text_width(shown, _CAPTION_SIZE, bold=bold) + 0.1
 
 
 def _draw_tile(axes: Axes, image: Tensor | None, corner: tuple[float, float], size: float) -> None:
-    """An image in a square, its sides in proportion; an outline where there is none."""
+    """Draw an image inside a square without distortion; a dotted outline if it is None."""
     x, y = corner
     if image is None:
         axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=FAINT, linewidth=0.6, linestyle=":"))

@@ -1,4 +1,4 @@
-"""Time over the number of rows, for several ways to the same result."""
+"""Pictures of the time of several algorithms over the number of rows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from monoloss.errors import InputError
 from monoloss.evaluation.charts.style import COLORS
-from monoloss.report.pictures.drawing import (
-    MARGIN,
-    PLAIN_SIZE,
-    QUIET,
-    SMALL_SIZE,
-    WIDTH,
-    fit,
-    picture,
-    place_axes,
-)
+from monoloss.report.pictures.drawing import MARGIN, PLAIN_SIZE, QUIET, SMALL_SIZE, WIDTH, fit, picture, place_axes
 
 _UNITS = ((3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _LEFT = 0.9  # inches left of the axes
@@ -30,38 +21,29 @@ _MOST_TICKS = 7
 
 
 class SpeedLine(NamedTuple):
-    """The times of one way.
-
-    Attributes:
-        name: of the way.
-        measured: seconds by number of rows.
-        extrapolated: seconds by number of rows, for more rows than were measured.
-    """
+    """Times of one algorithm."""
 
     name: str
     measured: Mapping[int, float]
+    """Seconds by number of rows."""
     extrapolated: Mapping[int, float]
+    """Seconds by number of rows, for more rows than were measured."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that fits, two digits.
-
-    Example:
-        >>> duration(0.0456), duration(7.0), duration(750.0), duration(59.7)
-        ('46 ms', '7.0 s', '12 min', '60 s')
-    """
+    """Format seconds with two digits in the largest fitting unit from µs to h, such as "46 ms" or "7.0 s"."""
     size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
     value = seconds / size
     return f"{value:.0f} {unit}" if value >= 9.95 else f"{value:.1f} {unit}"
 
 
 def speed_figure(lines: Sequence[SpeedLine], title: str, note: str) -> Figure:
-    """Time over number of rows, both axes logarithmic: solid where it was measured, dashed where extrapolated.
+    """Draw time over number of rows on logarithmic axes: solid where measured, dashed where extrapolated.
 
     Args:
-        lines: one to seven; each is labelled at its end with its name and its last time.
+        lines: one to seven lines; each is labelled at its end with its name and its last time.
         title: the headline.
-        note: what was measured, below it.
+        note: text below the headline, such as what was measured.
 
     Returns:
         A figure for ``save_figure``.
@@ -89,8 +71,8 @@ def speed_figure(lines: Sequence[SpeedLine], title: str, note: str) -> Figure:
                 axes.plot(*_points(dashed), "--", color=color, linewidth=1.4, gid="extrapolation")
                 hollow: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5}
                 axes.plot(*_points(line.extrapolated), "o", color=color, gid="extrapolated", **hollow)
-            whole = {**line.measured, **line.extrapolated}
-            ends.append((whole[max(whole)], line, color))
+            all_times = {**line.measured, **line.extrapolated}
+            ends.append((all_times[max(all_times)], line, color))
         _label_ends(axes, sorted(ends, key=lambda end: end[0]), up)
     return figure
 
@@ -101,6 +83,7 @@ def _points(times: Mapping[int, float]) -> tuple[list[int], list[float]]:
 
 
 def _prepare(axes: Axes, lines: Sequence[SpeedLine]) -> None:
+    """Set limits, ticks, labels and grid of the axes for some lines."""
     rows = sorted({n for line in lines for n in (*line.measured, *line.extrapolated)})
     times = [t for line in lines for t in (*line.measured.values(), *line.extrapolated.values())]
     low, high = min(times) / 1.6, max(times) * 1.6
@@ -121,30 +104,33 @@ def _prepare(axes: Axes, lines: Sequence[SpeedLine]) -> None:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, SpeedLine, str]], up: float) -> None:
-    """Name and last time right of each line's end, moved apart where lines end close together; the lowest first."""
+    """Write name and last time right of each line's end, apart where lines end close together.
+
+    `ends` holds last time, line and colour, the shortest time first; `up` is the height of the axes in inches.
+    """
     texts = []
     for seconds, line, _ in ends:
         name = fit(line.name, _LABELS_WIDTH - 0.2, PLAIN_SIZE, n_lines=2)
         time = duration(seconds) + (", extrapolated" if line.extrapolated else "")
         texts.append((name, fit(time, _LABELS_WIDTH - 0.2, SMALL_SIZE)))
     low, high = (math.log(limit) for limit in axes.get_ylim())
-    wanted = [up * (math.log(seconds) - low) / (high - low) for seconds, _, _ in ends]
+    heights = [up * (math.log(seconds) - low) / (high - low) for seconds, _, _ in ends]
     sizes = [0.17 * (name.count("\n") + 1) + 0.16 for name, _ in texts]
-    for (name, time), (_, _, color), y, size in zip(texts, ends, _apart(wanted, sizes, up), sizes, strict=True):
+    for (name, time), (_, _, color), y, size in zip(texts, ends, _apart(heights, sizes, up), sizes, strict=True):
         place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "top", "linespacing": 1.1}
         x = 1 + 0.12 / (WIDTH - _LEFT - _LABELS_WIDTH - MARGIN)
         axes.text(x, (y + size / 2) / up, name, color=color, weight="bold", size=SMALL_SIZE, gid="label", **place)
         axes.text(x, (y - size / 2 + 0.15) / up, time, color=QUIET, size=SMALL_SIZE, gid="label", **place)
 
 
-def _apart(wanted: Sequence[float], sizes: Sequence[float], up: float) -> list[float]:
-    """Places near the wanted ones, in their order, where nothing of those sizes overlaps or leaves the picture."""
-    places = list(wanted)
-    for i, size in enumerate(sizes):  # up from the lowest
-        floor = 0.0 if i == 0 else places[i - 1] + sizes[i - 1] / 2 + 0.06
-        places[i] = max(places[i], floor + size / 2)
+def _apart(heights: Sequence[float], sizes: Sequence[float], up: float) -> list[float]:
+    """Move the ascending centres of labels so that labels of these sizes neither overlap nor leave the axes."""
+    centres = list(heights)
+    for i, size in enumerate(sizes):  # upwards from the lowest label
+        floor = 0.0 if i == 0 else centres[i - 1] + sizes[i - 1] / 2 + 0.06
+        centres[i] = max(centres[i], floor + size / 2)
     top = up + 0.1
-    for i in range(len(places) - 1, -1, -1):  # and down again where the highest have left
-        places[i] = min(places[i], top - sizes[i] / 2)
-        top = places[i] - sizes[i] / 2 - 0.06
-    return places
+    for i in range(len(centres) - 1, -1, -1):  # downwards, for labels that are now above the axes
+        centres[i] = min(centres[i], top - sizes[i] / 2)
+        top = centres[i] - sizes[i] / 2 - 0.06
+    return centres

@@ -1,4 +1,4 @@
-"""Score against reconstruction: what a loss variant gains, and what it costs."""
+"""Pictures of score against reconstruction: what a loss variant gains, and what it costs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from monoloss.report.pictures.drawing import (
 )
 
 _MARKERS = "osD^vPX*"
-_GROUPS_A_LINE, _LEGEND_STEP = 4, 0.21  # the step in inches
+_GROUPS_A_LINE, _LEGEND_STEP = 4, 0.21  # of the legend; the distance of lines in inches
 
 
 def trade_off(
@@ -40,15 +40,15 @@ def trade_off(
     *,
     colors: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Mean score over defined latents against pooled explained variance, with a line from each group's baseline.
+    """Draw mean score over latents with a score against pooled explained variance, with arrows from the baselines.
 
     Args:
         groups: evaluations by the name of their group (such as the kind of SAE), in each the baseline first.
-        title: replaces the usual headline.
-        colors: by the name of the evaluation; by default :func:`variant_colors` of `groups`.
+        title: headline; by default one that explains the axes.
+        colors: colour by name of the evaluation; by default :func:`variant_colors` of `groups`.
 
     Returns:
-        A figure; what has no score or no explained variance is named in its note.
+        A figure; its note names evaluations without a score or without an explained variance, which are not drawn.
 
     Raises:
         InputError: no evaluations, or none of a model that reconstructs its inputs.
@@ -88,24 +88,25 @@ def trade_off(
 
 
 def _group_legend(axes: Axes, groups: Sequence[str]) -> None:
-    """Up to four groups a line, each after its marker."""
-    room = (WIDTH - 2 * MARGIN) / min(len(groups), _GROUPS_A_LINE)
-    names = [fit(group, room - 0.4, PLAIN_SIZE) for group in groups]
-    room = min(room, 0.45 + max(text_width(name, PLAIN_SIZE) for name in names))
+    """Write the groups' names after their markers, four in a line."""
+    width = (WIDTH - 2 * MARGIN) / min(len(groups), _GROUPS_A_LINE)
+    names = [fit(group, width - 0.4, PLAIN_SIZE) for group in groups]
+    width = min(width, 0.45 + max(text_width(name, PLAIN_SIZE) for name in names))
     for i, (name, marker) in enumerate(zip(names, _markers(len(groups)), strict=True)):
-        x, y = MARGIN + room * (i % _GROUPS_A_LINE), _LEGEND_STEP * (i // _GROUPS_A_LINE + 0.5)
+        x, y = MARGIN + width * (i % _GROUPS_A_LINE), _LEGEND_STEP * (i // _GROUPS_A_LINE + 0.5)
         axes.plot(x + 0.08, y, marker, color=QUIET, markersize=7)
         axes.text(x + 0.22, y, name, va="center", gid="legend")
 
 
 def _trade_off_point(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Return explained variance and mean score of an evaluation; None if one of them is undefined."""
     x = evaluation.summary.get("explained_variance", math.nan)
     y = evaluation.summary["score_mean"]
     return (x, y) if math.isfinite(x) and math.isfinite(y) else None
 
 
 def _wide_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Limits with room for labels around the outermost points; at least 0.05 wide, so that noise stays small."""
+    """Set limits with space for labels around the outermost points; at least 0.05 wide, so that noise looks small."""
     if not points:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", color=QUIET)
         return
@@ -114,7 +115,7 @@ def _wide_limits(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.set(xlim=(left - across, right + across), ylim=(low - up, high + up))
 
 
-_NEAR = 10  # points within which a label needs no line to its point
+_NEAR = 10  # largest distance, in typographic points, of a label that needs no line to its point
 
 
 def _label_points(
@@ -122,13 +123,13 @@ def _label_points(
     labels: Sequence[tuple[tuple[float, float], str]],
     lines: Sequence[tuple[tuple[float, float] | None, tuple[float, float] | None]],
 ) -> None:
-    """Write a label beside each point where it covers least: other labels, points, lines, the edge of the axes."""
+    """Write a label beside each point, in the place where it covers least of labels, points, lines and axes' edges."""
     to_pixels = axes.transData.transform
     obstacles = [to_pixels(point) for point, _ in labels]
     for start, end in lines:
         if start is not None and end is not None and start != end:
             obstacles += list(np.linspace(to_pixels(start), to_pixels(end), 60)[3:-3])
-    spots, taken = np.array(obstacles).reshape(-1, 2), list[Bbox]()
+    spots, boxes = np.array(obstacles).reshape(-1, 2), list[Bbox]()
     for point, label in labels:
         text = axes.annotate(label, point, xytext=(0, 0), textcoords="offset points", size=SMALL_SIZE)
         text.set_path_effects([withStroke(linewidth=3, foreground="white")])
@@ -139,25 +140,25 @@ def _label_points(
                 ha = "center" if abs(dx) < 1 else ("left" if dx > 0 else "right")
                 va = "center" if abs(dy) < 1 else ("bottom" if dy > 0 else "top")
                 text.set(position=(dx, dy), ha=ha, va=va)
-                cost = _cost(text.get_window_extent(), spots, taken, axes.bbox.frozen()) + distance
+                cost = _cost(text.get_window_extent(), spots, boxes, axes.bbox.frozen()) + distance
                 if best is None or cost < best[0]:
                     best = (cost, (dx, dy), ha, va)
-        assert best is not None  # noqa: S101 - there are candidates
+        assert best is not None  # noqa: S101 - at least one place was tried
         text.set(position=best[1], ha=best[2], va=best[3])
-        if math.hypot(*best[1]) > _NEAR:  # a line says whose label it is
+        if math.hypot(*best[1]) > _NEAR:
             line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}
             axes.annotate("", point, xytext=best[1], textcoords="offset points", arrowprops=line)
-        taken.append(text.get_window_extent().padded(2))
+        boxes.append(text.get_window_extent().padded(2))
 
 
-def _cost(box: Bbox, spots: NDArray[np.float64], taken: Sequence[Bbox], room: Bbox) -> float:
-    """How much a label would cover or stick out, in squared pixels."""
+def _cost(box: Bbox, spots: NDArray[np.float64], boxes: Sequence[Bbox], axes_box: Bbox) -> float:
+    """Return the area of a label's box that covers other boxes or spots or is outside the axes, in squared pixels."""
     box = box.padded(2)
-    inside = Bbox.intersection(box, room)
-    sticks_out = box.width * box.height - (inside.width * inside.height if inside else 0.0)
-    covers = sum(both.width * both.height for other in taken if (both := Bbox.intersection(box, other)) is not None)
-    hits = ((spots > box.p0) & (spots < box.p1)).all(axis=1).sum()
-    return float(4 * sticks_out + 2 * covers + 40 * hits)
+    inside = Bbox.intersection(box, axes_box)
+    outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
+    covered = sum(part.width * part.height for other in boxes if (part := Bbox.intersection(box, other)) is not None)
+    n_spots = ((spots > box.p0) & (spots < box.p1)).all(axis=1).sum()
+    return float(4 * outside + 2 * covered + 40 * n_spots)
 
 
 def _markers(n: int) -> str:
