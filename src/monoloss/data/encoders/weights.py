@@ -104,8 +104,8 @@ def build_model(request: ModelRequest, empty: ImageModel, *, head_used: bool) ->
             return timm.create_model(request.name, pretrained=False, **sizes).eval(), {"random": request.seed}
     file = request.weights_file
     if file is not None:
-        model = _from_file(request, file, empty, sizes, head_used)
-        return model.eval(), {"file": file.name, "sha256": sha256(file)}
+        loaded = _from_file(request, file, empty, sizes, head_used)
+        return loaded.eval(), {"file": file.name, "sha256": sha256(file)}
     with _readable_errors(request):
         model: ImageModel = timm.create_model(request.name, pretrained=True, **sizes)
     tag = model.pretrained_cfg.get("tag")
