@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from monoloss.evaluation.result import Evaluation
     from monoloss.finetune.evaluation import ImageActivations
 
-VARIANTS = {"topk": "TopK", "batch_topk": "BatchTopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
 _GROUPS = {"activations": "activations", "finetuned": "fine-tuned"}
 
 
@@ -83,6 +82,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     from monoloss.data.store import FeatureStore
     from monoloss.evaluation.run import evaluate
     from monoloss.report.table import chance_line, evaluation_table
+    from monoloss.sae.config import VARIANT_TITLES
 
     rows = FeatureStore(store)
     model_device = torch.device(device_of_process(device))
@@ -111,7 +111,7 @@ def evaluate_saes(  # noqa: PLR0913 - each is an option
     for name, evaluation in evaluations.items():
         metadata = {**evaluation.metadata, "source": sources[name].path}
         replace(evaluation, name=folders[name].name, metadata=metadata).save(folders[name])
-        group = _GROUPS.get(sources[name].kind) or VARIANTS[models[name].config.variant]
+        group = _GROUPS.get(sources[name].kind) or VARIANT_TITLES[models[name].config.variant]
         groups.setdefault(group, []).append(evaluation)
     console = Console()
     title = f"{rows.n_rows} rows of {rows.folder.resolve().name}" + ", centred" * center

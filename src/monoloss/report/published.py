@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from monoloss.evaluation.result import Evaluation
+from monoloss.sae.config import VARIANT_TITLES
 
 SOURCE = "arXiv 2602.12403"
-VARIANTS = {"batch_topk": "BatchTopK", "topk": "TopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
+VARIANTS = {name: VARIANT_TITLES[name] for name in ("batch_topk", "topk", "jump_relu", "vanilla")}  # in its order
 MEASURES = {
     "score_mean_zero_filled": "score",
     "r2": "R2",

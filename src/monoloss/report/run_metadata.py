@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from monoloss.evaluation.result import Evaluation
+from monoloss.sae.config import VARIANT_TITLES
 
-_TITLES = {"topk": "TopK", "batch_topk": "BatchTopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
 _FIELD = re.compile(r"(\w+)=('[^']*'|[\w.+-]+)")  # a field in the repr of a configuration
 
 
@@ -49,7 +49,7 @@ class Settings:
         """Short title: the SAE's variant, the fine-tuned backbone, or "Other models"."""
         if self.backbone is not None:
             return f"Fine-tuned {self.backbone}"
-        title = _TITLES.get(self.variant or "", "Other models")
+        title = VARIANT_TITLES.get(self.variant or "", "Other models")
         return f"{title}, tied" if self.tied else title
 
     @property

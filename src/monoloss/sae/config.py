@@ -188,6 +188,7 @@ class VanillaConfig:
         check_number("dead_after_samples", self.dead_after_samples, at_least=1, integer=True)
 
 
+VARIANT_TITLES = {"topk": "TopK", "batch_topk": "BatchTopK", "jump_relu": "JumpReLU", "vanilla": "Vanilla"}
 SaeConfig: TypeAlias = TopKConfig | BatchTopKConfig | JumpReluConfig | VanillaConfig
 SAE_CONFIGS = "a TopKConfig, BatchTopKConfig, JumpReluConfig or VanillaConfig"  # for the texts of errors
 
