@@ -138,7 +138,7 @@ class ImageActivations(nn.Module):
         return len(self._data)
 
     def _begin(self, row: int) -> None:
-        """Begin a pass at a row: images are read from there on, and the accuracy starts anew."""
+        """Begin a pass at a row: images are read from that row on, and the accuracy starts anew."""
         rest = dataclasses.replace(self._data, positions=self._data.positions[row:])
         batches = ValidationBatches(rest, StoredOrder(len(rest), self.batch_size), self._transform, self.workers)
         self._pass = _Pass(iter(batches), row, torch.zeros(0, self.model.width))

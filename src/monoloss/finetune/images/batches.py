@@ -90,7 +90,7 @@ class TrainingBatches:
     The random choices of augmentation depend on the seed, the epoch, the image and its copy; those of mixing on the
     seed and the number of the batch. So no bit of a batch depends on the number of workers, on how many processes share
     the batch, or on where the run was resumed. Mixing pairs neighbours in the batch of all processes: each process also
-    prepares the last image of the process before it, to mix its own first row with.
+    prepares the last image of the process before it, as the partner of its first row.
 
     Args:
         data: images, with or without embeddings.

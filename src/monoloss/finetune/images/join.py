@@ -53,12 +53,8 @@ def join_rows(
         _index_of_key(images.ids, join_on, images.description)  # two images would get one row
     rows = torch.tensor([row_of_key.get(key, -1) for key in image_keys], dtype=torch.int64)
     if (rows < 0).any():
-        skipped_keys = {_key(skipped.path, join_on) for skipped in store.skipped}
-        missing = [
-            name
-            for name, key in zip(images.ids, image_keys, strict=True)
-            if key not in row_of_key and key not in skipped_keys
-        ]
+        accounted_keys = row_of_key.keys() | {_key(skipped.path, join_on) for skipped in store.skipped}
+        missing = [name for name, key in zip(images.ids, image_keys, strict=True) if key not in accounted_keys]
         if missing:
             raise _missing(images, store, missing, join_on, argument)
     positions = (rows >= 0).nonzero().flatten()

@@ -33,8 +33,8 @@ class TrainingOrder:
     """Training batches in an order that depends on ``(seed, epoch)`` alone; a new order every epoch.
 
     A batch is divided equally among the processes: the rows of a batch are the same with one process or more. Rows that
-    do not fill a batch, and batches that do not fill a step of ``accumulate`` batches, are left out of that epoch: batch
-    norm and MonoLoss depend on the size of a batch.
+    do not fill a batch, and batches that do not fill a step of ``accumulate`` batches, are left out of that epoch,
+    because batch norm and MonoLoss depend on the size of a batch.
 
     With ``repeats`` above 1 an epoch has as many batches, of fewer images: each batch holds ``repeats`` copies of
     ``batch_size / repeats`` images. Copies of an image are never neighbours in a batch (mixing pairs neighbours), and

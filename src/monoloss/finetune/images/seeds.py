@@ -19,7 +19,7 @@ def seed_of(*parts: int | str) -> int:
 def seeded_from(*parts: int | str) -> Iterator[None]:
     """Seed torch's CPU generator by the parts inside the block; restore its state afterwards.
 
-    For torchvision's transforms and torch's distributions, which take no generator of their own.
+    For torchvision's transforms and torch's distributions, which take no generator.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(*parts))  # torch.manual_seed would reach the GPUs as well
