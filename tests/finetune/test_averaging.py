@@ -31,10 +31,10 @@ def averaged(n_steps: int, *options: int) -> float:
     with quiet_lightning():
         trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[AveragedWeights(0.75, *options)], **QUIET)
         trainer.fit(module, Batches([{}] * n_steps))
-    return float(module.weight)
+    return module.weight.item()
 
 
-@pytest.mark.parametrize(("every", "n_warmup"), [(1, 0), (2, 0), (1, 3), (2, 4)])
+@pytest.mark.parametrize(("every", "n_warmup"), [(1, 0), (2, 0), (1, 3), (2, 3)])
 def test_the_model_ends_with_the_average(every, n_warmup):
     """All numbers here are exact in float32."""
     average = None

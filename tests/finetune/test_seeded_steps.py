@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
 from monoloss.finetune.seeded_steps import SeededSteps
 
@@ -12,8 +13,8 @@ from monoloss.finetune.seeded_steps import SeededSteps
 def drawn(seed: int = 0, rank: int = 0, epoch: int = 0, batch_idx: int = 0) -> float:
     """A number that a layer draws in a batch of an epoch of three."""
     with torch.random.fork_rng(devices=[]):
-        trainer = SimpleNamespace(current_epoch=epoch, num_training_batches=3)
-        SeededSteps(seed, rank).on_train_batch_start(trainer, None, None, batch_idx)
+        trainer = Mock(spec=Trainer, current_epoch=epoch, num_training_batches=3)
+        SeededSteps(seed, rank).on_train_batch_start(trainer, Mock(spec=LightningModule), None, batch_idx)
         return float(torch.rand(()))
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 def adjusted_decay(decay: float, images_per_update: int = 1, epochs: int = 1) -> float:
-    """Return the decay for a run of ``epochs`` whose average is updated every ``images_per_update`` images, in [0, 1].
+    """Return the decay for a run of ``epochs`` whose average is updated every ``images_per_update`` images, in [0, 1).
 
     It is ``1 - min(1, (1 - decay) images_per_update / epochs)``, so that one decay fits runs of different lengths.
     """

@@ -20,7 +20,7 @@ class FineTuneData:
     train: JoinedImages
     """Images to train on, joined with their embeddings if there is a store."""
     validation: JoinedImages | None
-    """Held-out images, likewise; None where nothing is validated."""
+    """Held-out images, joined in the same way; None where nothing is validated."""
     class_names: list[str]
     """Names of the classes 0, 1, ..., the same for training and validation."""
     width: int | None
