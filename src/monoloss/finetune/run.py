@@ -185,7 +185,7 @@ def _evaluation_options(config: FineTuneConfig) -> dict[str, Any]:
 
 
 def decay_of(config: FineTuneConfig) -> float:
-    """Return the decay of the average of the weights, adjusted to the run's length if the settings say so."""
+    """Return the decay of the average of the weights, adjusted to the run's length if so set; 0 without an average."""
     decay = config.optimisation.ema_decay or 0.0
     if not config.optimisation.ema_adjusted:
         return adjusted_decay(decay)

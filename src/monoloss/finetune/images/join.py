@@ -56,7 +56,7 @@ def join_rows(
         accounted_keys = row_of_key.keys() | {_key(skipped.path, join_on) for skipped in store.skipped}
         missing = [name for name, key in zip(images.ids, image_keys, strict=True) if key not in accounted_keys]
         if missing:
-            raise _missing(images, store, missing, join_on, argument)
+            raise _missing_rows(images, store, missing, join_on, argument)
     positions = (rows >= 0).nonzero().flatten()
     if not len(positions):
         raise InputError(argument, f"{store.folder}, a store that skipped every image", "a row for every image")
@@ -119,7 +119,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _missing(
+def _missing_rows(
     images: LabelledImages, store: FeatureStore, missing: Sequence[str], join_on: JoinOn, argument: str
 ) -> InputError:
     """Build the error about images without a row; `missing` are their ids."""
