@@ -1,69 +1,16 @@
-"""The configuration of a fine-tuning run: what it refuses, and how a file holds it."""
+"""The settings of a fine-tuning run: what they refuse."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monoloss.errors import InputError
-from monoloss.finetune.config import (
-    AugmentationConfig,
-    DataConfig,
-    FineTuneConfig,
-    LoraConfig,
-    ModelConfig,
-    OptimisationConfig,
-)
+from monoloss.finetune.config import FineTuneConfig
 from monoloss.finetune.config_files import FineTuneRecord, finetune_text, read_finetune
-from monoloss.finetune.run_folder import FINETUNE_RUN
-from monoloss.runs.folder import RunFolder
-
-MODEL = ModelConfig("resnet50", top_k=3, lora=LoraConfig(rank=2, dropout=0.5))
-DATA = DataConfig("cifar10:data", "train", validation_split="test", embeddings="store", join_on="name", workers=3)
-CONFIG = FineTuneConfig(
-    MODEL,
-    DATA,
-    AugmentationConfig(train_crop=176, mixup=0.2, repeats=2, interpolation="bicubic"),
-    OptimisationConfig(schedule="step", ema_decay=0.9, clip_norm=2.0),
-    mono_weight=0.1,
-    mono_center=True,
-    loggers=["tensorboard"],
-)
-
-
-def written(folder: Path, text: str) -> Path:
-    (folder / "run.yaml").write_text(text, encoding="utf-8")
-    return folder / "run.yaml"
-
-
-@pytest.mark.parametrize("record", [FineTuneRecord(CONFIG), FineTuneRecord(CONFIG, "a1", "b2")])
-def test_a_file_holds_all_of_it(record, tmp_path):
-    file = written(tmp_path, finetune_text(record))
-    assert read_finetune(file) == record
-    assert FINETUNE_RUN.read(file)[FINETUNE_RUN.fingerprint] == record.train_fingerprint
-
-
-def test_a_short_file_with_options(tmp_path):
-    file = written(tmp_path, "model: {backbone: a, lora: {rank: 4}}\ndata: {images: b}\naugmentation: {flip: 0}\n")
-    options = [("model.lora.alpha", "8"), ("optimisation.lr", "1e-3"), ("epochs", "3"), ("data.workers", "2")]
-    config = read_finetune(file, options).config
-    assert config.model == ModelConfig("a", lora=LoraConfig(4, 8.0))
-    assert config.data == DataConfig("b", workers=2)
-    assert config.augmentation == AugmentationConfig(flip=0.0)
-    assert config.optimisation == OptimisationConfig(lr=1e-3)
-    assert config.epochs == 3
-    assert read_finetune(file, [("model.lora", "null")]).config.model.lora is None
-
-
-@pytest.mark.door
-@pytest.mark.parametrize("text", ["train_fingerprint: a\n", "model: {backbone: a}\ndata: {images: b}\n"])
-def test_somebody_s_file_is_not_of_a_run(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=r"config\.yaml: got a file that no run has written"):
-        RunFolder(tmp_path, FINETUNE_RUN).check(resume=False)
+from support.finetune_configs import CONFIG, DATA, MODEL, written
 
 
 @pytest.mark.door

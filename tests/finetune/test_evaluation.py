@@ -326,5 +326,7 @@ def test_what_the_command_refuses(tmp_path, store, capsys, monkeypatch, options,
 
 @pytest.mark.door
 def test_a_model_that_does_not_say_where_it_comes_from():
-    with pytest.raises(InputError, match=r"images: got nothing; expected the images of the store: the model does not"):
+    with pytest.raises(
+        InputError, match=r"images: got nothing; expected the images of the store: the model does not rec"
+    ):
         images_of_run(a_model())

@@ -1,4 +1,4 @@
-"""The average of the weights over a run."""
+"""The exponential moving average of the weights over a run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 def adjusted_decay(decay: float, images_per_update: int = 1, epochs: int = 1) -> float:
-    """Decay of an average whose updates are ``images_per_update`` images apart, in a run of so many epochs.
+    """Return the decay for a run of ``epochs`` whose average is updated every ``images_per_update`` images, in [0, 1).
 
-    ``1 - decay`` is times ``images_per_update / epochs`` (at most 1), so that one decay fits runs of different lengths.
+    It is ``1 - min(1, (1 - decay) images_per_update / epochs)``, so that one decay fits runs of different lengths.
     """
     return 1.0 - min(1.0, (1.0 - decay) * images_per_update / epochs)
 
 
 class AveragedWeights(EMAWeightAveraging):
-    """An exponential average of weights and buffers; in its place, the weights themselves while the warm-up lasts.
+    """Keeps an exponential average of weights and buffers, which is validated, saved, and the model's at the end.
 
-    It is what is validated, saved, and left in the model at the end of the run.
+    During the warm-up the average is a copy of the weights.
 
     Args:
-        decay: share that the average keeps of itself at an update, in [0, 1).
+        decay: share of the old average in an update, in [0, 1).
         update_every_steps: optimiser steps between two updates.
         n_warmup_steps: optimiser steps of the warm-up.
     """
@@ -34,7 +34,7 @@ class AveragedWeights(EMAWeightAveraging):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update the average if it is time; in the warm-up it begins anew each time."""
+        """Update the average every `update_every_steps`; in the warm-up, replace it by the weights instead."""
         if trainer.global_step <= self._n_warmup and self._average_model is not None:
             self._average_model.n_averaged.zero_()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

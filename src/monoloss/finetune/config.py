@@ -1,4 +1,4 @@
-"""How a vision model is fine-tuned: frozen dataclasses for model, data, augmentation and optimisation."""
+"""The settings of a fine-tuning run: frozen dataclasses for model, data, augmentation and optimisation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from monoloss.checks import check_choice, check_number, check_type
 from monoloss.errors import InputError
 from monoloss.runs.settings import RunSettings
 
-_WITH_COLUMNS = ("dataset:", "hf-hub:")
+_WITH_COLUMNS = ("dataset:", "hf-hub:")  # sources whose images and labels are columns of a table
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates of the query and value projections in place of the backbone's own weights, which stay fixed.
+    """Options of LoRA, which trains low-rank updates of attention's query and value weights and freezes the backbone.
 
     Attributes:
-        rank: of each update.
-        alpha: each update is times ``alpha / rank``.
-        dropout: of the input of each update, in training.
+        rank: rank of each update.
+        alpha: each update is multiplied by ``alpha / rank``.
+        dropout: share of the inputs of each update that is set to 0 in training, in [0, 1).
     """
 
     rank: int = 16
@@ -35,15 +35,15 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Backbone -> pooled activations -> new linear layer of the same width -> ReLU (+ top-k) -> classifier.
+    """The model: backbone -> pooled activations -> new linear layer of the same width -> ReLU (+ top-k) -> classifier.
 
     Attributes:
         backbone: a preset, a name in timm, ``hf-hub:USER/NAME`` or a local folder.
         pretrained: start from the backbone's published weights; false for random ones.
-        checkpoint: local file of weights for the backbone, instead of its own.
-        top_k: active latents a row, after the ReLU; None: all that the ReLU leaves.
+        checkpoint: local weights file for the backbone, instead of its published weights.
+        top_k: latents that stay active in a row after the ReLU, the largest ones; None for all.
         lora: low-rank updates of the attention; None trains the whole backbone.
-        image_size: height and width of the model's input in evaluation; None: the backbone's own.
+        image_size: height and width of the model's input in evaluation, in pixels; None for the backbone's default.
     """
 
     backbone: str
@@ -67,17 +67,18 @@ class DataConfig:
 
     Attributes:
         images: ``imagefolder:PATH``, ``dataset:PATH``, ``hf-hub:USER/NAME``, ``cifar10:PATH`` or ``cifar100:PATH``.
-        split: of the images to train on.
-        validation: held-out images, written like ``images``; None: ``images`` again.
-        validation_split: of those; None with ``validation`` None: nothing is validated.
+        split: split of ``images`` to train on; None for all.
+        validation: source of the held-out images, written like ``images``; None for the same source as ``images``.
+        validation_split: split of the held-out images; without it and ``validation`` nothing is validated.
         embeddings: feature store with a row for each image to train on; None where ``mono_weight`` is 0.
-        validation_embeddings: feature store with a row for each held-out image: the layer's MonoScore is then measured.
-        join_on: how a row of a store finds its image: "id", the relative path (of a dataset the row number), or "name",
-            the file name alone, which must then be unique.
+        validation_embeddings: feature store with a row for each held-out image; with it the validation measures the
+            MonoScore of the new layer.
+        join_on: how images and rows of a store are matched: "id" by relative path (for a dataset by row number), or
+            "name" by file name alone, which must then be unique.
         subset: configuration of a dataset on the Hub.
-        image_column: of a dataset; None: its only column of images.
-        label_column: of a dataset; None: "label".
-        workers: processes that decode and augment images. Their number changes no pixel.
+        image_column: column of a dataset that holds the images; None for its only column of images.
+        label_column: column of a dataset that holds the labels; None for "label".
+        workers: processes that decode and augment images; their number changes no pixel.
     """
 
     images: str
@@ -105,15 +106,15 @@ class DataConfig:
 
     @property
     def validates(self) -> bool:
-        """There are held-out images."""
+        """Whether the run has held-out images."""
         return self.validation is not None or self.validation_split is not None
 
     def source(self, *, held_out: bool = False) -> dict[str, Any]:
-        """Arguments of `open_images` for the images to train on, or for the held-out ones."""
+        """Return the arguments of `open_images` for the images to train on, or for the held-out images."""
         spec, split = self.images, self.split
         if held_out:
             spec, split = self.validation or self.images, self.validation_split
-            if not spec.startswith(_WITH_COLUMNS):  # the columns are those of the images to train on
+            if not spec.startswith(_WITH_COLUMNS):  # folders have no columns, whatever the training images have
                 return {"spec": spec, "split": split}
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         return {"spec": spec, "split": split, **columns, "subset": self.subset}
@@ -121,22 +122,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """What is done to images before the model sees them; mean and standard deviation are always the backbone's.
+    """Transforms of images before the model; images are always normalised by the backbone's mean and deviation.
 
     Attributes:
-        train_crop: side of the random crop; None: ``model.image_size``.
-        min_area: the random crop shows at least this share of an image; 1 for the whole of it.
-        flip: chance of a mirrored image.
-        trivial_augment: one random operation of TrivialAugmentWide an image.
-        random_erasing: chance that a random rectangle is blanked.
-        mixup: alpha of mixup; 0 turns it off. With ``cutmix`` too, each batch gets one of the two, by even chance.
+        train_crop: side of the random crop in pixels; None for ``model.image_size``.
+        min_area: smallest share of an image's area that the random crop shows, in (0, 1]; 1 shows the whole image.
+        flip: probability that an image is mirrored.
+        trivial_augment: apply one random operation of TrivialAugmentWide to each image.
+        random_erasing: probability that a random rectangle is blanked.
+        mixup: alpha of mixup; 0 turns it off. With ``cutmix`` too, each batch gets one of the two, equally often.
         cutmix: alpha of cutmix; 0 turns it off.
-        mix_embeddings: mix the embeddings with the coefficient of the images; false keeps those of the first image,
-            as in the authors' runs.
-        repeats: repeated augmentation: so many augmented copies of an image in a batch, of fewer images an epoch.
-        eval_resize: shorter side of an image in evaluation before the centre crop to ``model.image_size``; None: what
-            the backbone's own preprocessing has.
-        interpolation: of resized images; None: the backbone's own.
+        mix_embeddings: mix the embeddings with the coefficient of the images; false leaves each row the embedding of
+            its first image, as in the authors' runs.
+        repeats: augmented copies of each image in a batch (repeated augmentation); an epoch then has fewer images.
+        eval_resize: shorter side of an image in evaluation, before the centre crop to ``model.image_size``; None for
+            the backbone's default.
+        interpolation: how images are resized; None for the backbone's default.
     """
 
     train_crop: int | None = None
@@ -165,30 +166,30 @@ class AugmentationConfig:
 
     @property
     def mixes(self) -> bool:
-        """Batches are mixed."""
+        """Whether batches are mixed, by mixup or cutmix."""
         return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)
 class OptimisationConfig:
-    """SGD with a schedule and an average of the weights.
+    """SGD, the schedule of its learning rate, and an average of the weights.
 
     Attributes:
-        lr: learning rate at its highest.
-        momentum: of SGD.
-        weight_decay: of weight matrices and kernels; norms and biases have none.
-        schedule: after the warm-up: "constant", half a cosine to 0 at the end of the run ("cosine"), or times
-            ``step_factor`` every ``step_epochs`` ("step").
-        step_epochs: of the schedule "step".
-        step_factor: of the schedule "step".
+        lr: highest learning rate of the run.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of matrices and kernels; norms and biases have none.
+        schedule: learning rate after the warm-up: "constant"; "cosine", half a cosine that ends at 0 with the run; or
+            "step", multiplied by ``step_factor`` every ``step_epochs``.
+        step_epochs: epochs between two steps of the schedule "step".
+        step_factor: factor of each step of the schedule "step".
         warmup_epochs: epochs over which the learning rate rises along a line; 0 begins with ``lr``.
-        warmup_from: what it rises from, as a share of ``lr``.
+        warmup_from: learning rate at the start of the warm-up, as a share of ``lr``.
         label_smoothing: share of the target that is spread over all classes.
         clip_norm: largest norm of the gradient; None does not clip.
-        ema_decay: the weights are averaged over the run, ``average <- decay average + (1 - decay) weights``, and the
-            average is what is validated and saved; None: no average.
+        ema_decay: decay of an average of the weights over the run, ``average <- decay average + (1 - decay) weights``;
+            the average is then validated and saved. None for no average.
         ema_every_steps: optimiser steps between two updates of the average.
-        ema_adjusted: ``1 - decay`` is times ``batch_size * accumulate_batches * ema_every_steps / epochs`` (at most
+        ema_adjusted: multiply ``1 - decay`` by ``batch_size * accumulate_batches * ema_every_steps / epochs`` (at most
             1), as in torchvision's and the authors' runs, so that one decay fits runs of different lengths.
     """
 
@@ -230,19 +231,19 @@ class OptimisationConfig:
 
 @dataclass(frozen=True)
 class FineTuneConfig(RunSettings):
-    """A fine-tuning run.
+    """The settings of a fine-tuning run.
 
     Attributes:
-        model: what is trained.
-        data: on what.
-        augmentation: what is done to the images.
-        optimisation: how.
+        model: backbone, new layer and LoRA.
+        data: images, labels and embeddings.
+        augmentation: transforms of the images.
+        optimisation: SGD, its schedule, and the average of the weights.
         mono_weight: factor of MonoLoss on the new layer; 0 trains without it. More raises the layer's score.
         mono_memory: ``memory`` of :class:`monoloss.MonoLoss`, in [0, 1).
-        mono_center: take the mean of the store's rows off the embeddings that MonoLoss sees.
+        mono_center: subtract the mean of the store's rows from the embeddings before MonoLoss.
         validate_every_epochs: epochs between two validations; the last epoch is validated in any case.
 
-    The others are those of every run, :class:`monoloss.runs.settings.RunSettings`.
+    The other settings are those of every run, :class:`monoloss.runs.settings.RunSettings`.
 
     Example:
         >>> data = DataConfig("cifar10:data", split="train", embeddings="clip-train")
@@ -276,7 +277,7 @@ class FineTuneConfig(RunSettings):
 
 
 def _check_together(config: FineTuneConfig) -> None:
-    """Refuse options that make nothing of each other."""
+    """Refuse settings that contradict each other, or that another setting leaves without effect."""
     if config.mono_weight > 0 and config.data.embeddings is None:
         raise InputError("data.embeddings", "nothing", "a feature store, because mono_weight is above 0")
     if config.mono_weight == 0:
@@ -290,7 +291,7 @@ def _check_together(config: FineTuneConfig) -> None:
 
 
 def _check_counts(where: str, config: object, *names: str, optional: Sequence[str] = ()) -> None:
-    """Refuse fields that are no counts of at least 1; those that are optional may be None."""
+    """Refuse fields that are not integers of at least 1; fields named in `optional` may be None too."""
     for name in (*names, *optional):
         value = getattr(config, name)
         if value is not None or name not in optional:
@@ -298,16 +299,16 @@ def _check_counts(where: str, config: object, *names: str, optional: Sequence[st
 
 
 def _check_unset(where: str, config: Any, *names: str, expected: str) -> None:
-    """Refuse fields that are not at their defaults, where nothing makes use of them."""
-    for known in fields(config):
-        value = getattr(config, known.name)
-        if known.name in names and value != known.default:
-            name = f"{where}.{known.name}" if where else known.name
+    """Refuse the named fields unless they have their defaults: without `expected` they have no effect."""
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.name in names and value != option.default:
+            name = f"{where}.{option.name}" if where else option.name
             raise InputError(name, value, f"{expected} to make use of it")
 
 
 def _check_shares(where: str, config: object, *names: str) -> None:
-    """Refuse fields that are not within [0, 1]."""
+    """Refuse fields that are not in [0, 1]."""
     for name in names:
         value = getattr(config, name)
         check_number(f"{where}.{name}", value, at_least=0.0)

@@ -1,4 +1,4 @@
-"""Fine-tuning runs as YAML files: read strictly, with options over them, and written out in full."""
+"""The settings of fine-tuning runs as YAML: read strictly, overridden by options, written with every key."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SETTINGS = tuple(field.name for field in fields(FineTuneConfig))
 
 @dataclass(frozen=True)
 class FineTuneRecord:
-    """A run, and the data that it was made with; the folders of ``config.data`` may move, the fingerprints stay.
+    """The settings of a run and fingerprints of its data, which recognise the data after their folders have moved.
 
     Attributes:
         config: the settings.
-        train_fingerprint: of the images to train on, their labels and embeddings; None before there is a run.
-        validation_fingerprint: of the held-out images, likewise.
+        train_fingerprint: hash of the training images' ids, labels and embeddings; None before the run has started.
+        validation_fingerprint: the same hash of the held-out images; None where there are none, too.
     """
 
     config: FineTuneConfig
@@ -35,15 +35,15 @@ _FINGERPRINTS = tuple(field.name for field in fields(FineTuneRecord) if field.na
 
 
 def read_finetune(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> FineTuneRecord:
-    """Read a run's file, with options over it.
+    """Read the YAML file of a run; options replace its values.
 
     Args:
-        file: YAML: the fields of :class:`FineTuneConfig`, and the fingerprints where a run has written it.
+        file: YAML file with fields of :class:`FineTuneConfig`; one that a run has written has fingerprints too.
         options: dotted keys and values as YAML texts, such as ``("optimisation.lr", "1e-3")``.
 
     Raises:
         InputError: no such file, or not YAML; an unknown key, a value of a wrong type or out of range. The error names
-            the file or the key, from the top.
+            the file or the dotted key.
     """
     content = read_settings(file, options)
     check_known(content, (*SETTINGS, *_FINGERPRINTS))
@@ -54,12 +54,12 @@ def read_finetune(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> 
 
 
 def record_to_dict(record: FineTuneRecord) -> dict[str, Any]:
-    """A run as nested plain values: every key, defaults too."""
+    """Return a record as nested plain values, with every key, defaults and unset fingerprints too."""
     content = shared_last(to_plain(record.config))
     return {**content, **{name: getattr(record, name) for name in _FINGERPRINTS}}
 
 
 def finetune_text(record: FineTuneRecord) -> str:
-    """A run as YAML, every key, defaults too; fingerprints where there are any."""
+    """Return a record as YAML text, with every key, defaults too; fingerprints that are None are left out."""
     content = record_to_dict(record)
     return to_yaml({key: value for key, value in content.items() if key not in _FINGERPRINTS or value is not None})

@@ -1,4 +1,4 @@
-"""Images and embeddings of a run, joined and checked before any work."""
+"""The data of a run: images joined with the rows of feature stores, and checked before any training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from monoloss.finetune.images.labelled import LabelledImages
 
 @dataclass(frozen=True)
 class FineTuneData:
-    """The data of a run.
-
-    Attributes:
-        train: images to train on, joined with their embeddings where there is a store.
-        validation: held-out images, likewise; None where nothing is validated.
-        class_names: of the classes 0, 1, ..., the same for both.
-        width: d of the embeddings; None without a store.
-    """
+    """The data of a run."""
 
     train: JoinedImages
+    """Images to train on, joined with their embeddings if there is a store."""
     validation: JoinedImages | None
+    """Held-out images, joined in the same way; None where nothing is validated."""
     class_names: list[str]
+    """Names of the classes 0, 1, ..., the same for training and validation."""
     width: int | None
+    """Width d of the embeddings; None without a store."""
 
 
 def open_finetune_data(
@@ -38,18 +35,20 @@ def open_finetune_data(
     validation_embeddings: str | None = None,
     join_on: JoinOn = "id",
 ) -> FineTuneData:
-    """Open the stores of a run and join them with its images; the held-out images get the class numbers of the others.
+    """Open the stores of a run and join their rows with its images.
+
+    Changes `held_out` in place: its classes get the numbers that they have in `images`.
 
     Args:
-        images: to train on.
+        images: images to train on.
         held_out: images to validate on.
         embeddings: folder of the store for `images`.
         validation_embeddings: folder of the store for `held_out`.
         join_on: as for `join_rows`.
 
     Raises:
-        InputError: the held-out images have a class that those to train on have not; a store cannot be opened or does
-            not fit the images (see `join_rows`), or the two stores each other.
+        InputError: the held-out images have a class that the training images lack; a store cannot be opened or does
+            not fit its images (see `join_rows`); the two stores have embeddings of different widths.
     """
     if held_out is not None:
         held_out.use_classes_of(images)
@@ -64,6 +63,7 @@ def open_finetune_data(
 
 
 def _joined(images: LabelledImages, folder: str | None, join_on: JoinOn, argument: str) -> JoinedImages:
+    """Join images with the store in `folder`, or with none; errors name `argument`."""
     if folder is None:
         return JoinedImages(images, torch.arange(len(images)))
     store = FeatureStore(folder)

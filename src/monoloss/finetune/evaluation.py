@@ -1,4 +1,4 @@
-"""What a fine-tuned model makes of the images behind the rows of a store, for `evaluate`."""
+"""Activations of a fine-tuned model on the images that belong to the rows of a store, as `evaluate` reads them."""
 
 from __future__ import annotations
 
@@ -26,29 +26,32 @@ from monoloss.finetune.model.model import FineTuneModel
 
 
 class _Pass(NamedTuple):
-    """Where reading stands: what comes next, the row that is given next, and activations that are there already."""
+    """The state of one pass over the rows of a store."""
 
     batches: Iterator[ImageBatch]
+    """Batches of images that the model has not seen yet."""
     next_row: int
-    left: Tensor
+    """Row after the last one returned."""
+    buffered: Tensor
+    """Activations of the rows from `next_row` on that the model has computed but `rows` has not returned."""
 
 
 class ImageActivations(nn.Module):
-    """Activations of a fine-tuned model's layer on the images of a store, row by row those of the store.
+    """The activations of a fine-tuned model's new layer on the image of each row of a store, in the store's order.
 
-    Images are joined with rows by id, read in the order of the rows, and prepared as the model was validated; a few at
-    a time are in memory. For :func:`monoloss.evaluate`, which compares the store's embeddings.
+    :func:`monoloss.evaluate` scores them against the store's embeddings. Images are matched with rows by id, and
+    prepared as in the model's validation; only about one batch of them is in memory at a time.
 
     Args:
         model: on the device where it is to run; evaluation runs it in ``eval()``.
-        images: one for each row, in any order; others may be among them.
+        images: an image for each row, in any order; further images are ignored.
         store: the rows.
-        join_on: how a row finds its image: "id", or "name", the file name alone.
+        join_on: how images and rows are matched: by "id", or by "name", the file name alone.
         batch_size: images that the model gets at a time.
-        workers: processes that decode images; 0 for this one.
+        workers: processes that decode images; 0 decodes in this process.
 
     Raises:
-        InputError: a row without an image, or with one of another label; names that are not unique.
+        InputError: a row without an image, or with another label than its image; names that are not unique.
 
     Example:
         >>> import tempfile
@@ -63,7 +66,7 @@ class ImageActivations(nn.Module):
         ...     images = LabelledImages(open_images(f"imagefolder:{folder}/images"))
         ...     store = FeatureStore.create(folder + "/store", torch.eye(2), ids=["dog/b.png", "cat/a.png"])
         ...     model = build_model("test_resnet", ["cat", "dog"], pretrained=False, image_size=32)
-        ...     summary = evaluate(store, {"mine": ImageActivations(model, images, store)})["mine"].summary
+        ...     summary = evaluate(store, {"tuned": ImageActivations(model, images, store)})["tuned"].summary
         ...     summary["n_latents"], summary["top1"] in (0.0, 0.5, 1.0)
         (96.0, True)
     """
@@ -88,54 +91,54 @@ class ImageActivations(nn.Module):
         self._transform = evaluation_transform(model.preprocessing)
         self._class_numbers = class_numbers(images.class_names, model.class_names)
         self._pass = _Pass(iter(()), -1, torch.zeros(0, model.width))
-        self._counts = torch.zeros(3, dtype=torch.float64)  # of this pass: rows, right, right among five
+        self._counts = torch.zeros(3, dtype=torch.float64)  # `top_counts` of this pass
 
     @property
     def description(self) -> str:
-        """What the activations are, in a few words."""
+        """A phrase for messages: which layer of which backbone, on which images."""
         return f"the layer of a fine-tuned {self.model.recipe['architecture']} on {self._data.images.description}"
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device of the model, where `rows` returns its activations."""
         return self.model.new_layer.weight.device
 
     def rows(self, start: int, stop: int) -> Float[Tensor, "n m"]:
-        """Activations of the rows ``start`` to ``stop`` (exclusive), float32, on ``device``.
+        """Return the activations of the rows ``start`` to ``stop`` (exclusive), float32, on ``device``.
 
-        Rows that follow on those asked for last are the quick way: others begin to read anew.
+        Fast for rows that follow those of the last call; any other ``start`` begins a new pass.
 
         Raises:
             InputError: an image that cannot be read.
         """
         if start != self._pass.next_row:
             self._begin(start)
-        current, there = self._pass, [self._pass.left]
-        while sum(map(len, there)) < stop - start:
-            there.append(self._activations(next(current.batches)))
-        found = torch.cat([part.to(self.device) for part in there])
-        self._pass = current._replace(next_row=stop, left=found[stop - start :])
-        return found[: stop - start]
+        current, parts = self._pass, [self._pass.buffered]
+        while sum(map(len, parts)) < stop - start:
+            parts.append(self._activations(next(current.batches)))
+        activations = torch.cat([part.to(self.device) for part in parts])
+        self._pass = current._replace(next_row=stop, buffered=activations[stop - start :])
+        return activations[: stop - start]
 
     def measures(self) -> dict[str, float]:
-        """Accuracy over the rows asked for since row 0: ``top1`` and ``top5``.
+        """Return the accuracies ``top1`` and ``top5`` over the images read in this pass, in [0, 1].
 
-        Nothing where the images have classes that the model does not know.
+        Empty before the first image, and where the images have classes that the model does not know.
         """
         n, top1, top5 = self._counts.tolist()
         return {"top1": top1 / n, "top5": top5 / n} if n and self._class_numbers is not None else {}
 
     def model_metadata(self) -> dict[str, Any]:
-        """The model's ``backbone``, and its ``training`` if that is known."""
+        """Return the ``backbone``'s name and, if the model has them, the settings of its ``training``."""
         training = self.model.provenance.training
-        known = {} if training is None else {"training": dict(training)}
-        return {"backbone": self.model.recipe["architecture"]} | known
+        settings = {} if training is None else {"training": dict(training)}
+        return {"backbone": self.model.recipe["architecture"]} | settings
 
     def __len__(self) -> int:
         return len(self._data)
 
     def _begin(self, row: int) -> None:
-        """Read images from those of a row on."""
+        """Begin a pass at a row: images are read from that row on, and the accuracy starts anew."""
         rest = dataclasses.replace(self._data, positions=self._data.positions[row:])
         batches = ValidationBatches(rest, StoredOrder(len(rest), self.batch_size), self._transform, self.workers)
         self._pass = _Pass(iter(batches), row, torch.zeros(0, self.model.width))
@@ -143,7 +146,7 @@ class ImageActivations(nn.Module):
 
     @torch.no_grad()
     def _activations(self, batch: ImageBatch) -> Tensor:
-        """Activations of some images, whose right classes are counted."""
+        """Return the activations of a batch, and count its correct classifications."""
         output = self.model.forward_both(batch["images"].to(self.device))
         if self._class_numbers is not None:
             targets = self._class_numbers[batch["targets"]].to(self.device)
@@ -152,26 +155,26 @@ class ImageActivations(nn.Module):
 
 
 class RunImages(NamedTuple):
-    """Images to evaluate a model on, and how the rows of a store find them."""
+    """Images to evaluate a model on, and how they are matched with the rows of a store."""
 
     images: LabelledImages
     join_on: JoinOn
 
 
 def images_of_run(model: FineTuneModel, join_on: JoinOn | None = None) -> RunImages:
-    """The held-out images of the run that made a model.
+    """Open the held-out images of the run that trained a model, as its settings name them.
 
     Args:
         model: from `load_finetuned`.
-        join_on: in the place of the run's own.
+        join_on: how images and rows are matched; None for the setting of the run.
 
     Raises:
-        InputError: the run had no held-out images, or they are not where they were.
+        InputError: the model does not record its run, the run had no held-out images, or they have moved.
     """
     settings = (model.provenance.training or {}).get("data")
     if settings is None:
-        raise InputError("images", "nothing", "the images of the store: the model does not say on what it was trained")
+        raise InputError("images", "nothing", "the images of the store: the model does not record its training data")
     data = from_mapping(DataConfig, settings, "training.data", complete=True)
     if not data.validates:
-        raise InputError("images", "nothing", "the images of the store: the model's run had no held-out ones")
+        raise InputError("images", "nothing", "the images of the store: the model's run had no held-out images")
     return RunImages(LabelledImages(open_images(**data.source(held_out=True))), join_on or data.join_on)

@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""Counts of correct classifications."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ _TOP = 5
 
 
 def top_counts(logits: Float[Tensor, "n c"], targets: Int64[Tensor, " n"]) -> Float64[Tensor, " 3"]:
-    """Rows; rows whose class has the largest logit; rows whose class has one of the five largest. On the CPU.
+    """Count the rows, those whose class has the largest logit, and those where it is among the five largest.
 
-    Example:
-        >>> top_counts(torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]]), torch.tensor([0, 0])).tolist()
-        [2.0, 1.0, 2.0]
+    The three counts are on the CPU. With up to five classes the third one is the number of rows.
     """
-    best = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices == targets[:, None]
-    return torch.tensor([len(targets), int(best[:, 0].sum()), int(best.sum())], dtype=torch.float64)
+    matches = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices == targets[:, None]
+    return torch.tensor([len(targets), int(matches[:, 0].sum()), int(matches.sum())], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A model with its losses and measures, as Lightning trains and validates it."""
+"""The fine-tuned model with its losses, measures and optimiser, as a LightningModule."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from monoloss.precision import sums_device
 
 
 class FineTuneModule(LightningModule):
-    """Cross-entropy plus ``mono_weight`` times MonoLoss of the new layer's activations, by SGD.
+    """Trains a model by SGD on cross-entropy plus ``mono_weight`` times MonoLoss of its new layer's activations.
 
-    A batch is a mapping with ``images`` ``(n, 3, h, w)``; ``targets`` ``(n,)``, or where it is mixed ``(n, n_classes)``
-    with rows that sum to 1; and ``embeddings`` ``(n, d)``, mixed likewise, where MonoLoss or the validation needs them.
+    A batch is a mapping with ``images`` ``(n, 3, h, w)``; ``targets``, class numbers ``(n,)`` or, in mixed batches,
+    shares ``(n, n_classes)`` with rows that sum to 1; and ``embeddings`` ``(n, d)`` for MonoLoss or the score.
 
-    - MonoLoss is that of the batch of all processes; with accumulation that of each batch, and their mean counts.
-    - The loss, and the activations that MonoLoss sees, are float32, whatever the precision of the model's products.
+    - MonoLoss is that of the batch of all processes; with accumulation, the mean over the batches of a step.
+    - The losses, and the activations given to MonoLoss, are float32, whatever the precision of the model's products.
     - MonoLoss is the mean over the latents that are defined in the batch. (The authors take it over all channels, with
       0 for undefined ones.)
-    - In validation every row counts once, so each row has to come once, over all processes together.
+    - Validation counts every row that it is given: each must be given once, over all processes together.
 
-    Logged in training, of the last batch of a step: ``loss``, ``task_loss``, ``mono_loss``, ``top1`` (where not mixed),
+    Logged in training, of the last batch of a step: ``loss``, ``task_loss``, ``mono_loss``, ``top1`` (unless mixed),
     ``lr``. In validation, of all rows: ``val_loss`` (the plain cross-entropy), ``val_top1``, ``val_top5``, purity and
     number of active latents ``val_purity_binary``, ``val_purity_weighted``, ``val_alive``; with embeddings
     ``val_score``, over defined latents, and ``val_score_zero_filled``.
 
     Args:
         model: from :func:`monoloss.finetune.model.model.build_model`.
-        sgd: its optimiser and learning rate.
+        sgd: options of SGD, with the factor of its learning rate.
         label_smoothing: share of the target that is spread over all classes.
         mono_weight: factor of ``mono_loss``.
-        mono_loss: from :func:`sized_mono_loss`; None trains without it.
-        score_width: of the embeddings in the batches of validation; None where they have none.
+        mono_loss: from :func:`sized_mono_loss`; None trains without MonoLoss.
+        score_width: width d of the embeddings in validation batches; None where they have no embeddings.
         log_every_steps: optimiser steps between two logged ones.
         accumulate_batches: batches of an optimiser step.
 
     Attributes:
-        figures: what the last validation has found, in float64, under the logged names without ``val_``.
+        measures: results of the last validation, in float64, under the logged names without ``val_``.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class FineTuneModule(LightningModule):
         self.mono_weight, self.mono_loss = mono_weight, mono_loss
         self.score = None if score_width is None else MonoScore(score_width, model.width)
         self.purity = ClassPurity(model.width, model.n_classes)
-        self._sums = torch.zeros(4, dtype=torch.float64)  # loss, rows, right, right among five; of this process
+        self._sums = torch.zeros(4, dtype=torch.float64)  # of this process: loss, and `top_counts`
         self.measures: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
-        """SGD, and a schedule by steps."""
+        """Build SGD and the schedule of its learning rate, which advances every step."""
         sgd = make_sgd(self.model, self.sgd)
         schedule = torch.optim.lr_scheduler.LambdaLR(sgd, self.sgd.factor)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Return the loss of one batch, and log the measures of a step that is to be logged."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
         task = F.cross_entropy(output.logits.float(), targets, label_smoothing=self.label_smoothing)
         measures = {"task_loss": task.detach()}
@@ -108,12 +108,12 @@ class FineTuneModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the whole gradient before the step."""
+        """Clip the norm of the gradient of all parameters together, before the step."""
         if self.sgd.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.sgd.clip_norm)
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sums."""
+        """Reset the sums of the validation."""
         self.measures = {}
         self._sums = torch.zeros(4, dtype=torch.float64)
         self.purity.reset()
@@ -121,7 +121,7 @@ class FineTuneModule(LightningModule):
             self.score.reset()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Count a batch in."""
+        """Add a batch to the sums of the validation."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
         logits = output.logits.float()
         loss = F.cross_entropy(logits, targets, reduction="sum").double().cpu()
@@ -133,14 +133,14 @@ class FineTuneModule(LightningModule):
                 self.score.update(batch["embeddings"], activations)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of all rows, of all processes."""
+        """Log the measures over all rows of all processes."""
         sums = self._sums.to(sums_device(self.device))
         loss, n, top1, top5 = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not n:
             raise InputError("validation", "no images", "at least one")
         if not math.isfinite(loss):
             raise _diverged(f"a loss of {loss} in the validation")
-        with _divergence("in the validation"):  # a GPU finds it here
+        with _divergence("in the validation"):  # on a GPU, activations that are not finite show only now
             purity = self.purity.summary()
         measures = {
             "loss": loss / n,
@@ -155,10 +155,10 @@ class FineTuneModule(LightningModule):
             measures |= {"score": score.mean, "score_zero_filled": score.mean_zero_filled}
         self.measures = {name: float(value) for name, value in measures.items()}
         tensors = {f"val_{name}": torch.tensor(value, device=self.device) for name, value in self.measures.items()}
-        self.log_dict(tensors, sync_dist=True)  # they are the same in all processes, which all have to know them
+        self.log_dict(tensors, sync_dist=True)  # equal in all processes; Lightning asks for the reduction
 
     def check_finite(self) -> None:
-        """Refuse weights and statistics that are no finite numbers, before they are saved.
+        """Check, before a checkpoint is written, that all weights and statistics of the model are finite.
 
         Raises:
             InputError: the training has diverged.
@@ -167,12 +167,16 @@ class FineTuneModule(LightningModule):
             raise _diverged(f"weights that are no finite numbers after step {self.global_step}")
 
     def _logs_now(self, batch_idx: int) -> bool:
+        """Whether this batch ends an optimiser step that is to be logged."""
         ends_a_step = (batch_idx + 1) % self.accumulate_batches == 0
         return ends_a_step and (self.global_step + 1) % self.log_every_steps == 0
 
 
 def sized_mono_loss(m: int, d: int, *, memory: float = 0.0, center: Float[Tensor, " d"] | None = None) -> MonoLoss:
-    """Build the loss of a run; its memory has its size from the start, as averages of weights expect of buffers."""
+    """Build MonoLoss for `m` latents and embeddings of width `d`.
+
+    Its memory has its final shape from the start, because an average of the weights copies the buffers' shapes.
+    """
     loss = MonoLoss(center=None if center is None else center.float(), memory=memory)
     if memory > 0:
         loss.memory_u, loss.memory_v = (torch.zeros(m, dtype=torch.float64) for _ in range(2))
@@ -182,7 +186,7 @@ def sized_mono_loss(m: int, d: int, *, memory: float = 0.0, center: Float[Tensor
 
 @contextmanager
 def _divergence(where: str) -> Iterator[None]:
-    """Report errors about activations as a training that has diverged: all else about them is right."""
+    """Turn errors about activations into errors of diverged training, the only cause left once shapes are right."""
     try:
         yield
     except InputError as error:
@@ -192,4 +196,5 @@ def _divergence(where: str) -> Iterator[None]:
 
 
 def _diverged(got: str) -> InputError:
+    """Build the error of a training that has diverged, as `got` shows."""
     return InputError("optimisation.lr", got, "a smaller lr or mono_weight: the training has diverged")

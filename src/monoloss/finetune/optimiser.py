@@ -1,4 +1,4 @@
-"""SGD and its learning rate over a run: warm-up along a line, then constant, half a cosine, or steps."""
+"""SGD and the schedule of its learning rate: a linear warm-up, then constant, half a cosine, or steps."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from monoloss.runs.schedule import factor_after_warmup
 
 @dataclass(frozen=True)
 class SgdRecipe:
-    """Options of SGD over a run.
-
-    Args:
-        factor: of `lr` at step 0, 1, ...; from :func:`learning_rate_factor`.
-        lr: learning rate at its highest.
-        momentum: of SGD.
-        weight_decay: of weight matrices and kernels; norms and biases have none.
-        clip_norm: largest norm of the gradient; None does not clip.
-    """
+    """Options of SGD over a run."""
 
     factor: Callable[[int], float]
+    """Maps the step, from 0, to the factor of `lr` in that step; from :func:`learning_rate_factor`."""
     lr: float = 0.01
+    """Highest learning rate."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    """Of weight matrices and kernels; norms and biases have none."""
     clip_norm: float | None = None
+    """Largest norm of the gradient; None does not clip."""
 
 
 def make_sgd(model: FineTuneModel, recipe: SgdRecipe) -> torch.optim.SGD:
@@ -55,11 +51,11 @@ def learning_rate_factor(
     warmup_epochs: int = 0,
     warmup_from: float = 0.01,
 ) -> Callable[[int], float]:
-    """Factor of the learning rate at step 0, 1, ... of a run.
+    """Return the schedule of a run: a function from the step, from 0, to the factor of the learning rate.
 
-    In the warm-up it rises along a line from ``warmup_from``, to reach 1 at the first step after it. "cosine" then
-    falls to 0, which it would be at the run's end. "step" is ``step_factor`` to the power of the multiples of
-    ``step_epochs`` since the run's beginning.
+    In the warm-up the factor rises along a line from ``warmup_from`` and reaches 1 at the first step after it. Then
+    "constant" stays at 1; "cosine" falls along half a cosine, to 0 one step after the last; "step" is multiplied by
+    ``step_factor`` every ``step_epochs``, counted from the start of the run, the warm-up included.
     """
     n_warmup, n_steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
 

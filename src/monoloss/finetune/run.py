@@ -1,4 +1,4 @@
-"""A fine-tuning run: a model trained on images and joined embeddings, in a folder that a stopped run can go on from."""
+"""A resumable fine-tuning run: builds model, data and losses from the settings, trains, validates and saves."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from monoloss.runs.trainer import check_loggers, fit, make_trainer, print_note, 
 
 
 class _Parts(NamedTuple):
-    """Parts of a run."""
+    """What `_fit_and_finish` needs of a run; `config` has a `log_every_steps` of at most the run's steps."""
 
     config: FineTuneConfig
     data: FineTuneData
@@ -54,31 +54,32 @@ class _Parts(NamedTuple):
 
     @property
     def n_steps(self) -> int:
+        """Optimiser steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
 
 def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, progress: bool = True) -> FineTuneModel:
-    """Fine-tune a vision model with MonoLoss on a new layer, in a folder that a stopped run can go on from.
+    """Fine-tune a vision model with MonoLoss on a new layer, in a folder from which a stopped run can be resumed.
 
-    The folder: ``config.yaml``; ``logs/version_N/metrics.csv``, a version each time the run goes on; ``checkpoints/``;
-    at the end ``validation.json`` and ``model/``, for ``load_finetuned``. On the CPU a run that was stopped, or killed,
-    and went on ends with the bits of one that was not. Ctrl-C and SIGTERM are obeyed at the end of the step, when it is
-    saved; a second one at once. Under torchrun the processes share each batch.
+    The folder holds ``config.yaml``; ``logs/version_N/metrics.csv``, a new version for each resumption;
+    ``checkpoints/``; and at the end ``validation.json`` and ``model/``, for ``load_finetuned``. On the CPU, a run that
+    was stopped or killed, and resumed, ends with the same bits as one that ran through. Ctrl-C and SIGTERM save a
+    checkpoint at the end of the step and stop; a second one stops at once. Under torchrun the processes share each
+    batch.
 
     Args:
-        config: model, data, augmentation, optimisation.
+        config: settings of model, data, augmentation and optimisation.
         run: folder of the run; made if missing.
-        resume: go on with the run in the folder; where nothing was saved yet, from the beginning.
+        resume: resume the run in the folder, from the beginning if nothing was saved yet.
         progress: show a progress bar.
 
     Returns:
-        The trained model (the average of its weights, where ``optimisation.ema_decay`` asks for it), on the CPU, in
-        ``eval()``.
+        The trained model (with ``optimisation.ema_decay``, the average of its weights), on the CPU, in ``eval()``.
 
     Raises:
-        InputError: before any training, a model or data that cannot be used, images without an embedding or with one of
-            other images; a folder that holds a run while ``resume`` is off, or another run, or one that another process
-            is at.
+        InputError: before any training: a model or data that cannot be used; images without an embedding; a store of
+            other images; a folder that holds a run while ``resume`` is off, or a different run, or one that another
+            process trains. During training: a loss, weights or activations that are not finite.
 
     Example:
         >>> import tempfile
@@ -102,13 +103,14 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
     check_loggers(config.loggers)
     folder = RunFolder(run, FINETUNE_RUN)
     folder.check(resume)
-    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # the caller's random state stays
-        ranks.wait()  # until all have looked at the folder as it was
+    with training_processes() as ranks, torch.random.fork_rng(devices=[]):  # leaves the caller's random state
+        ranks.wait()  # until all have checked the folder, which one of them changes
         data = open_data(config.data)
         held_out = None if data.validation is None else data.validation.fingerprint
         record = FineTuneRecord(config, data.train.fingerprint, held_out)
-        ranks.check_same(_of_data(record))
-        parts = None if folder.is_finished else _parts(config, data, ranks)  # before there is a folder
+        ranks.check_same(_shared_settings(record))
+        # built before the folder is made: what cannot be trained leaves no folder behind
+        parts = None if folder.is_finished else _build_parts(config, data, ranks)
         if ranks.rank:
             return _train(folder, record, parts, ranks, resume=resume, progress=False)
         with folder.claimed():
@@ -118,7 +120,7 @@ def fine_tune(config: FineTuneConfig, run: str | Path, *, resume: bool = False, 
 def _train(
     folder: RunFolder, record: FineTuneRecord, parts: _Parts | None, ranks: Ranks, *, resume: bool, progress: bool
 ) -> FineTuneModel:
-    """Train in the claimed folder, or load the model if the run is finished (`parts` is then None)."""
+    """Train in the claimed folder and return the model; load it if the run is finished (`parts` may then be None)."""
     if parts is not None and not folder.is_finished:
         if not ranks.rank:
             folder.write_or_check_config(record_to_dict(record), resume)
@@ -131,7 +133,7 @@ def _train(
 
 
 def open_data(config: DataConfig) -> FineTuneData:
-    """Open the images and stores of a run, and join them."""
+    """Open the images and feature stores that the settings name, and join them."""
     images = LabelledImages(open_images(**config.source()))
     held_out = LabelledImages(open_images(**config.source(held_out=True))) if config.validates else None
     return open_finetune_data(
@@ -146,10 +148,12 @@ def open_data(config: DataConfig) -> FineTuneData:
 def training_batches(
     config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
 ) -> TrainingBatches:
-    """Build the training batches of one process; `preprocessing` is the backbone's at the image size of the run.
+    """Build the training batches of process `rank` of `world_size`.
+
+    `preprocessing` is that of the backbone, at the image size of the run.
 
     Raises:
-        InputError: there are too few images for a step, or a batch cannot be shared among processes or copies.
+        InputError: fewer images than a step takes, or a batch that cannot be shared among processes or copies.
     """
     options = asdict(config.augmentation)
     mix = {name: options.pop(name) for name in ("mixup", "cutmix", "mix_embeddings")}
@@ -163,24 +167,25 @@ def training_batches(
 def validation_batches(
     config: FineTuneConfig, data: FineTuneData, preprocessing: Mapping[str, Any], rank: int = 0, world_size: int = 1
 ) -> ValidationBatches:
-    """Build the validation batches of one process; arguments as for `training_batches`.
+    """Build the validation batches of process `rank` of `world_size`; arguments as for `training_batches`.
 
     Raises:
-        InputError: there are no held-out images, or fewer than processes.
+        InputError: no held-out images, or fewer than processes.
     """
     if data.validation is None:
         raise InputError("data.validation", "nothing", "held-out images: validation or validation_split")
     order = StoredOrder(len(data.validation), config.batch_size, rank, world_size)
-    transform = evaluation_transform(preprocessing, **_evaluation(config))
+    transform = evaluation_transform(preprocessing, **_evaluation_options(config))
     return ValidationBatches(data.validation, order, transform, config.data.workers)
 
 
-def _evaluation(config: FineTuneConfig) -> dict[str, Any]:
+def _evaluation_options(config: FineTuneConfig) -> dict[str, Any]:
+    """Return the options of `evaluation_preprocessing`."""
     return {"eval_resize": config.augmentation.eval_resize, "interpolation": config.augmentation.interpolation}
 
 
 def decay_of(config: FineTuneConfig) -> float:
-    """Decay of the average of the weights, adjusted to the run's length where asked for; 0 without an average."""
+    """Return the decay of the average of the weights, adjusted to the run's length if so set; 0 without an average."""
     decay = config.optimisation.ema_decay or 0.0
     if not config.optimisation.ema_adjusted:
         return adjusted_decay(decay)
@@ -189,11 +194,11 @@ def decay_of(config: FineTuneConfig) -> float:
 
 
 def sgd_of(config: FineTuneConfig, steps_per_epoch: int) -> SgdRecipe:
-    """Choose the optimiser and the learning rates of a run."""
-    chosen = asdict(config.optimisation)
+    """Translate the settings of a run into options of SGD and a schedule."""
+    options = asdict(config.optimisation)
     names = ("schedule", "step_epochs", "step_factor", "warmup_epochs", "warmup_from")
-    factor = learning_rate_factor(steps_per_epoch, config.epochs, **{name: chosen[name] for name in names})
-    return SgdRecipe(factor, **{name: chosen[name] for name in ("lr", "momentum", "weight_decay", "clip_norm")})
+    factor = learning_rate_factor(steps_per_epoch, config.epochs, **{name: options[name] for name in names})
+    return SgdRecipe(factor, **{name: options[name] for name in ("lr", "momentum", "weight_decay", "clip_norm")})
 
 
 def module_of(
@@ -205,15 +210,15 @@ def module_of(
     center: Float[Tensor, " d"] | None = None,
     validation_embeddings: bool = False,
 ) -> FineTuneModule:
-    """Build the losses and measures of a run around its model.
+    """Build the LightningModule of a run: losses, measures and optimiser around its model.
 
     Args:
-        config: of the run.
-        model: as built for it.
-        steps_per_epoch: optimiser steps.
-        width: of the embeddings; None where there are none.
-        center: mean vector of the embeddings that MonoLoss takes off.
-        validation_embeddings: whether batches of validation have embeddings.
+        config: settings of the run.
+        model: from `build_model`, for the same settings.
+        steps_per_epoch: optimiser steps of an epoch.
+        width: width d of the embeddings; None without embeddings.
+        center: mean vector that MonoLoss subtracts from the embeddings; None subtracts nothing.
+        validation_embeddings: whether validation batches have embeddings.
 
     Raises:
         InputError: the backbone does not take images of ``augmentation.train_crop``.
@@ -235,22 +240,20 @@ def module_of(
     )
 
 
-def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
-    """Model, batches and losses; what does not fit is refused here."""
+def _build_parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
+    """Build model, batches and losses; raise `InputError` where the settings do not fit the data or each other."""
     model = build_model(class_names=data.class_names, seed=config.seed, **asdict(config.model))
-    place = {"rank": ranks.rank, "world_size": ranks.n_ranks}
-    train = training_batches(config, data, model.preprocessing, **place)
-    validation = None if data.validation is None else validation_batches(config, data, model.preprocessing, **place)
-    model.preprocessing = to_plain(evaluation_preprocessing(model.preprocessing, **_evaluation(config)))
-    store = data.train.store
-    model.provenance = Provenance(
-        training=to_plain(config)
-    )  # with the place of the images, to evaluate the model there
+    share = {"rank": ranks.rank, "world_size": ranks.n_ranks}
+    train = training_batches(config, data, model.preprocessing, **share)
+    validation = None if data.validation is None else validation_batches(config, data, model.preprocessing, **share)
+    model.preprocessing = to_plain(evaluation_preprocessing(model.preprocessing, **_evaluation_options(config)))
+    store, training = data.train.store, to_plain(config)  # `images_of_run` reads the source of the images from it
+    model.provenance = Provenance(training=training)
     if store is not None:
-        model.provenance = Provenance(store.manifest.encoder, store.fingerprint, to_plain(config))
+        model.provenance = Provenance(store.manifest.encoder, store.fingerprint, training)
     steps_per_epoch = len(train) // config.accumulate_batches
-    last = config.epochs * steps_per_epoch
-    config = replace(config, log_every_steps=min(config.log_every_steps, last))  # a short run logs its last step
+    n_steps = config.epochs * steps_per_epoch
+    config = replace(config, log_every_steps=min(config.log_every_steps, n_steps))  # a short run logs its last step
     module = module_of(
         config,
         model,
@@ -259,33 +262,30 @@ def _parts(config: FineTuneConfig, data: FineTuneData, ranks: Ranks) -> _Parts:
         center=store.mean.float() if store is not None and config.mono_center else None,
         validation_embeddings=data.validation is not None and data.validation.store is not None,
     )
-    module.train()  # timm gives backbones as for inference, and Lightning leaves them so
+    module.train()  # timm builds backbones in eval mode, and Lightning leaves the mode as it is
     return _Parts(config, data, module, train, validation, steps_per_epoch, ranks)
 
 
 def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any], progress: bool) -> FineTuneModel:
-    """Train to the last step, from the newest checkpoint if there is one; validate and save what came of it."""
-    module = parts.module
+    """Train from the newest checkpoint, or from the start, to the last step; validate, save and return the model."""
+    config, module = parts.config, parts.module
     start = folder.newest_checkpoint(identity, print_note)
-    parts.ranks.wait()  # nobody writes a checkpoint before all have looked
+    parts.ranks.wait()  # no process writes a checkpoint before all have read the newest
     measures: dict[str, float] = {}
     with quiet_lightning(), stop_signals() as stop:
         if not resume_at_end(module, start, parts.n_steps):
-            callbacks: list[Callback] = [SeededSteps(parts.config.seed, parts.ranks.rank)]
-            if parts.config.optimisation.ema_decay is not None:  # before the checkpoints, which hold the average
-                n_warmup = parts.config.optimisation.warmup_epochs * parts.steps_per_epoch
-                every = parts.config.optimisation.ema_every_steps
-                callbacks.append(AveragedWeights(decay_of(parts.config), every, n_warmup))
-            config, before = parts.config, module.check_finite
+            callbacks: list[Callback] = [SeededSteps(config.seed, parts.ranks.rank)]
+            if config.optimisation.ema_decay is not None:  # before `Checkpoints`, which save the updated average
+                n_warmup = config.optimisation.warmup_epochs * parts.steps_per_epoch
+                callbacks.append(AveragedWeights(decay_of(config), config.optimisation.ema_every_steps, n_warmup))
             schedule = SaveSchedule(
                 config.checkpoint_every_steps, config.checkpoint_every_minutes, config.keep_checkpoints
             )
-            callbacks.append(
-                Checkpoints(folder.checkpoints, schedule, parts.n_steps, parts.train, identity, stop, before)
-            )
+            where, check = folder.checkpoints, module.check_finite
+            callbacks.append(Checkpoints(where, schedule, parts.n_steps, parts.train, identity, stop, check))
             trainer = _trainer(parts, folder.path, callbacks, progress)
             fit(trainer, module, parts.train, start, stop, folder.path, parts.validation)
-            if parts.config.epochs % parts.config.validate_every_epochs == 0:
+            if config.epochs % config.validate_every_epochs == 0:  # the last epoch has been validated
                 measures = module.measures
         if parts.validation is not None and not measures:
             trainer = _trainer(parts, folder.path, [], progress)
@@ -299,6 +299,7 @@ def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any
 
 
 def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool) -> Trainer:
+    """Build the Trainer of a run that logs to the folder `run`, over all of its processes."""
     config, n_ranks = parts.config, parts.ranks.n_ranks
     options: dict[str, Any] = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
     options["check_val_every_n_epoch"] = config.validate_every_epochs
@@ -311,6 +312,6 @@ def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool
     return make_trainer(config, run, callbacks, **options)
 
 
-def _of_data(record: FineTuneRecord) -> dict[str, Any]:
-    """What all processes must agree in: settings and data, not where these lie."""
+def _shared_settings(record: FineTuneRecord) -> dict[str, Any]:
+    """Return the settings and fingerprints that all processes must have in common; the paths of the data may differ."""
     return {key: value for key, value in record_to_dict(record).items() if key != "data"}

@@ -1,4 +1,4 @@
-"""The folder of a fine-tuning run."""
+"""The files of a fine-tuning run: its kind of `RunFolder`, the measures of its validation, and its model folder."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ _FORMAT_VERSION = 1
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """Read a run's ``config.yaml`` as nested plain values."""
     return record_to_dict(read_finetune(file))
 
 
-FINETUNE_RUN = RunKind(MODEL, _read, "train_fingerprint", movable=("data",))  # what the data are: the fingerprints
+FINETUNE_RUN = RunKind(MODEL, _read, "train_fingerprint", movable=("data",))  # fingerprints identify the data
 
 
 def finish(folder: RunFolder, model: FineTuneModel, measures: Mapping[str, float]) -> None:
-    """Write the measures of the validation and the trained model; with this the run is finished."""
+    """Write ``validation.json``, if there are measures, and the model folder, which marks the run as finished."""
     if measures:
         write_json(folder.path / _VALIDATION, dict(measures), format_version=_FORMAT_VERSION)
     save_finetuned(model, folder.result)
 
 
 def validation_measures(run: str | Path) -> dict[str, float]:
-    """Read the measures of a finished run's validation; empty where it had no held-out images."""
+    """Read the measures of a run's last validation; empty where it had no held-out images, or is not finished."""
     file = Path(run) / _VALIDATION
     if not file.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""What is random in the steps of a fine-tuning run."""
+"""The random seed of each step of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from monoloss.finetune.images.seeds import seed_of
 
 
 class SeededSteps(Callback):
-    """What layers draw in a step, as dropout does, follows from (seed, number of the batch, process) alone.
+    """Seeds torch before each batch, so that dropout and the like depend on the seed, batch and process alone.
+
+    A resumed run then draws the same numbers as one that was never stopped.
 
     Args:
-        seed: of the run.
-        rank: which process this is.
+        seed: seed of the run.
+        rank: number of this process, from 0.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before each batch."""
+        """Set the random state from seed, number of the batch in the run, and process."""
         number = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx
         torch.manual_seed(seed_of("step", self.seed, number, self.rank))

@@ -110,7 +110,7 @@ def test_what_is_a_fine_tuned_model(saved, tmp_path):
     ("path", "value", "text"),
     [
         ("format_version", 2, "config.json: got format_version 2; expected format_version 1"),
-        ("kind", "sae", "config.json: got a file of something else; expected the config.json of a fine-tuned model"),
+        ("kind", "sae", "config.json: got a file of kind 'sae'; expected the config.json of a fine-tuned model"),
         ("width", ..., "config.json: width: got nothing"),
         ("width", 10**12, "config.json: width: got 1000000000000; expected an integer at least 1 and below"),
         ("width", 63, "model.safetensors: got .* of shape"),

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from timm.models import list_models
 
 from monoloss.errors import InputError
 from monoloss.finetune.config import ModelConfig
-from monoloss.finetune.model.backbone import load_backbone, pooled_width, rebuild_backbone
 from monoloss.finetune.model.model import build_model
 from support import bounds
 from support.encoders import FAMILIES, images_for, save_folder, tiny_model
-from support.finetune_models import CLASSES, SIZE, model_of, pictures, small_config, small_model, stirred
+from support.finetune_models import CLASSES, SIZE, model_of, pictures, small_config, small_model
 
 SMALL = [name for name in list_models("test_*") if name not in {"test_coatnet", "test_maxvit", "test_vit_relpos"}]
 
@@ -87,45 +85,11 @@ def test_new_weights_follow_from_the_seed_and_leave_other_draws_alone():
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
 
 
-def test_weights_come_from_a_file(tmp_path):
-    source = timm.create_model("test_resnet", num_classes=11)
-    torch.save(source.state_dict(), tmp_path / "weights.pt")
-    model = build_model("test_resnet", CLASSES, checkpoint=str(tmp_path / "weights.pt"), image_size=SIZE)
-    state = model.backbone.state_dict()
-    assert state.keys() == {name for name in source.state_dict() if not name.startswith("fc.")}
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in state.items())
-
-
-def test_a_preset_is_known():
-    with torch.device("meta"):
-        recipe = load_backbone("resnet-50", pretrained=False, image_size=64).recipe
-    assert recipe["architecture"] == "resnet50"
-    assert recipe["pretrained_cfg"]["tag"] == "tv2_in1k"
-
-
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_a_recipe_gives_the_same_model(backbone):
-    model = stirred(small_model(backbone)).eval()
-    again = rebuild_backbone(model.recipe).eval()
-    again.load_state_dict(model.backbone.state_dict())
-    with torch.no_grad():
-        assert torch.equal(again(pictures()), model.backbone(pictures()))
-
-
 def test_image_size_becomes_that_of_the_backbone():
     model = small_model("test_vit")
     assert model.preprocessing["input_size"] == [3, SIZE, SIZE]
     assert model.input_size == SIZE
     assert model.recipe["args"]["img_size"] == [SIZE, SIZE]
-
-
-def test_pooled_width_leaves_the_mode_alone():
-    model = small_model().train()
-    assert pooled_width(model.backbone, SIZE) == model.width
-    assert model.backbone.training
-    before = {name: value.clone() for name, value in model.backbone.named_buffers()}
-    pooled_width(model.backbone, 64)
-    assert all(torch.equal(value, before[name]) for name, value in model.backbone.named_buffers())
 
 
 @pytest.mark.door
@@ -159,14 +123,6 @@ def test_what_cannot_be_built(config, text):
 def test_wrong_class_names(names, text):
     with pytest.raises(InputError, match=text):
         build_model("test_resnet", names, pretrained=False, image_size=SIZE)
-
-
-@pytest.mark.door
-def test_a_size_that_a_vit_does_not_take():
-    with pytest.raises(
-        InputError, match=r"augmentation.train_crop: got 48 .*; expected a size that the backbone takes"
-    ):
-        pooled_width(timm.create_model("vit_tiny_patch16_224", depth=1), 48, "augmentation.train_crop")
 
 
 @pytest.mark.door

@@ -1,4 +1,4 @@
-"""Batches of prepared images, targets and embeddings; training resumes at any batch, bit for bit."""
+"""Batches of transformed images, targets and embeddings; training can be resumed at any batch, bit for bit."""
 
 from __future__ import annotations
 
@@ -23,63 +23,55 @@ from monoloss.finetune.images.mixing import BatchMixing
 from monoloss.finetune.images.order import BatchRows, StoredOrder, TrainingOrder
 from monoloss.finetune.images.transforms import TrainingTransform, Transform
 
-_GRACE_S = 30  # that a worker lives on after SIGTERM
+_GRACE_S = 30  # seconds that a worker lives on after SIGTERM
 
 
 class ImageBatch(TypedDict):
-    """What a model is trained or validated on.
-
-    Attributes:
-        images: `(n, 3, h, w)` float32.
-        targets: `(n,)` int64, or `(n, n_classes)` float32 where the batch is mixed.
-        embeddings: `(n, d)` float32, the stored rows at length 1 (mixed: what mixing makes of those); absent where
-            there is no store.
-        positions: `(n,)` int64, of the images in their source.
-    """
+    """A batch of training or validation."""
 
     images: Float[Tensor, "n c h w"]
+    """Transformed images `(n, 3, h, w)`, float32."""
     targets: Tensor
+    """Class numbers `(n,)` int64; in a mixed batch the shares of the classes, `(n, n_classes)` float32."""
     embeddings: NotRequired[Float[Tensor, "n d"]]
+    """Stored rows at length 1, `(n, d)` float32, mixed as the images are; absent without a store."""
     positions: Int64[Tensor, " n"]
+    """Positions of the images in their source, `(n,)` int64."""
 
 
 @dataclass(frozen=True)
 class JoinedImages:
-    """Images with the rows of a store that belong to them.
-
-    Args:
-        images: of a source.
-        positions: which of these, in order; None for all.
-        store: of their embeddings, or None.
-        rows: of the store, one a position; None without a store.
-    """
+    """A selection of labelled images, each with the row of a store that holds its embedding."""
 
     images: LabelledImages
     positions: Int64[Tensor, " n"]
+    """Positions of the selected images in `images`, in the order of the selection."""
     store: FeatureStore | None = None
+    """Store of the embeddings; None for images without embeddings."""
     rows: Int64[Tensor, " n"] | None = None
+    """Row of the store for each position; None without a store."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     @property
     def ids(self) -> list[str]:
-        """Of the images, in order."""
+        """Ids of the selected images, in order."""
         return [self.images.ids[position] for position in self.positions.tolist()]
 
     @property
     def fingerprint(self) -> str:
-        """A hash of ids, labels and embeddings, to recognise the data by."""
-        found = hashlib.sha256()
+        """A hash of ids, labels and embeddings, by which a resumed run recognises its data."""
+        digest = hashlib.sha256()
         for name, label in zip(self.ids, self.images.labels[self.positions].tolist(), strict=True):
-            found.update(f"{name}\n{label}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\n{label}\n".encode("utf-8", "surrogateescape"))
         if self.store is not None and self.rows is not None:
-            found.update(self.store.fingerprint.encode() + self.rows.numpy().tobytes())
-        return found.hexdigest()
+            digest.update(self.store.fingerprint.encode() + self.rows.numpy().tobytes())
+        return digest.hexdigest()
 
-    def batch(self, numbers: Sequence[int], prepare: Callable[[int, Image.Image], Tensor]) -> ImageBatch:
-        """Load rows by index; `prepare(position_in_batch, image)` returns the model's input."""
-        chosen = torch.tensor(numbers)
+    def batch(self, indices: Sequence[int], prepare: Callable[[int, Image.Image], Tensor]) -> ImageBatch:
+        """Load images, by index in the selection; `prepare(index_in_batch, image)` returns the model's input."""
+        chosen = torch.tensor(indices)
         positions = self.positions[chosen]
         pictures = [prepare(i, self.images.read(position)) for i, position in enumerate(positions.tolist())]
         batch: ImageBatch = {
@@ -93,19 +85,19 @@ class JoinedImages:
 
 
 class TrainingBatches:
-    """Augmented batches in the order of a :class:`TrainingOrder`; iterating gives the rest of the current epoch.
+    """Augmented batches in the order of a :class:`TrainingOrder`; each iteration yields the rest of the current epoch.
 
-    Then the next one begins. Augmentation follows from the seed, the epoch and the image (and its copy), mixing from
-    the seed and the number of the batch: the number of workers, the processes that share a batch, and where a run was
-    resumed change no bit of a batch. Mixing pairs neighbours in the batch of all processes: for its first row, one
-    prepares the last image of the process before, too.
+    The random choices of augmentation depend on the seed, the epoch, the image and its copy; those of mixing on the
+    seed and the number of the batch. So no bit of a batch depends on the number of workers, on how many processes share
+    the batch, or on where the run was resumed. Mixing pairs neighbours in the batch of all processes: each process also
+    prepares the last image of the process before it, as the partner of its first row.
 
     Args:
         data: images, with or without embeddings.
-        order: of the rows; its seed is that of the augmentation too.
-        transform: of a picture.
-        mixing: of a batch; None for none.
-        workers: processes that decode and augment; 0 for this one.
+        order: rows of each batch; its seed is the seed of augmentation and mixing too.
+        transform: augmentation of one image.
+        mixing: mixup or cutmix of a batch; None mixes nothing.
+        workers: processes that decode and augment; 0 prepares batches in this process.
     """
 
     def __init__(
@@ -130,16 +122,16 @@ class TrainingBatches:
         planned = list(self.order.batches(self.epoch, first))
         for i, batch in enumerate(_prepared(self._batch, planned, self.workers), start=first):
             self.n_given = i + 1
-            if self.n_given == len(self):  # roll over before the last batch: a sized iterator is never asked again
+            if self.n_given == len(self):  # before the last yield: Lightning never asks a sized iterator again
                 self.epoch, self.n_given = self.epoch + 1, 0
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the iteration, and what identifies its data."""
+        """Return the epoch, the batches given in it, and what identifies the data: sizes, seed and fingerprint."""
         return {**self._identity(), "epoch": self.epoch, "n_given": self.n_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where another iteration over the same data stood, with any number of workers or processes.
+        """Continue after the last batch of another iteration over the same data, under any workers or processes.
 
         Raises:
             InputError: the state is of other data, another seed, or batches of another size.
@@ -150,12 +142,13 @@ class TrainingBatches:
         self.epoch, self.n_given = state["epoch"], state["n_given"]
 
     def _identity(self) -> dict[str, Any]:
+        """Return what must be equal for a state to fit these batches."""
         order = self.order
         sizes = {"batch_size": order.batch_size, "accumulate": order.accumulate, "repeats": order.repeats}
         return {**sizes, "seed": order.seed, "data": self._fingerprint}
 
     def _batch(self, planned: BatchRows) -> ImageBatch:
-        """Prepare one batch, in a worker or here."""
+        """Prepare one batch, in a worker or in this process."""
         rows, copies = planned.rows, planned.copies
         borrowed = planned.before if self._mixing is not None else None
         if borrowed is not None:
@@ -172,7 +165,7 @@ class TrainingBatches:
             batch["images"], batch["targets"] = mixed.images, mixed.targets
             if mixed.embeddings is not None:
                 batch["embeddings"] = mixed.embeddings
-        if borrowed is not None:  # its own pair is not in this process
+        if borrowed is not None:  # drop the row of the process before: it was only to be mixed with
             batch["images"], batch["targets"] = batch["images"][1:], batch["targets"][1:]
             batch["positions"] = batch["positions"][1:]
             if "embeddings" in batch:
@@ -181,13 +174,13 @@ class TrainingBatches:
 
 
 class ValidationBatches:
-    """Every image once over all processes, in stored order, prepared as for evaluation.
+    """Batches in which each image appears once over all processes, in stored order, transformed as for evaluation.
 
     Args:
         data: images, with or without embeddings.
-        order: of the rows.
-        transform: of a picture.
-        workers: processes that decode; 0 for this one.
+        order: rows of each batch.
+        transform: preprocessing of one image.
+        workers: processes that decode; 0 prepares batches in this process.
     """
 
     def __init__(self, data: JoinedImages, order: StoredOrder, transform: Transform, workers: int = 0) -> None:
@@ -205,7 +198,7 @@ class ValidationBatches:
 
 
 class _Prepared:
-    """What a DataLoader calls a data set: its items are whole batches, or why there is none."""
+    """The data set of a DataLoader: each item is a whole batch, or the error that its preparation raised."""
 
     def __init__(self, make: Callable[[BatchRows], ImageBatch]) -> None:
         self._make = make
@@ -213,32 +206,32 @@ class _Prepared:
     def __getitem__(self, planned: BatchRows) -> ImageBatch | InputError:
         try:
             return self._make(planned)
-        except InputError as error:  # raised in a worker, it would come back as a traceback
+        except InputError as error:  # raised in a worker, its text would become a traceback
             return error
 
 
 def _prepared(
     make: Callable[[BatchRows], ImageBatch], planned: Sequence[BatchRows], workers: int
 ) -> Iterator[ImageBatch]:
-    """Yield the batches in order, prepared by worker processes or in this one.
+    """Yield the planned batches in order, made by worker processes or in this one.
 
     Does not consume this process's random state.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Prepared(make),  # type: ignore[arg-type] # it has what the loader calls
+        _Prepared(make),  # type: ignore[arg-type] # it has the one method that the loader calls
         batch_size=None,
-        sampler=planned,  # what it gives is handed to the data set
+        sampler=planned,  # its items are the arguments of `_Prepared.__getitem__`
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identical,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of any fork in a process with threads; the workers touch none of what these hold.
+        # Python 3.12 and later warn of any fork in a process with threads; the workers take none of their locks.
         warnings.filterwarnings("ignore", message=r".*multi-threaded, use of fork\(\)", category=DeprecationWarning)
         prepared = iter(loader)
-    for left in range(len(planned) - 1, -1, -1):
+    for n_left in range(len(planned) - 1, -1, -1):
         try:
             batch = next(prepared)
         except RuntimeError as error:
@@ -246,18 +239,22 @@ def _prepared(
                 raise
             expected = "fewer workers, a smaller batch_size, or more memory and shared memory (/dev/shm)"
             raise InputError("data.workers", f"one of {workers} processes that was killed", expected) from error
-        if not left or isinstance(batch, InputError):
-            del prepared  # ends the workers now: nobody may ask for more, and an error keeps what its frames hold
+        if not n_left or isinstance(batch, InputError):
+            del prepared  # ends the workers now: nobody may ask for more, and a raised error would keep them alive
         if isinstance(batch, InputError):
             raise batch
         yield batch
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identical(batch: Any) -> Any:
+    """Return the batch as it is; unlike a lambda, it can be pickled for workers that are spawned."""
     return batch
 
 
 def _outlive_signals(_worker: int) -> None:
-    """Ctrl-C and SIGTERM often reach all processes: the main one needs its batches to finish the step and save."""
+    """Make a worker ignore SIGINT, and end only `_GRACE_S` seconds after SIGTERM.
+
+    Both signals often reach all processes of a job, and the main one needs batches to finish its step and save.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S) and None)  # an alarm ends the process

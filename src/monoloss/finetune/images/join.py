@@ -1,4 +1,4 @@
-"""Which row of a feature store belongs to which image: joined by sample id, never by order."""
+"""Matching of images with the rows of a feature store, by sample id, never by order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,12 @@ JoinOn = Literal["id", "name"]
 
 
 class JoinedRows(NamedTuple):
-    """Images and the rows of a store that belong to them.
-
-    Args:
-        positions: of the images, ascending; without those that the store has skipped.
-        rows: of the store, one an image.
-    """
+    """Pairs of an image and the row of its embedding."""
 
     positions: Int64[Tensor, " n"]
+    """Positions of the images, ascending; those that the store has skipped are absent."""
     rows: Int64[Tensor, " n"]
+    """Row of the store for each of these positions."""
 
 
 def join_rows(
@@ -34,15 +31,15 @@ def join_rows(
 ) -> JoinedRows:
     """Find the row of each image.
 
-    Images that the store lists as skipped, because they could not be decoded when it was made, are left out. Rows of
-    other images are no fault. Where the store has labels for classes of the same names, they must be those of the
-    images: row numbers of a data set are ids of every split of it.
+    Images that the store lists as skipped (they could not be decoded when it was made) are left out; rows of other
+    images are ignored. Where the store has labels and the same class names as the images, the labels must agree: ids
+    alone cannot tell the splits of a data set apart, whose ids are row numbers in every split.
 
     Args:
-        images: each needs a row.
+        images: images, each with a row in the store.
         store: the embeddings.
-        join_on: "id" takes the ids of both, "name" what stands behind the last "/" of them.
-        argument: what an error calls the store.
+        join_on: "id" compares whole ids; "name" compares their parts after the last "/".
+        argument: name of the store in errors.
 
     Raises:
         InputError: the rows are patches; a name is not unique; an image has no row, or one with another label.
@@ -50,17 +47,16 @@ def join_rows(
     check_choice("join_on", join_on, ("id", "name"))
     if store.patch_grid is not None:
         raise InputError(argument, f"{store.folder}, whose rows are patches", "a store with a row for each image")
-    there = _numbered(store.ids, join_on, f"the rows of {store.folder}")
-    wanted = [_key(name, join_on) for name in images.ids]
+    row_of_key = _index_of_key(store.ids, join_on, f"the rows of {store.folder}")
+    image_keys = [_key(name, join_on) for name in images.ids]
     if join_on == "name":
-        _numbered(images.ids, join_on, images.description)  # two images would get one row
-    found = [there.get(key, -1) for key in wanted]
-    if -1 in found:
-        left_out = {_key(skipped.path, join_on) for skipped in store.skipped}
-        missing = [i for i, row in enumerate(found) if row < 0 and wanted[i] not in left_out]
+        _index_of_key(images.ids, join_on, images.description)  # two images would get one row
+    rows = torch.tensor([row_of_key.get(key, -1) for key in image_keys], dtype=torch.int64)
+    if (rows < 0).any():
+        accounted_keys = row_of_key.keys() | {_key(skipped.path, join_on) for skipped in store.skipped}
+        missing = [name for name, key in zip(images.ids, image_keys, strict=True) if key not in accounted_keys]
         if missing:
-            raise _missing(images, store, [images.ids[i] for i in missing], join_on, argument)
-    rows = torch.tensor(found, dtype=torch.int64)
+            raise _missing_rows(images, store, missing, join_on, argument)
     positions = (rows >= 0).nonzero().flatten()
     if not len(positions):
         raise InputError(argument, f"{store.folder}, a store that skipped every image", "a row for every image")
@@ -72,13 +68,13 @@ def join_rows(
 def images_of_rows(
     images: LabelledImages, store: FeatureStore, join_on: JoinOn = "id", argument: str = "images"
 ) -> Int64[Tensor, " n"]:
-    """The position of the image of each row, in the order of the store; other images are no fault.
+    """Find the position of each row's image, in the order of the rows; images without a row are ignored.
 
     Args:
-        images: every row needs one of them.
+        images: images, among them one for each row.
         store: the rows.
         join_on: as for `join_rows`.
-        argument: what an error calls the images.
+        argument: name of the images in errors.
 
     Raises:
         InputError: the rows are patches; a name is not unique; a row has no image, or one with another label.
@@ -86,59 +82,64 @@ def images_of_rows(
     check_choice("join_on", join_on, ("id", "name"))
     if store.patch_grid is not None:
         raise InputError("store", f"{store.folder}, whose rows are patches", "a store with a row for each image")
-    there = _numbered(images.ids, join_on, images.description)
+    position_of_key = _index_of_key(images.ids, join_on, images.description)
     if join_on == "name":
-        _numbered(store.ids, join_on, f"the rows of {store.folder}")  # two rows would get one image
-    found = [there.get(_key(name, join_on), -1) for name in store.ids]
-    missing = [store.ids[row] for row, position in enumerate(found) if position < 0]
+        _index_of_key(store.ids, join_on, f"the rows of {store.folder}")  # two rows would get one image
+    row_keys = [_key(name, join_on) for name in store.ids]
+    missing = [name for name, key in zip(store.ids, row_keys, strict=True) if key not in position_of_key]
     if missing:
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        got = f"{images.description}, without an image for {len(missing)} of {len(found)} rows ({some})"
+        got = f"{images.description}, without an image for {len(missing)} of {len(row_keys)} rows ({_some(missing)})"
         expected = f"the images of {store.folder}, of the same split"
-        if join_on == "id" and _have_one_name(store.ids, images.ids):
+        if join_on == "id" and _all_names_in(store.ids, images.ids):
             expected = "join_on 'name': the file names are the same"
         raise InputError(argument, got, expected)
-    positions = torch.tensor(found, dtype=torch.int64)
-    _check_labels(images, store, JoinedRows(positions, torch.arange(len(found))), "store")
+    positions = torch.tensor([position_of_key[key] for key in row_keys], dtype=torch.int64)
+    _check_labels(images, store, JoinedRows(positions, torch.arange(len(row_keys))), "store")
     return positions
 
 
-def _key(name: str, join_on: JoinOn) -> str:
-    return name if join_on == "id" else name.rpartition("/")[2]
+def _key(sample_id: str, join_on: JoinOn) -> str:
+    """Return the part of an id that is compared: all of it, or the file name."""
+    return sample_id if join_on == "id" else sample_id.rpartition("/")[2]
 
 
-def _numbered(names: Sequence[str], join_on: JoinOn, what: str) -> Mapping[str, int]:
-    """The number of each name; `InputError` where one stands twice."""
-    number: dict[str, int] = {}
-    for i, name in enumerate(names):
-        if number.setdefault(_key(name, join_on), i) != i:
-            first = names[number[_key(name, join_on)]]
-            got = f"'name', but {what} hold {_key(name, join_on)} twice ({first}, {name})"
+def _index_of_key(ids: Sequence[str], join_on: JoinOn, what: str) -> Mapping[str, int]:
+    """Map the key of each id to its index; raise `InputError`, which calls the ids `what`, if two have one key."""
+    index_of_key: dict[str, int] = {}
+    for i, sample_id in enumerate(ids):
+        key = _key(sample_id, join_on)
+        if index_of_key.setdefault(key, i) != i:
+            got = f"'name', but {what} hold {key} twice ({ids[index_of_key[key]]}, {sample_id})"
             raise InputError("join_on", got, "'id', or file names that are unique")
-    return number
+    return index_of_key
 
 
-def _missing(
+def _some(names: Sequence[str]) -> str:
+    """Return the first three names as text."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _missing_rows(
     images: LabelledImages, store: FeatureStore, missing: Sequence[str], join_on: JoinOn, argument: str
 ) -> InputError:
-    """What to say about images without a row."""
-    some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    """Build the error about images without a row; `missing` are their ids."""
     if len(missing) < len(images):
-        got = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({some})"
+        got = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({_some(missing)})"
         return InputError(argument, got, f"a row for every image of {images.description}")
-    got = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {some})"
-    if join_on == "id" and _have_one_name(images.ids, store.ids):
+    got = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {_some(missing)})"
+    if join_on == "id" and _all_names_in(images.ids, store.ids):
         return InputError(argument, got, "join_on 'name': the file names are the same")
     return InputError(argument, got, f"the store of {images.description}, of the same split")
 
 
-def _have_one_name(images: Iterable[str], rows: Iterable[str]) -> bool:
-    names = {_key(name, "name") for name in rows}
-    return all(_key(name, "name") in names for name in images)
+def _all_names_in(ids: Iterable[str], others: Iterable[str]) -> bool:
+    """Whether each of the ids has the file name of one of the other ids."""
+    names = {_key(sample_id, "name") for sample_id in others}
+    return all(_key(sample_id, "name") in names for sample_id in ids)
 
 
 def _check_labels(images: LabelledImages, store: FeatureStore, joined: JoinedRows, argument: str) -> None:
-    """Refuse rows whose label is not that of their image, where classes of the same names tell."""
+    """Refuse rows with another label than their image, if both number classes of the same names (or without names)."""
     if not store.has_labels or store.multi_label:
         return
     labels = images.labels[joined.positions]

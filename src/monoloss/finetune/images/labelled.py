@@ -1,4 +1,4 @@
-"""Images with one label each: any of them by its position, as fine-tuning reads them."""
+"""Images with one label each, read by position in any order."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ class ListedSource(ImageSource, Protocol):
     """A source of images whose ids and labels can be read without the images."""
 
     def ids_and_labels(self) -> Iterator[tuple[str, Label]]:
-        """The id and the label of each image, in order."""
+        """Yield the id and the label of each image, in order."""
 
 
 class LabelledImages:
-    """The images of a source with one label each; ids and labels are read now, images when they are asked for.
+    """The images of a source and their labels; ids and labels are in memory, an image is decoded by each `read`.
 
     Args:
-        source: what `open_images` gives.
+        source: a source from `open_images`.
 
     Attributes:
-        source: the same.
-        ids: of the images, in the order of the source.
-        labels: `(n,)` int64, their class numbers.
-        class_names: of the classes 0, 1, ...; numbers, where the source has no names.
+        source: the source.
+        ids: ids of the images, in the order of the source.
+        labels: class numbers of the images, `(n,)` int64.
+        class_names: names of the classes 0, 1, ...; their numbers as text if the source has no names.
 
     Raises:
-        InputError: the source has no labels, or several an image, or is a stream; a number too large for a class.
+        InputError: the source has no labels, or several for an image, or is a stream; a label of 2^20 or more, if the
+            source has no class names (it is an identifier rather than a class).
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -65,10 +66,10 @@ class LabelledImages:
         return self.source.description
 
     def read(self, position: int) -> Image.Image:
-        """Decode one image: RGB, upright.
+        """Decode the image at a position: RGB, upright.
 
         Raises:
-            InputError: there is no picture in it.
+            InputError: the image cannot be decoded.
         """
         image = next(self.source.images(position, position + 1))
         try:
@@ -78,10 +79,10 @@ class LabelledImages:
             raise InputError(self.description, got, "images that can be read; take this one away") from error
 
     def use_classes_of(self, other: LabelledImages) -> None:
-        """Number the classes as other images do, by their names.
+        """Renumber the labels by the classes of other images, matched by name; changes `labels` and `class_names`.
 
         Raises:
-            InputError: there is a class that the other images do not have.
+            InputError: a class that the other images do not have.
         """
         numbers = class_numbers(self.class_names, other.class_names)
         if numbers is None:
@@ -93,7 +94,7 @@ class LabelledImages:
         self.class_names = other.class_names
 
 
-def class_numbers(names: Sequence[str], known: Sequence[str]) -> Int64[Tensor, " c"] | None:
-    """Number each class as the known ones are, by its name; None where one is not known."""
-    number = {name: i for i, name in enumerate(known)}
-    return torch.tensor([number[name] for name in names]) if number.keys() >= set(names) else None
+def class_numbers(names: Sequence[str], numbered: Sequence[str]) -> Int64[Tensor, " c"] | None:
+    """Return the index in `numbered` of each class name; None if one of the names is not in `numbered`."""
+    number_of_name = {name: i for i, name in enumerate(numbered)}
+    return torch.tensor([number_of_name[name] for name in names]) if number_of_name.keys() >= set(names) else None

@@ -1,4 +1,4 @@
-"""Mixup and cutmix of a batch: images, targets and embeddings with one coefficient."""
+"""Mixup and cutmix of a batch, with one coefficient for images, targets and embeddings."""
 
 from __future__ import annotations
 
@@ -16,36 +16,31 @@ from monoloss.finetune.images.seeds import seeded_from
 
 
 class MixedBatch(NamedTuple):
-    """A batch whose row i shows image i and the image before it.
-
-    Args:
-        images: `(n, 3, h, w)`.
-        targets: `(n, n_classes)` float32, rows that sum to 1.
-        embeddings: `(n, d)`, or None.
-        coefficient: the share of image i in its row: of its pixels for cutmix.
-    """
+    """A batch in which row i mixes image i with image i - 1 (row 0 with the last image)."""
 
     images: Float[Tensor, "n c h w"]
     targets: Float[Tensor, "n k"]
+    """Shares of the classes, `(n, n_classes)` float32; rows sum to 1."""
     embeddings: Float[Tensor, "n d"] | None
     coefficient: float
+    """Share of image i in row i, in [0, 1]; for cutmix the share of its pixels."""
 
 
 class BatchMixing:
-    """Mix each image of a batch with the one before it by torchvision's mixup or cutmix; of both, one by even chance.
+    """Mixes each image of a batch with the one before it, by torchvision's mixup or cutmix (equally often, if both).
 
-    Embeddings are mixed with the coefficient of the images, `c e_i + (1 - c) e_(i - 1)`: a mixed image is drawn toward
-    both. Rows at length 1 make that the same share for both, so that is how they should come. torchvision's own call
-    would pass a third tensor through unmixed.
+    Embeddings are mixed with the coefficient of the images, `c e_i + (1 - c) e_(i - 1)`, so that MonoLoss compares a
+    mixed image with both. Pass them at length 1: the shares are those of directions only then. torchvision's own call
+    would leave embeddings unmixed.
 
     Args:
-        n_classes: of the targets.
-        mixup: alpha of its Beta distribution; 0 for none.
-        cutmix: likewise.
-        mix_embeddings: False keeps those of image i.
+        n_classes: number of classes.
+        mixup: alpha of mixup's Beta distribution; 0 turns mixup off.
+        cutmix: alpha of cutmix's Beta distribution; 0 turns cutmix off.
+        mix_embeddings: False leaves row i the embedding of image i.
 
     Raises:
-        InputError: neither is above 0.
+        InputError: neither `mixup` nor `cutmix` is above 0.
     """
 
     def __init__(self, n_classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, mix_embeddings: bool = True) -> None:
@@ -63,19 +58,20 @@ class BatchMixing:
         images: Float[Tensor, "n c h w"],
         labels: Int64[Tensor, " n"],
         embeddings: Float[Tensor, "n d"] | None,
-        *drawn: int,
+        *seed_parts: int,
     ) -> MixedBatch:
-        """Mix a batch; `drawn` is what the random choices follow from."""
+        """Mix a batch; the random choices depend on `seed_parts` alone."""
         targets = F.one_hot(labels, self.n_classes).to(torch.float32)
-        with seeded_from("batch", *drawn):
+        with seeded_from("batch", *seed_parts):
             kind = self._kinds[int(torch.randint(len(self._kinds), ()))]
-            made = kind.make_params([images])
-        coefficient = float(made["lam_adjusted"] if "lam_adjusted" in made else made["lam"])
-        mixed: Tensor = kind.transform(images, {**made, "labels": targets, "batch_size": len(images)})
+            params = kind.make_params([images])
+        coefficient = float(params["lam_adjusted"] if "lam_adjusted" in params else params["lam"])
+        mixed: Tensor = kind.transform(images, {**params, "labels": targets, "batch_size": len(images)})
         if embeddings is not None and self.mix_embeddings:
             embeddings = _mixed(embeddings, coefficient)
         return MixedBatch(mixed, _mixed(targets, coefficient), embeddings, coefficient)
 
 
 def _mixed(rows: Float[Tensor, "n d"], coefficient: float) -> Float[Tensor, "n d"]:
+    """Mix each row with the row before it."""
     return coefficient * rows + (1.0 - coefficient) * rows.roll(1, 0)

@@ -1,4 +1,4 @@
-"""Which rows go together in a batch: an order from (seed, epoch), shared among processes, begun anywhere."""
+"""The rows of each batch: shuffled by (seed, epoch) for training, in stored order for validation."""
 
 from __future__ import annotations
 
@@ -14,43 +14,40 @@ from monoloss.runs.shuffling import shuffled
 
 
 class BatchRows(NamedTuple):
-    """The rows of one batch, of one process.
-
-    Args:
-        number: of the batch in the whole run, from 0; the same in every process.
-        epoch: from 0.
-        rows: by number.
-        copies: for repeated augmentation, which copy of its image each row is, from 0.
-        before: the row in front of these in the batch of all processes, and its copy; None where one process has all.
-    """
+    """The part of one batch that one process prepares."""
 
     number: int
+    """Number of the batch in the whole run, from 0; the same in every process."""
     epoch: int
+    """Number of the epoch, from 0."""
     rows: list[int]
+    """Indices of the rows."""
     copies: list[int]
+    """For each row, which copy of its image it is, from 0; above 0 only in repeated augmentation."""
     before: tuple[int, int] | None = None
+    """Row before the first of `rows` in the batch of all processes, and its copy; None with a single process."""
 
 
 @dataclass(frozen=True)
 class TrainingOrder:
-    """Batches in an order that follows from ``(seed, epoch)`` alone; a new order every epoch.
+    """Training batches in an order that depends on ``(seed, epoch)`` alone; a new order every epoch.
 
-    A batch is shared among the processes in equal parts, so one of 64 rows is the same 64 rows with one process or two.
-    Rows that do not fill a batch, and batches that do not fill a step of ``accumulate`` batches, are left out of that
-    epoch: a short batch would have statistics, and a MonoLoss, of its own.
+    A batch is divided equally among the processes: the rows of a batch are the same with one process or more. Rows that
+    do not fill a batch, and batches that do not fill a step of ``accumulate`` batches, are left out of that epoch,
+    because batch norm and MonoLoss depend on the size of a batch.
 
-    With ``repeats`` above 1 an epoch has as many batches as without, of fewer images: each batch holds ``repeats``
-    copies of ``batch_size / repeats`` images. No copy stands beside another of the same image (mixing pairs
-    neighbours), and processes get different copies where there are as many of them.
+    With ``repeats`` above 1 an epoch has as many batches, of fewer images: each batch holds ``repeats`` copies of
+    ``batch_size / repeats`` images. Copies of an image are never neighbours in a batch (mixing pairs neighbours), and
+    with as many processes as copies each process gets one copy.
 
     Args:
-        n_rows: rows there are.
+        n_rows: number of rows of the data.
         batch_size: rows of a batch, over all processes.
-        seed: of the order.
-        accumulate: batches of a step.
+        seed: seed of the order.
+        accumulate: batches of an optimiser step.
         repeats: copies of an image in a batch.
-        rank: which process this is.
-        world_size: how many there are.
+        rank: number of this process, from 0.
+        world_size: number of processes.
 
     Raises:
         InputError: a step is larger than the data, or a batch cannot be shared among the processes or copies.
@@ -81,33 +78,33 @@ class TrainingOrder:
         return self.n_rows // (self.batch_size * self.accumulate) * self.accumulate
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[BatchRows]:
-        """The batches of an epoch from number `first` of it on."""
+        """Yield this process's part of the batches of an epoch, from the epoch's batch number `first` on."""
         n_images = self.batch_size // self.repeats
         order = shuffled(self.n_rows, self.seed, epoch)
-        each = self.batch_size // self.world_size
-        mine = slice(self.rank * each, (self.rank + 1) * each)
+        n_each = self.batch_size // self.world_size
+        part = slice(self.rank * n_each, (self.rank + 1) * n_each)
         copies = torch.arange(self.repeats).repeat_interleave(n_images)
         for i in range(first, len(self)):
             rows = order[i * n_images : (i + 1) * n_images].repeat(self.repeats)
-            before = (int(rows[mine.start - 1]), int(copies[mine.start - 1])) if self.world_size > 1 else None
-            yield BatchRows(epoch * len(self) + i, epoch, rows[mine].tolist(), copies[mine].tolist(), before)
+            before = (int(rows[part.start - 1]), int(copies[part.start - 1])) if self.world_size > 1 else None
+            yield BatchRows(epoch * len(self) + i, epoch, rows[part].tolist(), copies[part].tolist(), before)
 
 
 @dataclass(frozen=True)
 class StoredOrder:
-    """Every row exactly once over all processes, in stored order; no row is repeated to fill a batch.
+    """Validation batches in stored order, with each row exactly once over all processes, whatever their number.
 
-    All processes have the same number of batches, none of them empty, so that none waits for another; their sizes
-    differ by one row at most.
+    All processes have the same number of batches, none of them empty, so that none waits for another; the sizes of the
+    batches differ by one row at most.
 
     Args:
-        n_rows: rows there are.
-        batch_size: rows of a batch over all processes, at most (where it is less than the processes: one each).
-        rank: which process this is.
-        world_size: how many there are.
+        n_rows: number of rows of the data.
+        batch_size: largest number of rows of a batch over all processes; at least one row for each process.
+        rank: number of this process, from 0.
+        world_size: number of processes.
 
     Raises:
-        InputError: there are fewer rows than processes.
+        InputError: fewer rows than processes.
     """
 
     n_rows: int
@@ -126,7 +123,7 @@ class StoredOrder:
         return min(-(-self.n_rows // self.batch_size), self.n_rows // self.world_size)
 
     def batches(self) -> Iterator[BatchRows]:
-        """The batches of this process."""
+        """Yield this process's part of the batches."""
         parts = torch.arange(self.n_rows).tensor_split(len(self) * self.world_size)
         for i in range(len(self)):
             rows = parts[i * self.world_size + self.rank].tolist()

@@ -1,4 +1,4 @@
-"""Random choices that follow from what they are for: the same in any process, order, or resumed run."""
+"""Seeds derived from the purpose of a random choice, equal in any process, order of work or resumed run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed that follows from the parts alone, from 0 to 2^63 - 1.
-
-    Example:
-        >>> seed_of(0, 1, 2) == seed_of(0, 1, 2), seed_of(0, 1, 2) == seed_of(0, 12)
-        (True, False)
-    """
+    """Return a seed that depends on the parts and their order alone, from 0 to 2^63 - 1."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 @contextmanager
 def seeded_from(*parts: int | str) -> Iterator[None]:
-    """What torch draws on the CPU follows from the parts alone; afterwards its generator is as it was before.
+    """Seed torch's CPU generator by the parts inside the block; restore its state afterwards.
 
-    torchvision's transforms and torch's distributions take no generator, so torch's own is borrowed.
+    For torchvision's transforms and torch's distributions, which take no generator.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed_of(*parts))  # torch.manual_seed would reach the GPUs as well

@@ -1,4 +1,4 @@
-"""From a picture to what the model takes: random for training, fixed for evaluation."""
+"""Transforms from an image to the model's input: random for training, fixed for evaluation."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Transform: TypeAlias = Callable[[Image.Image], Tensor]
 class TrainingTransform:
     """Random crop, flip, TrivialAugmentWide, normalisation and erasing, by torchvision.
 
-    Every random choice follows from what the call is given, so workers, processes and a resumed run change nothing.
+    The random choices depend on the arguments of the call alone, so that workers, processes and resuming change none.
 
     Args:
-        preprocessing: of the backbone, as timm's `resolve_model_data_config` gives it: `input_size`, `interpolation`,
-            `mean` and `std`.
-        train_crop: side of the random crop; None: `input_size`.
-        min_area: the crop shows at least this share of an image; 1 for the whole of it.
-        flip: chance of a mirrored image.
-        trivial_augment: one random operation of TrivialAugmentWide an image.
-        random_erasing: chance that a random rectangle is blanked.
-        interpolation: of resized images; None: the backbone's own.
+        preprocessing: `input_size`, `interpolation`, `mean` and `std` of the backbone, as from timm's
+            `resolve_model_data_config`.
+        train_crop: side of the random crop in pixels; None for `input_size`.
+        min_area: smallest share of an image's area that the crop shows, in (0, 1].
+        flip: probability that an image is mirrored.
+        trivial_augment: apply one random operation of TrivialAugmentWide to each image.
+        random_erasing: probability that a random rectangle is blanked.
+        interpolation: how images are resized; None for that of `preprocessing`.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class TrainingTransform:
             steps.append(v2.RandomErasing(random_erasing))
         self._transform = v2.Compose([*steps, v2.ToPureTensor()])
 
-    def __call__(self, picture: Image.Image, *drawn: int) -> Float[Tensor, "3 h w"]:
-        """Transform a picture; the random choices follow from the numbers `drawn` alone."""
-        with seeded_from("image", *drawn):
+    def __call__(self, picture: Image.Image, *seed_parts: int) -> Float[Tensor, "3 h w"]:
+        """Transform an image; the random choices depend on `seed_parts` alone."""
+        with seeded_from("image", *seed_parts):
             pixels: Tensor = self._transform(picture)
         return pixels
 
 
 def evaluation_transform(preprocessing: Mapping[str, Any], **options: Any) -> Transform:
-    """Resize, crop in the middle and normalise, as timm does it for the backbone.
+    """Build the transform of evaluation: resize, centre crop and normalisation, by timm.
 
     Arguments and errors are those of `evaluation_preprocessing`.
     """
@@ -79,15 +79,15 @@ def evaluation_transform(preprocessing: Mapping[str, Any], **options: Any) -> Tr
 def evaluation_preprocessing(
     preprocessing: Mapping[str, Any], *, eval_resize: int | None = None, interpolation: str | None = None
 ) -> dict[str, Any]:
-    """Choose the preprocessing in evaluation, in timm's words.
+    """Return the preprocessing of evaluation as arguments of timm's `create_transform`.
 
     Args:
-        preprocessing: of the backbone, as timm's `resolve_model_data_config` gives it.
-        eval_resize: shorter side of an image before the centre crop; None: the backbone's own.
-        interpolation: of resized images; None: the backbone's own.
+        preprocessing: that of the backbone, as from timm's `resolve_model_data_config`.
+        eval_resize: shorter side of an image before the centre crop, in pixels; None for that of the backbone.
+        interpolation: how images are resized; None for that of the backbone.
 
     Raises:
-        InputError: `eval_resize` is less than the crop.
+        InputError: `eval_resize` is less than the side of the centre crop.
     """
     chosen = {key: preprocessing[key] for key in ("input_size", "interpolation", "mean", "std")}
     chosen |= {key: preprocessing[key] for key in ("crop_pct", "crop_mode") if key in preprocessing}
@@ -97,6 +97,6 @@ def evaluation_preprocessing(
         crop = max(preprocessing["input_size"][1:])
         if eval_resize < crop:
             raise InputError("augmentation.eval_resize", eval_resize, f"at least the centre crop, {crop}")
-        # timm rounds crop / crop_pct down
+        # timm resizes to crop / crop_pct rounded down: the half makes that eval_resize
         chosen |= {"crop_pct": crop / (eval_resize + 0.5), "crop_mode": "center"}
     return chosen

@@ -1,4 +1,4 @@
-"""The part of a model that comes from timm: an image model without its classifier, and how to build it again."""
+"""The backbone of a fine-tuned model: a timm model without classifier, and the recipe to build it again."""
 
 from __future__ import annotations
 
@@ -15,25 +15,20 @@ from monoloss.data.encoders.outputs import ImageModel
 from monoloss.errors import InputError, first_line, needs_extra
 from monoloss.files.dataclasses import to_plain
 
-_NOT_OF_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-_ARGUMENTS = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}
+_NOT_IN_A_RECIPE = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+_SETTING_OF_ARGUMENT = {"encoder": "model.backbone", "checkpoint": "model.checkpoint", "image_size": "model.image_size"}
 
 
 class Backbone(NamedTuple):
-    """An image model of timm whose head is gone, and what it was made of.
-
-    Attributes:
-        model: gives pooled activations `(n, width)`: what its head was given.
-        width: of those.
-        recipe: what timm builds the same model from: `architecture`, `pretrained_cfg`, `args`, in plain values.
-        preprocessing: how an image becomes its input in evaluation, in timm's words: `input_size`, `interpolation`,
-            `mean`, `std`, `crop_pct`, `crop_mode`.
-    """
+    """An image model of timm without its classifier, and the recipe to build it again."""
 
     model: ImageModel
+    """Maps images to pooled activations `(n, width)`, the inputs of the former classifier."""
     width: int
     recipe: Mapping[str, Any]
+    """Plain values for `rebuild_backbone`: `architecture`, `pretrained_cfg` and `args` of timm's `create_model`."""
     preprocessing: Mapping[str, Any]
+    """Preprocessing of evaluation: timm's `input_size`, `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`."""
 
 
 def load_backbone(
@@ -44,18 +39,18 @@ def load_backbone(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """Load an image model with its weights and take its classifier off.
+    """Load an image model with its weights and remove its classifier.
 
-    What "pooled" means is the model's own: the mean over positions for convolutional networks, the class token after
-    the last norm for most ViTs (CLIP's before its projection), the mean over tokens or attention pooling for others;
-    where a network has hidden layers between pooling and classifier, what comes out of them.
+    The pooled activations are the classifier's inputs: the mean over positions for convolutional networks, the class
+    token after the last norm for most ViTs (CLIP's before its projection), the mean over tokens or attention pooling
+    for others; with hidden layers between pooling and classifier, the outputs of the last one.
 
     Args:
         backbone: a preset, a name in timm, ``hf-hub:USER/NAME`` or a local folder.
         pretrained: start from the published weights; false for random ones.
-        checkpoint: local file of weights, instead of the published ones.
-        image_size: height and width of the model's input in evaluation; None: the backbone's own.
-        seed: of random weights.
+        checkpoint: local weights file, instead of the published weights.
+        image_size: height and width of the model's input in evaluation, in pixels; None for the backbone's default.
+        seed: seed of random weights.
 
     Raises:
         InputError: an unknown name, weights that are missing or do not fit, an image size that the model does not take.
@@ -70,14 +65,14 @@ def load_backbone(
     name, size = backbone, image_size
     if preset is not None:
         name, size = preset.model, size or preset.image_size
-    with _arguments_of_config():
+    with _errors_name_settings():
         request = weights.request_model(
             name, checkpoint=checkpoint, pretrained=pretrained, image_size=size, seed=seed, presets=PRESETS
         )
         empty = weights.build_empty(request)
         preprocessing = data_config(empty, size, None)
         _reset(empty)
-        with suppress(RuntimeError):  # not every model runs without memory
+        with suppress(RuntimeError):  # refuses a wrong image size early; not every model runs on "meta"
             pooled_width(empty, preprocessing["input_size"][1])
         model, _ = weights.build_model(request, empty, head_used=False)
     _reset(model)
@@ -93,15 +88,15 @@ def load_backbone(
 
 
 def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
-    """Build the model of a recipe with arbitrary weights. It may lie on "meta", inside `torch.device("meta")`.
+    """Build the model of a recipe with arbitrary weights, on the current default device, which may be "meta".
 
     Raises:
-        InputError: a recipe that the installed timm cannot follow.
+        InputError: a recipe from which the installed timm cannot build a model.
         MissingExtraError: timm is not installed.
     """
     with needs_extra("finetune"):
         import timm
-    for key in _NOT_OF_A_RECIPE:  # they would make timm read other files
+    for key in _NOT_IN_A_RECIPE:  # with these timm would read other files
         if key in recipe["args"]:
             raise InputError(f"backbone.args.{key}", "a value", "no such key")
     try:
@@ -115,7 +110,7 @@ def rebuild_backbone(recipe: Mapping[str, Any]) -> ImageModel:
 
 @torch.no_grad()
 def pooled_width(model: ImageModel, image_size: int, argument: str = "model.image_size") -> int:
-    """Find the width of a backbone's output with one square image.
+    """Return the width of a backbone's pooled output, from a pass over one square image of zeros.
 
     Raises:
         InputError: the model does not take images of that size; the error names ``argument``.
@@ -139,20 +134,21 @@ def pooled_width(model: ImageModel, image_size: int, argument: str = "model.imag
 
 
 def _reset(model: ImageModel) -> None:
-    """Take the classifier off; what is in front of it stays as it is."""
+    """Remove the classifier; the layers before it stay."""
     if not hasattr(model, "reset_classifier"):
         raise InputError("model.backbone", f"a {type(model).__name__}", "an image classifier of timm")
     model.reset_classifier(0)
 
 
 @contextmanager
-def _arguments_of_config() -> Iterator[None]:
-    """Name the keys of the configuration in errors."""
+def _errors_name_settings() -> Iterator[None]:
+    """Make errors name the settings in place of the arguments of the functions that raised them."""
     try:
         yield
     except InputError as error:
-        raise InputError(_ARGUMENTS.get(error.argument, error.argument), error.got, error.expected) from error
+        raise InputError(_SETTING_OF_ARGUMENT.get(error.argument, error.argument), error.got, error.expected) from error
 
 
 def _wrong_size(argument: str, size: int, error: Exception) -> InputError:
+    """Build the error of an image size on which the backbone failed with `error`."""
     return InputError(argument, f"{size} ({first_line(error)})", "a size that the backbone takes")

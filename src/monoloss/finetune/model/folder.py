@@ -1,8 +1,8 @@
-"""Fine-tuned models as folders: written whole, read strictly.
+"""Model folders of fine-tuned models: written whole, read strictly.
 
-- `model.safetensors`, as in every model folder; low-rank updates are merged, so that the backbone's names are timm's.
-- `config.json`: with `kind`, `class_names`, `width` (of the layer), `top_k`, `backbone` (what timm builds it from),
-  `preprocessing` (in evaluation); encoder and store of its `Provenance` are those of the embeddings.
+- `model.safetensors`: the weights; low-rank updates are merged, so that the backbone's weights have timm's names.
+- `config.json`: `kind`, `class_names`, `width` (of the new layer), `top_k`, `backbone` (its recipe), `preprocessing`
+  (of evaluation), and the model's `Provenance`, with encoder and store of the embeddings.
 """
 
 from __future__ import annotations
@@ -60,30 +60,22 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 
 
 def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path:
-    """Save a model as a folder that appears whole; all that using it needs is in it. The model stays as it is.
+    """Write a model folder for :func:`load_finetuned`, in one atomic step, and return its path.
 
     Args:
-        model: what :func:`load_finetuned` is to give back, with its ``preprocessing`` and ``provenance``; low-rank
-            updates are merged into the weights.
-        folder: a new or empty folder, or one with a fine-tuned model and nothing else: it is replaced.
+        model: the model, saved with its ``preprocessing`` and ``provenance``; low-rank updates are merged into the
+            weights of the file, not of the model.
+        folder: a new or empty folder, or one that holds nothing but a fine-tuned model, which is replaced.
 
     Raises:
-        InputError: the folder holds something else; a tensor in float64, or with NaN or infinity. Nothing is written.
-
-    Example:
-        >>> import tempfile
-        >>> from monoloss.finetune.model.model import build_model
-        >>> model = build_model("resnet10t", ["cat", "dog"], pretrained=False)
-        >>> with tempfile.TemporaryDirectory() as parent:
-        ...     load_finetuned(save_finetuned(model, parent + "/model")).class_names
-        ('cat', 'dog')
+        InputError: the folder holds other files; a tensor in float64, or with NaN or infinity. Nothing is written.
     """
     check_type("model", model, FineTuneModel, "a FineTuneModel")
     folder = Path(folder)
-    plainly = merged(model)
-    check_savable(plainly)
+    merged_model = merged(model)
+    check_savable(merged_model)
     check_replaceable(folder, (TENSORS, CONFIG), is_ours=is_finetuned(folder), kind=KIND)
-    described = {
+    content = {
         "kind": KIND,
         "class_names": list(model.class_names),
         "width": model.width,
@@ -91,20 +83,23 @@ def save_finetuned(model: FineTuneModel, folder: str | os.PathLike[str]) -> Path
         "backbone": to_plain(model.recipe),
         "preprocessing": to_plain(model.preprocessing),
     }
-    _read_config(CONFIG, model_config(described, model.provenance))  # what could not be read is not written
+    _read_config(CONFIG, model_config(content, model.provenance))  # refuses now what could not be read later
     with atomic_folder(folder, replace=True) as temporary:
-        write_tensors(temporary / TENSORS, plainly)
-        write_model_config(temporary / CONFIG, described, model.provenance, format_version=FORMAT_VERSION)
+        write_tensors(temporary / TENSORS, merged_model)
+        write_model_config(temporary / CONFIG, content, model.provenance, format_version=FORMAT_VERSION)
     return folder
 
 
 def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> FineTuneModel:
-    """Load what :func:`save_finetuned` wrote, in ``eval()`` mode.
+    """Load a fine-tuned model from its model folder, in ``eval()`` mode.
+
+    Args:
+        folder: a folder that :func:`save_finetuned` or a finished run has written.
+        device: device of the model.
 
     Raises:
-        InputError: no such folder; a file that is missing, torn, of another version or of something else; a key or
-            tensor that is missing, unknown or of another kind than it should be; NaN or infinity. The error names the
-            file.
+        InputError: no such folder; a file that is missing, torn, of another version or of another kind of model; a key
+            or tensor that is missing, unknown, or of a wrong type or shape; NaN or infinity. The error names the file.
         MissingExtraError: timm is not installed.
 
     Example:
@@ -122,10 +117,10 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
     provenance = _read_config(str(path), content)
     try:
         with torch.device("meta"):
-            empty = _built(content)  # a wrong figure in config.json cannot fill the memory
+            empty = _build(content)  # without memory: a wrong size in config.json must not fill it
         with opened_tensors(folder / TENSORS) as file:
             tensors = read_tensors(file, folder / TENSORS, empty.state_dict())
-        model = _built(content)
+        model = _build(content)
         model.load_state_dict(tensors)
     except InputError as error:
         if error.argument.startswith(str(folder)):
@@ -136,17 +131,12 @@ def load_finetuned(folder: str | os.PathLike[str], device: str | torch.device = 
 
 
 def is_finetuned(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder looks like a fine-tuned model, of whatever version.
-
-    Example:
-        >>> is_finetuned("/")
-        False
-    """
+    """Return whether a folder's ``config.json`` says that it holds a fine-tuned model, of any version."""
     return peek_config(Path(folder)).get("kind") == KIND
 
 
-def _built(content: Mapping[str, Any]) -> FineTuneModel:
-    """The model that a config.json describes, with arbitrary weights, where torch makes new tensors."""
+def _build(content: Mapping[str, Any]) -> FineTuneModel:
+    """Build the model that a config.json describes, with arbitrary weights, on torch's default device."""
     backbone = Backbone(
         rebuild_backbone(content["backbone"]), content["width"], content["backbone"], content["preprocessing"]
     )
@@ -154,9 +144,9 @@ def _built(content: Mapping[str, Any]) -> FineTuneModel:
 
 
 def _read_config(where: str, content: Mapping[str, Any]) -> Provenance:
-    """Refuse the content of a config.json that is not whole; return what it says of the model's origin."""
+    """Check the content of a config.json, which errors call `where`, and return its provenance."""
     if content.get("kind") != KIND:
-        raise InputError(where, "a file of something else", f"the config.json of a {KIND} of monoloss")
+        raise InputError(where, f"a file of kind {content.get('kind')!r}", f"the config.json of a {KIND} of monoloss")
     provenance = read_provenance(where, content, tuple(_KEYS))
     _check_kinds(where, content, _KEYS)
     check_number(f"{where}: width", content["width"], at_least=1, below=2**20, integer=True)
@@ -168,7 +158,7 @@ def _read_config(where: str, content: Mapping[str, Any]) -> Provenance:
 
 
 def _check_kinds(where: str, content: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-    """Refuse keys that are missing, or hold a value of another kind."""
+    """Refuse keys that are missing, and values of another type than `kinds` gives their key."""
     for key, kind in kinds.items():
         if key not in content:
             raise InputError(f"{where}: {key}", "nothing", "a value for this key")
@@ -176,7 +166,7 @@ def _check_kinds(where: str, content: Mapping[str, Any], kinds: Mapping[str, Any
 
 
 def _check_preprocessing(where: str, content: Mapping[str, Any]) -> None:
-    """Refuse figures that no image can be prepared with."""
+    """Refuse values of the preprocessing that are out of range."""
     if len(content["input_size"]) != 3 or content["input_size"][0] != 3:
         raise InputError(f"{where}: input_size", content["input_size"], "[3, height, width]")
     for side in content["input_size"]:
@@ -192,4 +182,5 @@ def _check_preprocessing(where: str, content: Mapping[str, Any]) -> None:
 
 
 def _word(kind: Any) -> str:
+    """Return the name of a type in errors."""
     return {Mapping: "keys and values", list: "a list", str: "text", int: "an integer"}.get(kind, "another value")

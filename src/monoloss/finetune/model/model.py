@@ -1,4 +1,4 @@
-"""The model that is fine-tuned: backbone, a new linear layer of the same width, ReLU (and top-k), classifier."""
+"""The fine-tuned model: backbone, a new linear layer of the same width, ReLU (and top-k), classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monoloss.sparse.selection import largest_of_rows
 
 
 class FineTuneOutput(NamedTuple):
-    """Logits `(n, n_classes)`, and activations of the new layer `(n, m)`, >= 0."""
+    """Logits `(n, n_classes)` and activations of the new layer `(n, m)`, >= 0, for the same images."""
 
     logits: Float[Tensor, "n c"]
     activations: Float[Tensor, "n m"]
@@ -28,27 +28,27 @@ class FineTuneOutput(NamedTuple):
 class FineTuneModel(nn.Module):
     """Images -> backbone -> pooled activations -> new linear layer of the same width -> ReLU -> classifier.
 
-    The new layer's activations are the latents that MonoLoss makes monosemantic. (To regularise an old layer directly
-    overfitted a fixed subset of the images, says the paper.)
+    MonoLoss makes the latents of the new layer monosemantic. (Regularising an existing layer instead overfitted a fixed
+    subset of the images, says the paper.)
 
     Args:
         backbone: from :func:`monoloss.finetune.model.backbone.load_backbone`.
-        class_names: of the classes, in the order of their numbers.
-        top_k: latents that stay active in a row, the largest ones; None for all that the ReLU leaves.
-        seed: of the new layer and the classifier.
+        class_names: names of the classes 0, 1, ....
+        top_k: latents that stay active in a row after the ReLU, the largest ones; None for all.
+        seed: seed of the weights of the new layer and the classifier.
 
     Attributes:
-        width: of the pooled activations and of the new layer.
-        class_names: in the order of the logits.
-        preprocessing: how an image becomes an input in evaluation, as in :class:`Backbone`; it is saved with the model.
-        recipe: what timm builds the backbone from.
-        provenance: what a checkpoint says besides; whoever trains sets it.
+        width: width of the pooled activations, and number of latents of the new layer.
+        class_names: names of the classes, in the order of the logits.
+        preprocessing: preprocessing of evaluation, as in :class:`Backbone`; saved with the model.
+        recipe: recipe of the backbone, for :func:`monoloss.finetune.model.backbone.rebuild_backbone`.
+        provenance: origin of the model, saved with it; empty until training sets it.
 
     Raises:
         InputError: ``top_k`` above the width; fewer than two classes, or a name twice.
 
     Source:
-        arXiv 2602.12403, its fine-tuning; there the top-k is over the full width, so that it does nothing.
+        arXiv 2602.12403, fine-tuning; its top-k is the full width, and so without effect.
     """
 
     def __init__(
@@ -81,19 +81,19 @@ class FineTuneModel(nn.Module):
         return int(self.preprocessing["input_size"][1])
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c"]:
-        """Logits of images that went through the preprocessing."""
+        """Return the logits of preprocessed images."""
         return self.forward_both(images).logits
 
     def layer(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n m"]:
-        """Activations of the new layer, after ReLU and top-k: what MonoLoss sees, and what is evaluated."""
+        """Return the activations of the new layer after ReLU and top-k, which MonoLoss and `evaluate` score."""
         activations: Tensor = self.new_layer(self.backbone(images)).relu()
         if self.top_k is None or self.top_k == self.width:
             return activations
-        kept = largest_of_rows(activations.detach(), self.top_k)
-        return torch.zeros_like(activations).scatter(1, kept, activations.gather(1, kept))
+        largest = largest_of_rows(activations.detach(), self.top_k)
+        return torch.zeros_like(activations).scatter(1, largest, activations.gather(1, largest))
 
     def forward_both(self, images: Float[Tensor, "n 3 h w"]) -> FineTuneOutput:
-        """Logits and activations of one pass."""
+        """Return logits and activations from one pass."""
         activations = self.layer(images)
         return FineTuneOutput(self.classifier(activations), activations)
 
@@ -109,22 +109,22 @@ def build_model(
     lora: LoraOptions | None = None,
     seed: int = 0,
 ) -> FineTuneModel:
-    """Build a model at the start of its training: on the CPU, in ``train()`` mode.
+    """Build a model to be trained, on the CPU, in ``train()`` mode.
 
-    With ``lora`` the backbone is frozen but for the low-rank updates; new layer and classifier are always trained.
+    With ``lora`` the backbone is frozen except for the low-rank updates; new layer and classifier are always trained.
 
     Args:
-        backbone: as for :func:`load_backbone`.
-        class_names: of the data.
-        pretrained: as for :func:`load_backbone`.
-        checkpoint: likewise.
-        image_size: likewise.
-        top_k: active latents a row, after the ReLU; None: all that the ReLU leaves.
+        backbone: as for :func:`load_backbone`, like ``pretrained``, ``checkpoint`` and ``image_size``.
+        class_names: names of the classes 0, 1, ....
+        pretrained: start from the published weights; false for random ones.
+        checkpoint: local weights file, instead of the published weights.
+        image_size: height and width of the model's input in evaluation, in pixels.
+        top_k: latents that stay active in a row after the ReLU, the largest ones; None for all.
         lora: options of the low-rank updates; None trains the whole backbone.
-        seed: of everything random in the weights.
+        seed: seed of all weights that are drawn.
 
     Raises:
-        InputError: a backbone or weights that cannot be used; LoRA for a model without attention of timm's plain kinds.
+        InputError: a backbone or weights that cannot be used; LoRA for a backbone that `add_lora` refuses.
         MissingExtraError: timm, or for LoRA peft, is not installed.
     """
     loaded = load_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, image_size=image_size, seed=seed)
@@ -135,13 +135,14 @@ def build_model(
 
 
 def merged(model: FineTuneModel) -> FineTuneModel:
-    """Copy a model, with its low-rank updates in its weights and all of them trainable."""
+    """Return a copy of a model with the low-rank updates merged into its weights, all of them trainable."""
     result = copy.deepcopy(model)
     merge_lora(result.backbone)
     return result.requires_grad_(True)
 
 
 def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Check that the class names are at least two distinct texts, and return them as a tuple."""
     check_type("class_names", names, list | tuple, "a list of texts")
     for name in names:
         check_type("class_names", name, str, "a list of texts")
