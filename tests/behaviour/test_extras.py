@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from monoloss.cli import COMMANDS
-from monoloss.errors import _BROUGHT_BY, _INCLUDES, MissingExtraError, missing_extra, needs_extra
+from monoloss.errors import _EXTRAS_OF, _INCLUDES, MissingExtraError, missing_extra, needs_extra
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
@@ -64,7 +64,7 @@ def run_without(hidden: list[str], code: str) -> str:
 
 
 def test_errors_know_the_extras_of_the_project():
-    known = {extra: {package for package, extras in _BROUGHT_BY.items() if extra in extras} for extra in requirements()}
+    known = {extra: {package for package, extras in _EXTRAS_OF.items() if extra in extras} for extra in requirements()}
     assert known == {extra: packages_of(extra) for extra in requirements()}
     assert {extra: set(_INCLUDES.get(extra, ())) for extra in requirements()} == {
         extra: included_in(extra) for extra in requirements()
@@ -128,7 +128,7 @@ assert "class SparseAutoencoder" in pydoc.plain(pydoc.render_doc(monoloss))
 for name in monoloss.__all__:
     thing = members[name]
     assert thing.__name__ == name
-    if thing.__doc__.startswith("Not there"):
+    if thing.__doc__.startswith("Not installed"):
         try:
             thing(1, option=2)
         except monoloss.MissingExtraError as error:

@@ -63,7 +63,7 @@ def test_ten_kills_and_three_sigterms(tmp_path):
         code, err = stop(process, run, step, chance.uniform(0.0, 0.15), signum)
         if signum == signal.SIGTERM:
             assert code == 143, err
-            assert f"--resume {run} goes on from there" in err
+            assert f"--resume {run} resumes it" in err
         else:
             assert code == -signal.SIGKILL, err
         assert not (run / "saes").exists()

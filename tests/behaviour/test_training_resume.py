@@ -156,7 +156,7 @@ def test_killed_at_the_very_end_needs_no_more_training(store, whole, tmp_path, m
             train_saes(store, config_of(**OFTEN), tmp_path, progress=False)
     assert not (tmp_path / "saes").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("monoloss.training.run.SaeRun.training_step", killed)
+        patch.setattr("monoloss.training.run.SaeTrainingModule.training_step", killed)
         saes = train_saes(store, config_of(**OFTEN), tmp_path, resume=True, progress=False)
     check_equal(whole, tmp_path, saes)
 

@@ -150,7 +150,7 @@ def test_first_difference():
     assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) is None
     assert first_difference({"a": {"b": 1, "d": 4}}, {"a": {"b": 1, "d": 5}}) == ("a.d", 4, 5)
     assert first_difference({"a": 1}, {"a": 1, "b": None}) == ("b", None, None)
-    assert first_difference({"a": 1, "b": 2}, {"a": 1, "b": 3}, but=("b",)) is None
+    assert first_difference({"a": 1, "b": 2}, {"a": 1, "b": 3}, ignored=("b",)) is None
 
 
 @pytest.mark.door

@@ -1,3 +1,3 @@
-"""Names on the Hugging Face Hub, as a user writes them."""
+"""The prefix by which a user names something on the Hugging Face Hub, as in ``hf-hub:owner/name``."""
 
-HUB = "hf-hub:"  # what they start with
+HUB = "hf-hub:"
