@@ -100,16 +100,16 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def check_known(content: Iterable[object], known: Sequence[object], prefix: str = "") -> None:
-    """Refuse keys that are not in ``known``; ``prefix`` precedes the key in the error."""
+def check_known(content: Iterable[object], known_keys: Sequence[object], prefix: str = "") -> None:
+    """Refuse keys that are not in ``known_keys``; ``prefix`` precedes the key in the error."""
     for key in content:
-        if key not in known:
-            raise unknown_key(prefix, key, known)
+        if key not in known_keys:
+            raise unknown_key(prefix, key, known_keys)
 
 
-def unknown_key(prefix: str, key: object, known: Sequence[object]) -> InputError:
+def unknown_key(prefix: str, key: object, known_keys: Sequence[object]) -> InputError:
     """Return the error for an unknown key: it suggests the most similar known key and lists them all."""
-    names = [str(name) for name in known]
+    names = [str(name) for name in known_keys]
     near = get_close_matches(str(key), names, n=1)
     meant = f"{near[0]}, if that was meant, or " if near else ""
     return InputError(f"{prefix}{key}", "an unknown key", f"{meant}one of {', '.join(names) or 'none at all'}")

@@ -33,9 +33,9 @@ class ShuffledBatches:
         check_number("batch_size", batch_size, at_least=1, integer=True)
         check_number("accumulate", accumulate, at_least=1, integer=True)
         if batch_size > store.n_rows:
-            raise InputError("batch_size", batch_size, f"at most the rows there are to train on, {store.n_rows}")
+            raise InputError("batch_size", batch_size, f"at most the number of training rows, {store.n_rows}")
         if batch_size * accumulate > store.n_rows:
-            expected = f"batches that hold no more than the rows there are to train on, {store.n_rows}"
+            expected = f"at most the number of training rows, {store.n_rows}"
             raise InputError("accumulate_batches", f"{accumulate} of {batch_size} rows", expected)
         self.store, self.batch_size, self.seed, self.accumulate = store, batch_size, seed, accumulate
         self.epoch = 0

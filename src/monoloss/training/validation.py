@@ -66,4 +66,4 @@ def check_validation(config: TrainingConfig, store: FeatureStore, validation: Fe
         raise InputError("validate_every_steps", config.validate_every_steps, "a validation store to make use of it")
     if validation is not None and validation.width != store.width:
         got = f"rows of width {validation.width}"
-        raise InputError("validation", got, f"the width of the rows to train on, {store.width}")
+        raise InputError("validation", got, f"the width of the training rows, {store.width}")
