@@ -1,3 +1,3 @@
-"""The prefix by which a user names something on the Hugging Face Hub, as in ``hf-hub:owner/name``."""
+"""The prefix of names on the Hugging Face Hub, ``hf-hub:owner/name``. Tested in ``tests/sae/test_folder.py``."""
 
 HUB = "hf-hub:"

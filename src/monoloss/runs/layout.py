@@ -1,4 +1,4 @@
-"""Names of the files and folders in the folder of a run."""
+"""Names of the files and folders in the folder of a run. Tested in ``tests/runs/test_folder.py``."""
 
 from __future__ import annotations
 
