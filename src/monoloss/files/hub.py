@@ -1,3 +1,3 @@
-"""The prefix of names on the Hugging Face Hub, ``hf-hub:owner/name``. Tested in ``tests/sae/test_folder.py``."""
+"""The prefix of names on the Hub, ``hf-hub:owner/name``. Tested in ``tests/behaviour/test_shared_sae_folders.py``."""
 
 HUB = "hf-hub:"
