@@ -65,6 +65,8 @@ class Ranks:
 def joined_ranks() -> Iterator[Ranks]:
     """Join the processes that torchrun has started (RANK, WORLD_SIZE), or those of torch's existing process group.
 
+    Without either the block gets the `Ranks` of a single process.
+
     Raises:
         InputError: WORLD_SIZE is above 1, but the processes cannot connect.
     """
@@ -89,7 +91,7 @@ def joined_ranks() -> Iterator[Ranks]:
 
 @contextmanager
 def training_processes() -> Iterator[Ranks]:
-    """Join the processes that torchrun has started, each with a GPU of its own if the machine has any; else be alone.
+    """Join processes as `joined_ranks`, for training: each has a GPU of its own if the machine has any.
 
     Raises:
         InputError: the processes cannot connect, or a machine with GPUs runs more processes than it has GPUs.

@@ -45,6 +45,8 @@ def progress(
 ) -> Iterator[Callable[..., None]]:
     """Show a progress bar during a block, which gets a function ``advance(n, unit=unit)``.
 
+    ``advance`` adds ``n`` to the count, and shows other words after it where ``unit`` is passed.
+
     Args:
         title: the words before the bar.
         total: the count at the end; None if unknown.

@@ -21,7 +21,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of the di
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all: the block writes to the temporary path it gets, then renamed to `path`.
+    """Write a file whole or not at all: the block gets a temporary path to write, which is then renamed to `path`.
 
     The temporary path lies in a new folder beside `path`. When the block ends, the file is flushed to the disk and
     renamed, which replaces an older file in one step. When the block raises, nothing is left behind and an older file
@@ -46,7 +46,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Write a folder whole or not at all: the block fills the temporary folder it gets, then renamed to `path`.
+    """Write a folder whole or not at all: the block gets a temporary folder to fill, which is then renamed to `path`.
 
     When the block ends, all its files are flushed to the disk and the folder is renamed. When the block raises,
     nothing is left behind. After a kill the temporary folder stays beside the target: see `remove_temporaries`.

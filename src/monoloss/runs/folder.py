@@ -109,7 +109,7 @@ class RunFolder:
         """Write ``config.yaml``; when resuming, check that the existing one is equal.
 
         Raises:
-            InputError: it differs; the error names the first key.
+            InputError: the existing file differs; the error names the first key that does.
         """
         if resume and self.config_file.exists():
             self._check_same(self.config_file, self.kind.read(self.config_file), config)
@@ -129,7 +129,7 @@ class RunFolder:
         return checkpoint
 
     def _check_same(self, file: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Refuse to resume a run whose configuration, as written in ``file``, is not equal but for the movable keys."""
+        """Refuse to resume where the configuration of ``file`` and the present one differ in a key that is not movable."""
         difference = first_difference(written, config, ignored=self.kind.movable)
         if difference is not None:
             key, before, now = difference

@@ -32,7 +32,7 @@ class SaveSchedule(NamedTuple):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Atomic writing of checkpoints, straight to the disk; Lightning's goes through memory and `/tmp`."""
+    """Atomic writing of checkpoints, without Lightning's detour through memory and the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint atomically."""
@@ -50,8 +50,8 @@ class Checkpoints(Callback):
         schedule: how often to save, and how many checkpoints to keep.
         n_steps: optimiser steps of the whole run.
         batches: the training batches, whose position is saved.
-        identity: the run's configuration and the fingerprints of its data, as nested plain values; it tells a
-            checkpoint of another run.
+        identity: the run's configuration and the fingerprints of its data, as nested plain values; a checkpoint
+            of another run is recognised by it.
         stop: the received signals; after a signal the run is saved and stops.
         before: called before each checkpoint, for example to calibrate thresholds.
     """

@@ -25,7 +25,7 @@ class StopSignals:
     alone may handle signals, ``listen`` and ``restore`` do nothing.
 
     Attributes:
-        received: number of the first signal, or None.
+        received: number of the recorded signal, or None.
     """
 
     def __init__(self) -> None:
