@@ -54,7 +54,8 @@ def from_mapping(kind: type[BuiltT], content: object, where: str, *, complete: b
 def read_field(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
     """Convert a plain value to the type of an annotation; the key ``variant`` chooses from a union of dataclasses.
 
-    Only lists become tuples and integers numbers (for ``float``); ``where`` is the value's dotted key, for errors.
+    A list becomes a tuple, and an integer a float where the annotation says so; nothing else is converted. ``where`` is
+    the value's dotted key, for errors.
 
     Raises:
         InputError: as ``from_mapping``.

@@ -129,7 +129,7 @@ class RunFolder:
         return checkpoint
 
     def _check_same(self, file: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Refuse to resume where the configuration of ``file`` and the present one differ in a key that is not movable."""
+        """Refuse to resume if the configuration in ``file`` and the present one differ in a key that is not movable."""
         difference = first_difference(written, config, ignored=self.kind.movable)
         if difference is not None:
             key, before, now = difference
