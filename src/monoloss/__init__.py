@@ -83,7 +83,7 @@ __all__ = [
     "write_report",
 ]
 
-_MODULE_OF = {  # every name is found on first use: the command line answers without torch, the rest without extras
+_MODULE_OF = {  # modules are imported at first use: the command line starts without torch, the rest without extras
     "ActivationRegularizer": "monoloss.regularizer",
     "AuxLoss": "monoloss.sae.config",
     "BatchTopKConfig": "monoloss.sae.config",
@@ -126,8 +126,7 @@ _MODULE_OF = {  # every name is found on first use: the command line answers wit
     "write_report": "monoloss.report.page",
 }
 
-
-_NEEDS = {  # what these names take beyond the base: they are there without it, and say so when they are called
+_NEEDS = {  # name: the extra that it needs; without it the name exists, and calling it says what to install
     "ImageActivations": "finetune",
     "extract": "vision",
     "fine_tune": "finetune",
@@ -147,13 +146,13 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_MODULE_OF[name]), name)
     except ModuleNotFoundError as error:
-        return _without_extra(name, error)  # not kept: the extra may be installed meanwhile
+        return _without_extra(name, error)  # not stored: the extra may be installed meanwhile
     globals()[name] = value
     return value
 
 
 def _without_extra(name: str, error: ModuleNotFoundError) -> Callable[..., Any]:
-    """A function in the place of one whose extra is not installed, so that ``from monoloss import *`` and help work."""
+    """Return a function that raises `MissingExtraError`, so that ``import *`` and help work without the extra."""
     from monoloss.errors import MissingExtraError, missing_extra
 
     missing = missing_extra(error, _NEEDS.get(name))
@@ -165,7 +164,7 @@ def _without_extra(name: str, error: ModuleNotFoundError) -> Callable[..., Any]:
 
     absent.__name__ = absent.__qualname__ = name
     absent.__module__ = __name__
-    absent.__doc__ = f"Not there: {missing}."
+    absent.__doc__ = f"Not installed: {missing}."
     return absent
 
 

@@ -1,4 +1,4 @@
-"""``python -m monoloss``: the same as the command ``monoloss``."""
+"""``python -m monoloss``, which is the command ``monoloss``. Tested in ``tests/behaviour/test_cli_start.py``."""
 
 import sys
 

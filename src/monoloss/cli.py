@@ -1,6 +1,6 @@
-"""The command line: what a user gave wrong ends in one sentence and exit code 2, never in a traceback.
+"""The command line ``monoloss``: a user's error ends in one sentence and exit code 2, never in a traceback.
 
-Nothing is imported here that takes time: the parser comes with a command, torch with its work.
+Slow imports are put off: the parser is imported with a command, torch with the command's work.
 """
 
 from __future__ import annotations
@@ -19,23 +19,17 @@ from monoloss.errors import InputError, MissingExtraError, missing_extra
 from monoloss.version import __version__
 
 EXIT_INPUT = 2
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: raised, so that what is half-written is cleaned up."""
+    """Raised at SIGTERM, so that half-written files are cleaned up."""
 
 
 class Command(NamedTuple):
-    """Where a command is.
-
-    Attributes:
-        module: it imports nothing heavy at its top.
-        function: its arguments become options.
-        extra: what has to be installed for it.
-    """
+    """A command: a function whose arguments become options, its module (no slow imports), and the extra it needs."""
 
     module: str
     function: str
@@ -57,31 +51,28 @@ _HELP = ("-h", "--help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for input that cannot be used, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run the command line; return the exit code: 0, 2 for unusable input, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Example:
-        >>> main(["demo", "--seed", "-1"])
-        2
+    ``argv`` are the words after ``monoloss``; by default those of this process.
     """
     words = sys.argv[1:] if argv is None else argv
     try:
         with _sigterm_is_raised():
             return _run(words)
     except (ModuleNotFoundError, MissingExtraError) as error:
-        known = missing_extra(error, _extra_for(words))
-        if not isinstance(known, InputError):
+        missing = missing_extra(error, _extra_for(words))
+        if not isinstance(missing, InputError):
             raise
-        return _refuse(known)
+        return _refuse(missing)
     except InputError as error:
         return _refuse(error)
-    except OSError as error:  # a full disk, a folder that may not be written
-        if error.errno not in _OF_THE_DISK:
+    except OSError as error:  # a full disk, a read-only folder
+        if error.errno not in _DISK_ERRORS:
             raise
-        return _refuse(
-            InputError(str(error.filename or "a file"), os.strerror(error.errno), "a place that can hold it")
-        )
+        file = str(error.filename or "a file")
+        return _refuse(InputError(file, os.strerror(error.errno), "a place that can hold it"))
     except KeyboardInterrupt:
-        # One that left an `exec`, as dataclasses use, makes Python kill itself at its end, unless another one succeeds
+        # Raised inside `exec`, which dataclasses use, it makes Python kill itself at exit unless another exec succeeds
         exec("")  # noqa: S102
         print("monoloss: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -92,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _sigterm_is_raised() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does. Only the main thread may handle signals; elsewhere it stays as it is."""
+    """Raise `_Terminated` in the block at SIGTERM. In other threads, which may not handle signals, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,6 +99,7 @@ def _sigterm_is_raised() -> Iterator[None]:
 
 
 def _run(words: list[str]) -> int:
+    """Run the command that the words name, or print help or version; return the exit code."""
     if not words:
         raise InputError("COMMAND", "nothing", f"one of {', '.join(COMMANDS)}, or --help")
     name, rest = words[0], words[1:]
@@ -140,7 +132,7 @@ def _run(words: list[str]) -> int:
 
 
 def _help_text() -> str:
-    """What ``monoloss --help`` shows."""
+    """Return the text of ``monoloss --help``, with the first sentence of each command's docstring."""
     lines = [
         "usage: monoloss [-h] [--version] COMMAND ...",
         "",
@@ -159,12 +151,13 @@ def _help_text() -> str:
 
 
 def _extra_for(words: list[str]) -> str:
-    """The extra that brings what was asked for."""
+    """Return the extra that the words' command needs; "cli" for help and unknown commands."""
     asked_for_help = any(word in _HELP for word in words)
     return COMMANDS[words[0]].extra if words and words[0] in COMMANDS and not asked_for_help else "cli"
 
 
 def _refuse(error: Exception) -> int:
+    """Print a user's error; return its exit code."""
     print(f"monoloss: {error}", file=sys.stderr)
     return EXIT_INPUT
 

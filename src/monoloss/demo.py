@@ -1,4 +1,4 @@
-"""The demo: MonoLoss at work on scikit-learn's digits, from a feature store to a table, pictures and pages."""
+"""The demo: MonoLoss on scikit-learn's digits, from a feature store to a table, pictures and a report."""
 
 from __future__ import annotations
 
@@ -40,43 +40,36 @@ MEMORY = 0.9
 VARIANTS = {"topk": "TopK", "batch_topk": "BatchTopK"}
 LOSSES = {"baseline": "baseline", "paper": "paper's MonoLoss", "memory": "memory + centred"}
 GRID_LATENTS = 6
-MARK = "demo.json"  # by which a folder is known as an earlier demo's
+MARK = "demo.json"  # file that marks the folder of a demo
 
 
 class Digits(NamedTuple):
-    """scikit-learn's digits, split.
-
-    Attributes:
-        train: rows to train on, with labels.
-        held_out: rows to judge on, with labels and thumbnails.
-    """
+    """scikit-learn's digits as stores of rows to train on and of rows to evaluate on, with labels and thumbnails."""
 
     train: FeatureStore
     held_out: FeatureStore
 
 
 class DemoResult(NamedTuple):
-    """What a demo found, and where it is written.
-
-    Attributes:
-        evaluations: on held-out digits, by the names ``topk-baseline``, ..., ``batch_topk-memory``.
-        folder: pictures, report, stores, logs and evaluation files.
-    """
+    """The results of a demo."""
 
     evaluations: dict[str, Evaluation]
+    """Evaluations on the held-out digits by SAE: ``topk-baseline``, ..., ``batch_topk-memory``."""
+
     folder: Path
+    """Folder of pictures, report, stores, logs and evaluation files."""
 
 
 def run_demo(
     seed: int = 0, out: str | Path = "demo-output", *, progress: bool = True, console: Console | None = None
 ) -> DemoResult:
-    """Train six SAEs on one pass over the training digits, judge them on the held-out ones, and show it.
+    """Train six SAEs on the training digits, evaluate them on the held-out ones, and print and save the results.
 
     Args:
-        seed: of the split, the initial weights and the order of the rows.
-        out: folder for the results; it appears whole, and replaces an earlier demo's.
+        seed: seed of the split, the initial weights and the order of the rows.
+        out: folder of the results, written atomically; an earlier demo's is replaced.
         progress: show progress bars.
-        console: where the table goes; the terminal by default.
+        console: the console to print on; by default the terminal.
 
     Raises:
         InputError: a negative seed, or a folder that holds something else.
@@ -90,20 +83,21 @@ def run_demo(
         digits = digits_stores(folder / "stores", seed)
         saes = train_saes(digits.train, demo_config(seed), folder, progress=progress)
         evaluations = {
-            name: _where_it_will_be(evaluation)
+            name: _with_relative_store(evaluation)
             for name, evaluation in evaluate(digits.held_out, saes, progress=progress).items()
         }
         for name, evaluation in evaluations.items():
             evaluation.save(folder / "evaluations" / name)
         pictures = draw(evaluations, digits.held_out, folder / "pictures")
         located = [
-            LocatedEvaluation(folder / "evaluations" / name, one, folder, name) for name, one in evaluations.items()
+            LocatedEvaluation(folder / "evaluations" / name, evaluation, folder, name)
+            for name, evaluation in evaluations.items()
         ]
         write_report(
             list(evaluations.values()),
             folder / "report",
             stores=[digits.held_out],
-            curves=[curve for one in located for curve in training_curves(one)],
+            curves=[curve for evaluation in located for curve in training_curves(evaluation)],
             title="MonoLoss on scikit-learn's digits",
             progress=progress,
         )
@@ -119,14 +113,14 @@ def run_demo(
     return DemoResult(evaluations, out)
 
 
-def _where_it_will_be(evaluation: Evaluation) -> Evaluation:
-    """The store's folder as seen from the evaluation's: the demo's folder gets its name at the end."""
+def _with_relative_store(evaluation: Evaluation) -> Evaluation:
+    """Name the store's folder relative to the evaluation's: the demo's folder is renamed at the end."""
     store = Path("..", "..", "stores", evaluation.metadata["store"])
     return replace(evaluation, metadata={**evaluation.metadata, "store_folder": str(store)})
 
 
 def digits_stores(folder: Path, seed: int) -> Digits:
-    """The digits as two feature stores: 1198 rows to train on, 599 held out, the same share of each digit in both."""
+    """Make feature stores of the digits: 1198 rows to train on, 599 held out, the same share of each digit in both."""
     data = load_digits()
     pixels, labels = data.data.astype(np.float32), data.target.astype(np.int64)
     parts = train_test_split(np.arange(len(pixels)), test_size=1 / 3, stratify=labels, random_state=seed)
@@ -145,7 +139,7 @@ def digits_stores(folder: Path, seed: int) -> Digits:
 
 
 def demo_config(seed: int) -> TrainingConfig:
-    """Six SAEs: TopK and BatchTopK, each without MonoLoss, with the paper's, and with memory + centred MonoLoss."""
+    """Configure six SAEs: TopK and BatchTopK, each without MonoLoss, with the paper's, and with memory + centred."""
     aux = AuxLoss(k=16, dead_after_samples=DEAD_AFTER_SAMPLES)
     saes: dict[str, tuple[SaeConfig, float, float | None]] = {
         "topk": (TopKConfig("topk", N_LATENTS, K, aux=aux), TOPK_WEIGHT, None),
@@ -167,7 +161,7 @@ def demo_config(seed: int) -> TrainingConfig:
 
 
 def grouped(evaluations: Mapping[str, Evaluation]) -> dict[str, list[Evaluation]]:
-    """The evaluations by SAE variant, named after their loss, in the order of ``LOSSES``."""
+    """Group evaluations by SAE variant, renamed after their losses and in the order of ``LOSSES``."""
     return {
         title: [replace(evaluations[f"{variant}-{loss}"], name=label) for loss, label in LOSSES.items()]
         for variant, title in VARIANTS.items()
@@ -175,7 +169,7 @@ def grouped(evaluations: Mapping[str, Evaluation]) -> dict[str, list[Evaluation]
 
 
 def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: Path) -> list[str]:
-    """The pictures of a demo as PNG files; returns their names, relative to the parent of ``folder``."""
+    """Draw the pictures of a demo as PNG files in ``folder``; return their paths relative to its parent."""
     folder.mkdir(parents=True)
     groups = grouped(evaluations)
     colors = variant_colors(groups)
@@ -198,7 +192,7 @@ def draw(evaluations: Mapping[str, Evaluation], held_out: FeatureStore, folder: 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Matrices this small run faster on one thread, and many times faster where other programs use the cores."""
+    """Use one thread in a block: matrices this small are faster so, many times where other programs use the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Several processes that work together, as torchrun starts them: who is who, and how they wait for each other."""
+"""Processes that work together, as torchrun starts them: their ranks, waiting for each other, comparing arguments."""
 
 from __future__ import annotations
 
@@ -15,97 +15,103 @@ import torch.distributed as dist
 
 from monoloss.errors import InputError, first_line
 
-LONGEST_WAIT = timedelta(days=30)  # the slowest process may need that much longer than the fastest
+LONGEST_WAIT = timedelta(days=30)  # by which the slowest process may be behind the fastest
 
 
 class Ranks:
-    """The processes of a run, and which of them this is.
+    """The rank of this process, and the communication with the other processes of a run.
 
     Args:
-        rank: number of this process.
-        n_ranks: of all.
-        group: how they talk; None for a single process.
+        rank: number of this process, from 0.
+        n_ranks: number of processes.
+        group: torch's process group; None for a single process.
     """
 
     def __init__(self, rank: int = 0, n_ranks: int = 1, group: Any = None) -> None:
         self.rank, self.n_ranks, self._group = rank, n_ranks, group
 
     def writes(self, shard: int) -> bool:
-        """Whether a shard is this process's to write."""
+        """Whether this process is the one that writes the shard with this number."""
         return shard % self.n_ranks == self.rank
 
     def wait(self) -> None:
-        """Until all processes are here.
+        """Wait until all processes have called this.
 
         Raises:
-            InputError: another one has ended instead.
+            InputError: another process has ended instead.
         """
         if self._group is None:
             return
         try:
             dist.all_reduce(torch.zeros(1), group=self._group)
         except RuntimeError as error:
-            expected = "all of them until the end; the same command goes on from the shards that are written"
+            expected = "all of them until the end; the same command resumes after the written shards"
             raise InputError("ranks", "a process that has ended early", expected) from error
 
     def check_same(self, metadata: Mapping[str, object]) -> None:
-        """Raise `InputError` unless all processes were given the same."""
+        """Raise `InputError`, with the rank, where a process passes other ``metadata`` (JSON values) than process 0."""
         if self._group is None:
             return
         digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode("ascii")).digest()
-        mine = torch.tensor(list(digest), dtype=torch.uint8)
-        all_of_them = [torch.empty_like(mine) for _ in range(self.n_ranks)]
-        dist.all_gather(all_of_them, mine, group=self._group)
-        for rank, other in enumerate(all_of_them):
-            if not torch.equal(other, all_of_them[0]):
+        local_digest = torch.tensor(list(digest), dtype=torch.uint8)
+        digests = [torch.empty_like(local_digest) for _ in range(self.n_ranks)]
+        dist.all_gather(digests, local_digest, group=self._group)
+        for rank, rank_digest in enumerate(digests):
+            if not torch.equal(rank_digest, digests[0]):
                 raise InputError("ranks", f"other arguments or images in process {rank} than in process 0", "the same")
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun has started (RANK, WORLD_SIZE), or those of the process group that is there."""
-    here = dist.is_available() and dist.is_initialized()
-    if not here and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the processes that torchrun has started (RANK, WORLD_SIZE), or those of torch's existing process group.
+
+    Without either the block gets the `Ranks` of a single process.
+
+    Raises:
+        InputError: WORLD_SIZE is above 1, but the processes cannot connect.
+    """
+    is_joined = dist.is_available() and dist.is_initialized()
+    if not is_joined and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    if not here:
+    if not is_joined:
         try:
             dist.init_process_group("gloo")
         except (ValueError, RuntimeError) as error:
-            got = f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that do not meet ({first_line(error)})"
+            got = f"WORLD_SIZE={os.environ['WORLD_SIZE']} and processes that cannot connect ({first_line(error)})"
             raise InputError("ranks", got, "processes that torchrun starts, or no WORLD_SIZE") from error
     try:
         n_ranks = dist.get_world_size()
         group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if n_ranks > 1 else None
         yield Ranks(dist.get_rank(), n_ranks, group)
     finally:
-        if not here:
+        if not is_joined:
             dist.destroy_process_group()
 
 
 @contextmanager
 def training_processes() -> Iterator[Ranks]:
-    """The processes that torchrun has started (RANK, WORLD_SIZE), ready to train together; alone without it.
+    """Join processes as `joined_ranks`, for training: each has a GPU of its own if the machine has any.
 
     Raises:
-        InputError: processes that do not meet; more on a machine than it has GPUs.
+        InputError: the processes cannot connect, or a machine with GPUs runs more processes than it has GPUs.
     """
     n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    ours = n_ranks > 1 and not dist.is_initialized()
-    if ours and torch.cuda.is_available():
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise InputError("processes", f"{local + 1} on this machine", "a GPU for each process")
-        torch.cuda.set_device(local)
+    starts_group = n_ranks > 1 and not dist.is_initialized()
+    if starts_group and torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise InputError("processes", f"{local_rank + 1} on this machine", "a GPU for each process")
+        torch.cuda.set_device(local_rank)
         dist.init_process_group("cuda:nccl,cpu:gloo")
     try:
         with joined_ranks() as ranks:
             yield ranks
     finally:
-        if ours and dist.is_initialized():
+        if starts_group and dist.is_initialized():
             dist.destroy_process_group()
 
 
 def processes_per_machine(n_ranks: int) -> int:
-    """How many of the processes run on this machine, as torchrun says."""
+    """Return how many of the ``n_ranks`` processes run on this machine, as torchrun says; without torchrun all."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", n_ranks))

@@ -1,4 +1,4 @@
-"""The errors that a user's input can cause; the command line turns these, and only these, into one sentence."""
+"""The errors that a user's input can cause; the command line prints them as one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used: names the argument, what came and what was needed.
+    """An argument, option or file that cannot be used.
+
+    Attributes: ``argument`` names it, ``got`` says what was passed, ``expected`` what would have been right.
 
     Example:
         >>> raise InputError("embeddings", "a row of zeros (row 3)", "rows with a norm above 0")
@@ -16,7 +18,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, argument: str, got: object, expected: str) -> None:
-        super().__init__(argument, got, expected)  # all three, so that the error survives pickling
+        super().__init__(argument, got, expected)  # all three, so that the error can be pickled
         self.argument = argument
         self.got = str(got)
         self.expected = expected
@@ -26,7 +28,7 @@ class InputError(ValueError):
 
 
 class MissingExtraError(InputError, ImportError):
-    """A part of the library needs packages that are not installed: says what to install.
+    """A part of the library needs a package that is not installed; the error says how to install its extra.
 
     Example:
         >>> str(MissingExtraError("matplotlib", "report"))
@@ -38,7 +40,7 @@ class MissingExtraError(InputError, ImportError):
         self.args = (package, extra)
 
 
-_BROUGHT_BY: dict[str, tuple[str, ...]] = {  # packages by the name that is imported, and the extras that list them
+_EXTRAS_OF: dict[str, tuple[str, ...]] = {  # imported name of a package: the extras that list it
     "docstring_parser": ("cli",),
     "jsonargparse": ("cli",),
     "rich": ("cli",),
@@ -57,7 +59,7 @@ _BROUGHT_BY: dict[str, tuple[str, ...]] = {  # packages by the name that is impo
     "pyarrow": ("interop",),
     "sklearn": ("demo",),
 }
-_INCLUDES = {  # extras in others
+_INCLUDES = {  # extra: the extras that it includes
     "train": ("cli",),
     "report": ("cli",),
     "vision": ("cli",),
@@ -68,41 +70,31 @@ _INCLUDES = {  # extras in others
 
 
 def missing_extra(error: ImportError, asked: str | None = None) -> ImportError:
-    """What to raise for a package that could not be imported: which extra brings it, if one does.
+    """Return the error to raise for a failed import: `MissingExtraError` if an extra has the package, else ``error``.
 
     Args:
-        error: what the import raised, or what this function made of it further inside.
-        asked: the extra of what the user asked for; it is named if it brings the package.
-
-    Example:
-        >>> print(missing_extra(ModuleNotFoundError(name="PIL"), "report"))
-        PIL: got no such package; expected pip install 'monoloss[report]'
+        error: the error of the import, or the result of an earlier call of this function.
+        asked: the extra of the command or function that the user called; it is named if it has the package.
     """
     package = error.args[0] if isinstance(error, MissingExtraError) else (error.name or "").split(".")[0]
-    if package not in _BROUGHT_BY:
+    if package not in _EXTRAS_OF:
         return error
-    if asked is not None and {asked, *_INCLUDES.get(asked, ())} & set(_BROUGHT_BY[package]):
+    if asked is not None and {asked, *_INCLUDES.get(asked, ())} & set(_EXTRAS_OF[package]):
         return MissingExtraError(package, asked)
-    return error if isinstance(error, MissingExtraError) else MissingExtraError(package, _BROUGHT_BY[package][0])
+    return error if isinstance(error, MissingExtraError) else MissingExtraError(package, _EXTRAS_OF[package][0])
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; the name of its class where it says nothing."""
+    """Return the first line of an error's text; the name of its class if the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Name this extra where a package that it brings is missing in the block.
+    """Run a block whose imports need the extra ``name``.
 
     Raises:
-        MissingExtraError: a package of an extra is missing.
-
-    Example:
-        >>> with needs_extra("report"):
-        ...     raise ModuleNotFoundError(name="matplotlib")
-        Traceback (most recent call last):
-        monoloss.errors.MissingExtraError: matplotlib: got no such package; expected pip install 'monoloss[report]'
+        MissingExtraError: a package of an extra is not installed; ``name`` is named if it has the package.
     """
     try:
         yield

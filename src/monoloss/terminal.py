@@ -1,4 +1,4 @@
-"""Sizes and times as people read them, and the progress bar. Rich is imported by the bar alone: the core lacks it."""
+"""Texts of sizes and times, and the progress bar, which alone imports Rich: it comes with the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 def size_text(n_bytes: int) -> str:
-    """A number of bytes in the unit that suits it.
-
-    Example:
-        >>> size_text(3 * 1024**2)
-        '3.0 MiB'
-    """
+    """Format a number of bytes in the unit that suits its size: "512 B", "3.0 MiB"."""
     size, unit = float(n_bytes), "B"
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
@@ -28,12 +23,7 @@ def size_text(n_bytes: int) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A time in its two largest units.
-
-    Example:
-        >>> time_text(12.34), time_text(75), time_text(5400), time_text(300_000)
-        ('12.3 s', '1 min 15 s', '1 h 30 min', '3 days 11 h')
-    """
+    """Format a time in its two largest units: "12.3 s", "1 min 15 s", "1 h 30 min", "3 days 11 h"."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -53,15 +43,17 @@ def progress(
     done: int = 0,
     console: Console | None = None,
 ) -> Iterator[Callable[..., None]]:
-    """Show a progress bar during a block, which gets what advances it by a number, and may replace the unit.
+    """Show a progress bar during a block, which gets a function ``advance(n, unit=unit)``.
+
+    ``advance`` adds ``n`` to the count, and shows other words after it where ``unit`` is passed.
 
     Args:
         title: the words before the bar.
-        total: the number at its end; None where it is not known.
+        total: the count at the end; None if unknown.
         unit: the words after the count.
-        shown: False: show nothing.
-        done: the number to begin with.
-        console: where it goes; the terminal's error stream by default.
+        shown: whether there is a bar; without one ``advance`` does nothing.
+        done: the count at the start.
+        console: the console to draw on; by default the error stream.
 
     Raises:
         MissingExtraError: Rich is not installed.

@@ -85,6 +85,6 @@ def test_processes_that_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match=r"ranks: got WORLD_SIZE=2 and processes that do not meet \(.*RANK"):
+    with pytest.raises(InputError, match=r"ranks: got WORLD_SIZE=2 and processes that cannot connect \(.*RANK"):
         extract(ListSource(3), FakeEncoder(), tmp_path / "s", workers=0, progress=False)
     assert not (tmp_path / "s").exists()

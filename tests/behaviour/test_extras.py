@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from monoloss.cli import COMMANDS
-from monoloss.errors import _BROUGHT_BY, _INCLUDES, MissingExtraError, missing_extra, needs_extra
+from monoloss.errors import _EXTRAS_OF, _INCLUDES, MissingExtraError
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
@@ -64,7 +64,7 @@ def run_without(hidden: list[str], code: str) -> str:
 
 
 def test_errors_know_the_extras_of_the_project():
-    known = {extra: {package for package, extras in _BROUGHT_BY.items() if extra in extras} for extra in requirements()}
+    known = {extra: {package for package, extras in _EXTRAS_OF.items() if extra in extras} for extra in requirements()}
     assert known == {extra: packages_of(extra) for extra in requirements()}
     assert {extra: set(_INCLUDES.get(extra, ())) for extra in requirements()} == {
         extra: included_in(extra) for extra in requirements()
@@ -81,39 +81,6 @@ def test_every_command_has_an_extra(command):
     assert COMMANDS[command].extra in requirements()
 
 
-@pytest.mark.parametrize(
-    ("package", "asked", "extra"),
-    [
-        ("PIL", None, "vision"),
-        ("PIL.Image", "report", "report"),
-        ("PIL", "finetune", "finetune"),
-        ("PIL", "demo", "demo"),
-        ("PIL", "interop", "vision"),
-        ("yaml", "train", "train"),
-        ("jsonargparse", None, "cli"),
-        ("lightning.pytorch", "cli", "train"),
-        ("datasets", "finetune", "interop"),
-    ],
-)
-def test_the_extra_of_what_was_asked_for(package, asked, extra):
-    name = package.partition(".")[0]
-    assert str(missing_extra(ModuleNotFoundError(name=package), asked)) == str(MissingExtraError(name, extra))
-
-
-def test_who_asked_last_names_the_extra_if_it_brings_the_package():
-    found = pytest.raises(MissingExtraError, match=r"monoloss\[finetune\]")
-    with found, needs_extra("finetune"), needs_extra("vision"):
-        raise ModuleNotFoundError(name="timm")
-    found = pytest.raises(MissingExtraError, match=r"monoloss\[interop\]")
-    with found, needs_extra("finetune"), needs_extra("interop"):
-        raise ModuleNotFoundError(name="datasets")
-
-
-def test_a_package_of_no_extra_is_a_fault_of_ours():
-    with pytest.raises(ModuleNotFoundError, match="no such thing"), needs_extra("train"):
-        raise ModuleNotFoundError("no such thing", name="thing")
-
-
 def test_public_names_are_there_without_extras():
     out = run_without(
         EVERYTHING,
@@ -128,7 +95,7 @@ assert "class SparseAutoencoder" in pydoc.plain(pydoc.render_doc(monoloss))
 for name in monoloss.__all__:
     thing = members[name]
     assert thing.__name__ == name
-    if thing.__doc__.startswith("Not there"):
+    if thing.__doc__.startswith("Not installed"):
         try:
             thing(1, option=2)
         except monoloss.MissingExtraError as error:

@@ -183,7 +183,7 @@ DAMAGES: list[tuple[str, Damage, str]] = [
     (
         "model.safetensors",
         lambda folder: (folder / "model.safetensors").unlink(),
-        "got no such file; expected the file as",
+        "got no such file; expected a saved model folder",
     ),
     *(
         (

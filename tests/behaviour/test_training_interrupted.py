@@ -160,9 +160,7 @@ def steps_saved(run: Path) -> list[int]:
 
 @pytest.mark.usefixtures("python_answers_ctrl_c")
 @pytest.mark.parametrize(("batch", "step"), [(3, 2), (4, 2), (18, 9)])
-def test_the_step_is_finished_and_saved_and_the_run_goes_on_from_there(
-    store, tmp_path, monkeypatch, capsys, batch, step
-):
+def test_the_step_is_finished_and_saved_and_the_run_can_be_resumed(store, tmp_path, monkeypatch, capsys, batch, step):
     config = a_run({"topk": SETTINGS["topk"]}, accumulate_batches=2)
     whole = bits_of(train_saes(store, config, tmp_path / "whole", progress=False)["topk"])
     with monkeypatch.context() as patch:

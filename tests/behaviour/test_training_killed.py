@@ -54,16 +54,14 @@ def test_ten_kills_and_three_sigterms(tmp_path):
     (tmp_path / "run.yaml").write_text(config_text(TrainingRecord(training, str(store.folder))), encoding="utf-8")
     begin = ("--config", str(tmp_path / "run.yaml"), "--out")
     finish(*begin, str(tmp_path / "whole"))
-    chance, run = random.Random(0), tmp_path / "run"
-    moments = [
-        (signal.SIGTERM if i in (3, 7, 11) else signal.SIGKILL, 20 * i + chance.randrange(20)) for i in range(13)
-    ]
+    draw, run = random.Random(0), tmp_path / "run"
+    moments = [(signal.SIGTERM if i in (3, 7, 11) else signal.SIGKILL, 20 * i + draw.randrange(20)) for i in range(13)]
     for i, (signum, step) in enumerate(moments):
         process = start("--resume", str(run)) if i else start(*begin, str(run))
-        code, err = stop(process, run, step, chance.uniform(0.0, 0.15), signum)
+        code, err = stop(process, run, step, draw.uniform(0.0, 0.15), signum)
         if signum == signal.SIGTERM:
             assert code == 143, err
-            assert f"--resume {run} goes on from there" in err
+            assert f"--resume {run} resumes it" in err
         else:
             assert code == -signal.SIGKILL, err
         assert not (run / "saes").exists()

@@ -1,4 +1,4 @@
-"""A run that was killed and went on ends with the bits of one that was not."""
+"""A run that was killed and resumed ends with the bits of one that was not."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def test_killed_twice(store, tmp_path, accumulate, first):
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_again_and_again_with_two_batches_a_step(store, whole, tmp_path, seed):
     """Also between the two batches of a step, and with steps that were not saved."""
-    chance = random.Random(seed)
+    draw = random.Random(seed)
     config = config_of(accumulate_batches=2, checkpoint_every_steps=2 + seed, log_every_steps=2)
-    train_until_killed(store, config, tmp_path, chance.randint(5, 8))
+    train_until_killed(store, config, tmp_path, draw.randint(5, 8))
     for _ in range(2):
-        train_until_killed(store, config, tmp_path, chance.randint(2, 5), resume=True)
+        train_until_killed(store, config, tmp_path, draw.randint(2, 5), resume=True)
     saes = train_saes(store, config, tmp_path, resume=True, progress=False)
     check_equal(whole, tmp_path, saes, accumulate=2)
 
@@ -156,19 +156,19 @@ def test_killed_at_the_very_end_needs_no_more_training(store, whole, tmp_path, m
             train_saes(store, config_of(**OFTEN), tmp_path, progress=False)
     assert not (tmp_path / "saes").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("monoloss.training.run.SaeRun.training_step", killed)
+        patch.setattr("monoloss.training.run.SaeTrainingModule.training_step", killed)
         saes = train_saes(store, config_of(**OFTEN), tmp_path, resume=True, progress=False)
     check_equal(whole, tmp_path, saes)
 
 
-def test_bfloat16_goes_on_as_exactly(store, tmp_path):
+def test_bfloat16_resumes_as_exactly(store, tmp_path):
     config = config_of(precision="bf16-mixed", epochs=1, **OFTEN)
     bits = all_bits(train_saes(store, config, tmp_path / "whole", progress=False))
     train_until_killed(store, config, tmp_path / "run", 4)
     assert all_bits(train_saes(store, config, tmp_path / "run", resume=True, progress=False)) == bits
 
 
-def test_global_generators_go_on_too(store, tmp_path):
+def test_global_generators_resume_too(store, tmp_path):
     """Nothing here draws from them, but what a user puts into a run may."""
     config = config_of(epochs=1, **OFTEN)
     torch.manual_seed(1)
@@ -198,7 +198,7 @@ def test_resuming_where_nothing_is_begins(store, tmp_path):
 
 
 @pytest.mark.door
-def test_what_cannot_go_on(store, tmp_path):
+def test_what_cannot_be_resumed(store, tmp_path):
     config, run = config_of(**OFTEN), tmp_path / "run"
     train_until_killed(store, config, run, 3)
     other_store = structured_store(tmp_path / "other", 330, seed=5)
@@ -251,7 +251,7 @@ def test_two_at_once_in_one_folder(store, tmp_path, monkeypatch):
     assert len(refused) == 2
 
 
-def test_moments_in_another_layout_go_on_as_well(store, whole, tmp_path):
+def test_moments_in_another_layout_resume_as_well(store, whole, tmp_path):
     """Adam's fused step pairs memory, not places: moments that were saved row by row are laid out again."""
     train_until_killed(store, config_of(**OFTEN), tmp_path, 8)
     for path in (tmp_path / "checkpoints").iterdir():

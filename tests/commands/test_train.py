@@ -123,7 +123,7 @@ def test_ctrl_c_then_resume_then_finished(call, stores, tmp_path, monkeypatch):
                 place = ("--resume", "run") if signum == signal.SIGTERM else (*arguments, "--out", "run")
                 got, out, err = call(*place)
             assert (got, out) == (code, "")
-            assert "--resume run goes on from there" in err
+            assert "--resume run resumes it" in err
             assert f"monoloss: {text}" in err
     finally:
         signal.signal(signal.SIGINT, before)
@@ -195,7 +195,7 @@ def test_other_data_than_the_config_names(call, stores, tmp_path):
     assert refused(*call("--resume", "run")) == text
     assert refused(*call("--config", "run/config.yaml", "--out", "other")) == text
     assert refused(*call("--config", "run.yaml", "--store", str(stores / "train"), "--out", "run")) == (
-        "run: got a folder that holds a run; expected a new folder, or --resume (resume=True) to go on with it"
+        "run: got a folder that holds a run; expected a new folder, or --resume (resume=True) to resume it"
     )
 
 

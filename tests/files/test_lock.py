@@ -1,3 +1,5 @@
+"""One process at a time in a folder, however the process before it ended."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +13,7 @@ from monoloss.files.lock import only_one
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings(r"ignore:.*multi-threaded, use of fork\(\):DeprecationWarning")  # of Python 3.12 and later
 def test_a_lock_ends_with_its_holder_though_a_process_it_forked_lives_on(tmp_path):
-    """Worker processes of a killed run take a moment to end; the same command must go on at once."""
+    """Worker processes of a killed run take a moment to end; the same command must resume at once."""
     reading, writing = os.pipe()
     holder = os.fork()
     if holder == 0:

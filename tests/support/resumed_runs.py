@@ -83,7 +83,7 @@ def all_bits(saes: Mapping[str, SparseAutoencoder]) -> dict[str, dict[str, bytes
 
 
 def last_state(run: Path) -> dict[str, Any]:
-    """All that the newest checkpoint of a run says of where it stands."""
+    """The content of the newest checkpoint of a run, without the run's identity."""
     (*_, newest) = sorted((run / "checkpoints").iterdir())
     content = torch.load(newest, weights_only=True)
     del content["monoloss_run"]  # how often it is saved may differ
@@ -95,9 +95,9 @@ def flat(value: Any, where: str = "") -> dict[str, Any]:
     if isinstance(value, Tensor):
         return {where: (tuple(value.shape), value.dtype, value.numpy().tobytes())}
     if isinstance(value, Mapping):
-        return {path: found for key, item in value.items() for path, found in flat(item, f"{where}/{key}").items()}
+        return {path: leaf for key, item in value.items() for path, leaf in flat(item, f"{where}/{key}").items()}
     if isinstance(value, list | tuple):
-        return {path: found for i, item in enumerate(value) for path, found in flat(item, f"{where}/{i}").items()}
+        return {path: leaf for i, item in enumerate(value) for path, leaf in flat(item, f"{where}/{i}").items()}
     return {where: value}
 
 
@@ -114,6 +114,6 @@ def logged_lines(run: Path) -> dict[int, dict[str, str]]:
         if (version / "metrics.csv").is_file():
             with (version / "metrics.csv").open(encoding="utf-8", newline="") as file:
                 for line in csv.DictReader(file):
-                    found = {key: value for key, value in line.items() if value}
-                    lines[int(line["step"])] = lines.get(int(line["step"]), {}) | found
+                    cells = {key: value for key, value in line.items() if value}
+                    lines[int(line["step"])] = lines.get(int(line["step"]), {}) | cells
     return lines

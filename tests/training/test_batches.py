@@ -12,9 +12,9 @@ from torch import Tensor
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from monoloss.runs import shuffling
 from monoloss.runs.shuffling import block_shuffled, shuffled
 from monoloss.training.batches import ShuffledBatches
+from support.small_blocks import shrink_blocks
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +72,8 @@ def test_order_follows_from_seed_and_epoch_alone(store):
     assert rows == shuffled(23, 1, 0)[:20].tolist()  # the size of a batch does not change the order
 
 
-def test_shuffled_is_a_permutation_with_nothing_shared_between_seeds_and_epochs():
-    orders = {tuple(shuffled(50, seed, epoch).tolist()) for seed in range(-1, 5) for epoch in range(-1, 5)}
-    assert len(orders) == 36
-    assert all(sorted(order) == list(range(50)) for order in orders)
-    assert shuffled(1, 0, 0).tolist() == [0]
-
-
 @pytest.mark.parametrize("n_given", [1, 3, 4, 6])
-def test_goes_on_from_anywhere(store, n_given):
+def test_resumes_anywhere(store, n_given):
     batches = ShuffledBatches(store, 5, seed=1)
     expected = epochs(ShuffledBatches(store, 5, seed=1), 4)
     flat = [batch for epoch in expected for batch in epoch]
@@ -117,7 +110,7 @@ def _at_epoch(store: FeatureStore, epoch: int) -> ShuffledBatches:
 @pytest.mark.door
 def test_error_texts(store):
     for size, text in (
-        (24, "batch_size: got 24; expected at most the rows there are to train on, 23"),
+        (24, "batch_size: got 24; expected at most the number of training rows, 23"),
         (0, "batch_size: got 0; expected an integer at least 1"),
         (2.0, "batch_size: got 2.0; expected an integer at least 1"),
     ):
@@ -140,31 +133,7 @@ def test_the_state_of_other_batches_is_refused(store):
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 2 rows, windows of 3 blocks, so that 23 rows are more than a window."""
-    monkeypatch.setattr(shuffling, "_BLOCK_ROWS", 2)
-    monkeypatch.setattr(shuffling, "_BLOCKS_PER_WINDOW", 3)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_block_shuffled_mixes_blocks_within_windows():
-    orders = [block_shuffled(23, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
-    assert orders == [block_shuffled(23, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-    moved = torn = 0
-    for order in orders:
-        assert sorted(order) == list(range(23))
-        windows = [order[:6], order[6:12], order[12:18], order[18:]]
-        if 22 in order[:18]:  # the block of one row
-            short = next(number for number in range(3) if 22 in windows[number])
-            bounds = [0, *(6 * (number + 1) - (number >= short) for number in range(3)), 23]
-            windows = [order[start:stop] for start, stop in itertools.pairwise(bounds)]
-        for window in windows:
-            assert {row ^ 1 for row in window if row != 22} <= {*window, 23}  # whole blocks
-        moved += windows[0] != sorted(windows[0]) and max(windows[0]) > 5
-        torn += any(abs(one - other) > 1 for one, other in itertools.pairwise(windows[0]))
-    assert moved
-    assert torn
-    assert block_shuffled(6, 1, 0).tolist() == shuffled(6, 1, 0).tolist()
+    shrink_blocks(monkeypatch)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -183,7 +152,7 @@ def test_the_order_goes_by_where_the_store_is_when_it_is_first_needed(store):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("n_given", [1, 3, 4, 6])
 @pytest.mark.parametrize("loaded_before", [False, True])
-def test_goes_on_in_its_own_order_with_other_memory(store, n_given, loaded_before):
+def test_resumes_in_the_same_order_with_other_memory(store, n_given, loaded_before):
     def opened(loaded: bool) -> FeatureStore:
         one = FeatureStore(store.folder)
         return one.load() if loaded else one

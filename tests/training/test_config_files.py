@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 
 from monoloss import InputError
-from monoloss.files.yaml import from_yaml, to_yaml
-from monoloss.runs.config_files import first_difference
 from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.config_files import (
@@ -135,22 +133,6 @@ def test_a_sweep_begins_with_a_baseline(tmp_path):
     base, mono = read_config(tmp_path / "run.yaml", [("sweep.a", "[0, 0.1]")]).training.saes.values()
     assert (base.mono_weight, base.mono_memory, base.mono_center) == (0.0, 0.0, False)
     assert (mono.mono_weight, mono.mono_memory, mono.mono_center) == (0.1, 0.9, True)
-
-
-def test_numbers_as_people_write_them():
-    numbers = {"a": 3e-4, "b": 1e5, "c": -2.5e-3, "d": 1, "e": 1.5, "f": 1e-05, "g": True, "h": None}
-    text = "{a: 3e-4, b: 1E5, c: -2.5e-3, d: 1, e: 1.5, f: 1.0e-05, g: true, h: null}"
-    assert from_yaml(text, "x") == numbers
-    assert {key: type(value) for key, value in from_yaml(text, "x").items()} == {k: type(v) for k, v in numbers.items()}
-    assert from_yaml(to_yaml(numbers), "x") == numbers
-    assert from_yaml("[e4, 1e, '3e-4', 0x10e4]", "x") == ["e4", "1e", "3e-4", 0x10E4]
-
-
-def test_first_difference():
-    assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 1}, "c": 2}) is None
-    assert first_difference({"a": {"b": 1, "d": 4}}, {"a": {"b": 1, "d": 5}}) == ("a.d", 4, 5)
-    assert first_difference({"a": 1}, {"a": 1, "b": None}) == ("b", None, None)
-    assert first_difference({"a": 1, "b": 2}, {"a": 1, "b": 3}, but=("b",)) is None
 
 
 @pytest.mark.door

@@ -15,7 +15,6 @@ from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from monoloss.training.config import SaeTraining
 from monoloss.training.run import train_saes
-from monoloss.training.schedule import learning_rate_factor
 from support.saes import bits_of, some_config, structured_store
 from support.training_runs import BATCH, EPOCHS, SETTINGS, ShuffledBatches, a_run, logged_by
 
@@ -90,17 +89,6 @@ def test_learning_rate_is_as_described(store, tmp_path, schedule, warmup_steps):
     assert [rate for rate, _ in rates] == pytest.approx([lr_at(settings, step, 18) for step in range(18)], rel=1e-12)
     assert {rate for _, rate in rates} == {3e-3}
     assert close(trained["one"], plain_loop(store, settings))
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_learning_rate_falls_from_the_warm_up_to_nothing(schedule):
-    factor = learning_rate_factor(schedule, 10, 110)
-    assert [factor(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
-    assert factor(60) == pytest.approx(0.5)
-    assert 0.0 < factor(109) < 0.011
-    assert factor(110) == 0.0
-    falling = [factor(step) for step in range(10, 111)]
-    assert falling == sorted(falling, reverse=True)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])

@@ -14,10 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import reference
 from monoloss.errors import InputError
-from monoloss.sae.config import SAE_CONFIGS, AuxLoss, InputScaling
+from monoloss.sae.config import AuxLoss, InputScaling
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training import module as training
-from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
 from sae import reference as sae_reference
 from support import bounds
@@ -222,14 +221,11 @@ def test_error_texts(store, tmp_path):
     for call, text in (
         (
             lambda: train_saes(store, a_run({"a": topk}, batch_size=N_ROWS + 1), folder),
-            "batch_size: got 331; expected at most the rows there are to train on, 330",
+            "batch_size: got 331; expected at most the number of training rows, 330",
         ),
         (
             lambda: train_saes(store, a_run({"a": topk}, accumulate_batches=7), folder),
-            (
-                "accumulate_batches: got 7 of 50 rows; "
-                "expected batches that hold no more than the rows there are to train on, 330"
-            ),
+            ("accumulate_batches: got 7 of 50 rows; expected at most the number of training rows, 330"),
         ),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, warmup_steps=18)}), folder),
@@ -243,40 +239,6 @@ def test_error_texts(store, tmp_path):
             lambda: train_saes(store, a_run({"a": topk}), folder, validation="folder"),
             "validation: got a str; expected a FeatureStore or None",
         ),
-        (
-            lambda: a_run({"a": replace(topk, mono_weight=0.0, mono_embeddings="scaled")}),
-            "saes.a.mono_embeddings: got scaled; expected mono_weight above 0 to make use of it",
-        ),
-        (
-            lambda: a_run({"a": replace(topk, mono_center=True, mono_embeddings="scaled")}),
-            (
-                "saes.a.mono_center: got True; "
-                "expected mono_embeddings 'inputs': the mean that it takes off is that of the inputs"
-            ),
-        ),
-        (
-            lambda: replace(topk, lr_schedule="step"),
-            "lr_schedule: got 'step'; expected one of 'constant', 'linear', 'cosine'",
-        ),
-        (lambda: replace(topk, warmup_steps=-1), "warmup_steps: got -1; expected an integer at least 0"),
-        (
-            lambda: a_run({"a": topk}, precision="16-mixed"),
-            "precision: got '16-mixed'; expected one of '32-true', 'bf16-mixed'",
-        ),
-        (
-            lambda: a_run({"a": topk}, checkpoint_every_minutes=0),
-            "checkpoint_every_minutes: got 0; expected a number above 0.0",
-        ),
-        (
-            lambda: a_run({"a": topk}, checkpoint_every_steps=0),
-            "checkpoint_every_steps: got 0; expected an integer at least 1",
-        ),
-        (lambda: a_run({"a": topk}, keep_checkpoints=0), "keep_checkpoints: got 0; expected an integer at least 1"),
-        (
-            lambda: a_run({"a": topk}, loggers="wandb"),
-            "loggers: got a str; expected a list of 'tensorboard', 'wandb' or both",
-        ),
-        (lambda: a_run({"a": topk}, loggers=["csv"]), "loggers: got 'csv'; expected one of 'tensorboard', 'wandb'"),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_memory=0.5)}), folder),
             "saes.a.mono_memory: got 0.5; expected mono_weight above 0 to make use of it",
@@ -293,50 +255,9 @@ def test_error_texts(store, tmp_path):
             "store: got a str; expected a FeatureStore; FeatureStore(folder) opens one",
         ),
         (lambda: train_saes(store, {"a": topk}, folder), "config: got a dict; expected a TrainingConfig"),
-        (lambda: TrainingConfig([("a", topk)]), "saes: got a list; expected a mapping from names to SaeTraining"),
-        (lambda: TrainingConfig({"a": topk.sae}), "saes['a']: got a TopKConfig; expected SaeTraining(sae, ...)"),
-        (lambda: SaeTraining("topk"), f"sae: got a str; expected {SAE_CONFIGS}"),
         (
             lambda: train_saes(store, a_run({"a": replace(topk, mono_weight=0.0, mono_center=True)}), folder),
             "saes.a.mono_center: got True; expected mono_weight above 0 to make use of it",
-        ),
-        (lambda: replace(topk, mono_center="yes"), "mono_center: got a str; expected True or False"),
-        (lambda: replace(topk, lr=float("inf")), "lr: got inf; expected a number above 0.0"),
-        (
-            lambda: replace(topk, seed="x"),
-            "seed: got 'x'; expected an integer at least 0 and below 9223372036854775808",
-        ),
-        (lambda: TrainingConfig({3: topk}), "saes: the name 3: got a int; expected text"),
-        (lambda: InputScaling(unit_norm="no"), "inputs.unit_norm: got a str; expected True or False"),
-        (lambda: replace(topk.sae, tied="no"), "tied: got a str; expected True or False"),
-        (lambda: replace(topk.sae, inputs=None), "inputs: got a NoneType; expected an InputScaling"),
-        (lambda: replace(topk.sae, aux=None), "aux: got a NoneType; expected an AuxLoss"),
-        (lambda: TrainingConfig({}), "saes: got no SAE; expected at least one"),
-        (
-            lambda: TrainingConfig({"a/b": topk}),
-            "saes: got the name 'a/b'; expected names of letters, digits and _ - . +, no dot first",
-        ),
-        (
-            lambda: TrainingConfig({".a": topk}),
-            "saes: got the name '.a'; expected names of letters, digits and _ - . +, no dot first",
-        ),
-        (lambda: TrainingConfig({"a": topk}, epochs=0), "epochs: got 0; expected an integer at least 1"),
-        (
-            lambda: TrainingConfig({"a": topk}, log_every_steps=0),
-            "log_every_steps: got 0; expected an integer at least 1",
-        ),
-        (lambda: replace(topk, mono_weight=-1.0), "mono_weight: got -1.0; expected a number at least 0.0"),
-        (
-            lambda: replace(topk, mono_weight=float("nan")),
-            "mono_weight: got nan; expected a number at least 0.0",
-        ),
-        (lambda: replace(topk, mono_memory=1.0), "mono_memory: got 1.0; expected a number at least 0.0 and below 1.0"),
-        (lambda: replace(topk, lr=0.0), "lr: got 0.0; expected a number above 0.0"),
-        (lambda: replace(topk, adam_eps=0.0), "adam_eps: got 0.0; expected a number above 0.0"),
-        (lambda: replace(topk, clip_norm=0.0), "clip_norm: got 0.0; expected a number above 0.0"),
-        (
-            lambda: replace(topk, redraw_dead_every_steps=0),
-            "redraw_dead_every_steps: got 0; expected an integer at least 1",
         ),
     ):
         with pytest.raises(InputError) as caught:

@@ -1,4 +1,4 @@
-"""The door: what a user may pass, said in one sentence when it is something else."""
+"""Checks of arguments: each raises `InputError`, with one sentence, for a value that a user may not pass."""
 
 from monoloss.checks.values import check_choice, check_number, check_type
 

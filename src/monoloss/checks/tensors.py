@@ -1,4 +1,4 @@
-"""The door for tensors: what shapes, dtypes and devices must be, said in one sentence when they are not."""
+"""Checks of tensors: shape, dtype, device and finite values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monoloss.errors import InputError
 
 
 def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int | None = None) -> None:
-    """Refuse what is not a floating-point ``(rows, width)`` tensor; None leaves a side free."""
+    """Check that a value is a floating-point ``(rows, width)`` tensor; None allows any number."""
     expected = f"a floating-point tensor of shape ({rows or 'n'}, {width or 'any width'})"
     if not isinstance(value, Tensor):
         raise InputError(name, type(value).__name__, expected)
@@ -23,7 +23,7 @@ def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int |
 
 
 def check_vector(name: str, value: Any, width: int | None = None) -> None:
-    """Refuse what is not a floating-point ``(width,)`` tensor, finite on the CPU; None leaves the width free."""
+    """Check that a value is a floating-point ``(width,)`` tensor, on the CPU also finite; None allows any width."""
     expected = f"a floating-point tensor of shape ({'any width' if width is None else width},)"
     if not isinstance(value, Tensor):
         raise InputError(name, type(value).__name__, expected)
@@ -34,12 +34,12 @@ def check_vector(name: str, value: Any, width: int | None = None) -> None:
 
 
 def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
-    """Refuse embeddings, activations (dense or sparse) and a centre that do not belong together."""
+    """Check the types of embeddings, activations (dense or sparse) and centre, and that shapes and devices agree."""
     check_matrix("embeddings", embeddings)
     n, d = embeddings.shape
     if d == 0:
         raise InputError("embeddings", f"shape {tuple(embeddings.shape)}", "a width of at least 1")
-    if not hasattr(activations, "n_latents"):  # dense; sparse activations have checked themselves
+    if not hasattr(activations, "n_latents"):  # dense; sparse activations are checked when they are made
         check_matrix("activations", activations)
     if activations.shape[0] != n:
         raise InputError("activations", f"{activations.shape[0]} rows", f"as many as embeddings has, {n}")
@@ -50,6 +50,6 @@ def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
 
 
 def check_same_device(name: str, got: torch.device, other: str, expected: torch.device) -> None:
-    """Refuse two tensors that live on different devices."""
+    """Check that the device of the tensor ``name`` is that of the tensor ``other``."""
     if got != expected:
         raise InputError(name, f"device {got}", f"the device of {other}, {expected}")

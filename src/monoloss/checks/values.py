@@ -1,4 +1,4 @@
-"""The door: what types, choices and numbers must be, said in one sentence when they are not."""
+"""Checks of single values: type, choice, number within bounds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from monoloss.errors import InputError
 
 
 def check_type(name: str, value: object, kind: type | UnionType, expected: str) -> None:
-    """Refuse a value that is not of a type."""
+    """Check that a value is of a type, which ``expected`` describes in the error."""
     if not isinstance(value, kind):
         raise InputError(name, f"a {type(value).__name__}", expected)
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Refuse a value that is none of the choices."""
+    """Check that a value is one of the choices."""
     if value not in choices:
         raise InputError(name, repr(value), "one of " + ", ".join(repr(choice) for choice in choices))
 
@@ -30,7 +30,7 @@ def check_number(
     below: float | int | None = None,
     integer: bool = False,
 ) -> None:
-    """Refuse what is not a finite number within its bounds."""
+    """Check that a value is a finite number (no bool) within the bounds, with ``integer`` an int."""
     bounds = [f"at least {at_least}"] * (at_least is not None)
     bounds += [f"above {above}"] * (above is not None) + [f"below {below}"] * (below is not None)
     kind = int if integer else (int, float)

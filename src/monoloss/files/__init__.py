@@ -1,1 +1,1 @@
-"""Files and folders, written whole or not at all and read strictly."""
+"""Writing files and folders whole or not at all, and reading them strictly."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic files and folders, text, sha256."""
+"""Atomic writing: a file or folder appears whole or not at all. Also text files and sha256."""
 
 from __future__ import annotations
 
@@ -16,82 +16,80 @@ from pathlib import Path
 from monoloss.errors import InputError
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # these may come without the name of a file
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of the disk, which may lack a file name
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all: write to the path that is handed out; it takes `path`'s place at the end.
+    """Write a file whole or not at all: the block gets a temporary path to write, which is then renamed to `path`.
 
-    The path handed out lies in a temporary folder beside the target. When the block ends, the file is flushed to the
-    disk and renamed, which replaces an older file in one step. When the block raises, nothing is left behind and an
-    older file is untouched. After a kill the temporary folder stays: see `remove_temporaries`.
+    The temporary path lies in a new folder beside `path`. When the block ends, the file is flushed to the disk and
+    renamed, which replaces an older file in one step. When the block raises, nothing is left behind and an older file
+    is untouched. After a kill the temporary folder stays: see `remove_temporaries`.
 
     Args:
         path: the file to write; missing parent folders are made.
 
     Raises:
         InputError: `path` is a folder.
-        OSError: the disk is full or the like; it names `path`.
+        OSError: the disk is full or the like; the error names `path`.
     """
     target = Path(path)
     if target.is_dir():
         raise InputError(str(target), "a folder", "a path for a file")
-    with _temporary_beside(target) as temporary, _errors_name(target, temporary / target.name):
+    with _temporary_beside(target) as temporary, _errors_naming(target, temporary / target.name):
         yield temporary / target.name
-        _settle(temporary / target.name, _file_mode(temporary))
+        _flush(temporary / target.name, _file_mode(temporary))
         (temporary / target.name).replace(target)
         _sync_folder(target.parent)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
-    """Write a folder whole or not at all: fill the folder that is handed out; it takes `path`'s place at the end.
+    """Write a folder whole or not at all: the block gets a temporary folder to fill, which is then renamed to `path`.
 
-    When the block ends, every file in it is flushed to the disk and the folder is renamed. When the block raises,
+    When the block ends, all its files are flushed to the disk and the folder is renamed. When the block raises,
     nothing is left behind. After a kill the temporary folder stays beside the target: see `remove_temporaries`.
 
     Args:
         path: the folder to make; it does not exist yet or is empty. Missing parent folders are made.
-        replace: allow a folder that is not empty; it is moved aside, and deleted once the new one is in place. (Between
-            the two renames there is an instant without either; if the second rename fails the old folder comes back.)
+        replace: allow a folder that is not empty; it is moved aside, and deleted once the new one has its name. (For an
+            instant between the two renames neither exists; if the second fails, the old folder is put back.)
 
     Raises:
         InputError: `path` is a file, or a folder that is not empty while `replace` is off; before anything is written.
-        OSError: the disk is full or the like; it names the file below `path`, or `path`.
+        OSError: the disk is full or the like; the error names the file below `path`, or `path`.
     """
     target = Path(path).resolve()
     check_new_folder(target, allow_full=replace)
-    with _temporary_beside(target) as temporary, _errors_name(target, temporary):
+    with _temporary_beside(target) as temporary, _errors_naming(target, temporary):
         yield temporary
         mode = _file_mode(temporary)
         for parent, _, files in os.walk(temporary, topdown=False):
             for name in files:
-                _settle(Path(parent, name), mode)
+                _flush(Path(parent, name), mode)
             _sync_folder(Path(parent))
         _put_in_place(temporary, target)
 
 
 def check_new_folder(path: str | os.PathLike[str], *, allow_full: bool = False) -> None:
-    """Raise `InputError` unless a new folder can be made at `path`: nothing is there, or an empty folder.
+    """Refuse a `path` where no new folder can be made: a file, a path below a file, or a folder that is not empty.
 
-    Args:
-        path: the folder that is to be made.
-        allow_full: accept a folder that is not empty.
+    With `allow_full` a folder that is not empty is accepted.
     """
     target = Path(path)
-    nearest = next(place for place in (target, *target.absolute().parents) if place.exists())
+    nearest = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
     if not nearest.is_dir():
-        where = "a file" if nearest == target else f"a path below the file {nearest}"
-        raise InputError(str(target), where, "a path for a folder")
+        got = "a file" if nearest == target else f"a path below the file {nearest}"
+        raise InputError(str(target), got, "a path for a folder")
     if not allow_full and target.is_dir() and any(target.iterdir()):
         raise InputError(str(target), "a folder that is not empty", "a folder that is empty or does not exist yet")
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> None:
-    """Delete what killed writers have left in `folder`: the temporary folders of `atomic_file` and `atomic_folder`.
+    """Delete the temporary folders that killed calls of `atomic_file` and `atomic_folder` have left in `folder`.
 
-    Only where no other process is writing at the moment.
+    To be called only while no other process writes to `folder`.
     """
     for leftover in Path(folder).glob(".*.tmp"):
         if leftover.is_dir() and _TEMPORARY.fullmatch(leftover.name):
@@ -105,14 +103,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file's contents, in hexadecimal."""
+    """Return the sha256 of a file's contents, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A new empty folder beside `target`; afterwards it is gone, and after an error so are the parents it needed."""
+    """Make an empty folder beside `target` for a block, then delete it; after an error also the parents made for it."""
     new_parents = [parent for parent in target.parents if not parent.exists()]
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -124,15 +122,15 @@ def _temporary_beside(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # not empty: another process has written to it
                 parent.rmdir()
         raise
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
-    """Errors of the disk name what was to be written, instead of something temporary or nothing."""
+def _errors_naming(target: Path, temporary: Path) -> Iterator[None]:
+    """Make an `OSError` raised in the block name `target` where it names `temporary`, or no file though it should."""
     try:
         yield
     except OSError as error:
@@ -144,6 +142,7 @@ def _errors_name(target: Path, temporary: Path) -> Iterator[None]:
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; an older folder of that name is deleted, or put back if the rename fails."""
     old = None
     if target.is_dir() and any(target.iterdir()):
         old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -162,17 +161,19 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _file_mode(folder: Path) -> int:
-    """The permissions of an ordinary new file, read off a new folder: some writers make files for the owner only."""
+    """Return the permissions of an ordinary new file, read off a new folder: some writers make owner-only files."""
     return stat.S_IMODE(folder.stat().st_mode) & 0o666
 
 
-def _settle(file: Path, mode: int) -> None:
+def _flush(file: Path, mode: int) -> None:
+    """Set the permissions of a file and flush it to the disk."""
     file.chmod(mode)
     with file.open("r+b") as opened:
         os.fsync(opened.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk."""
     if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Dataclasses from nested plain values (of a YAML or JSON file) and back: strict, errors name the key from the top."""
+"""Conversion of nested plain values (of a YAML or JSON file) to dataclasses and back; errors name the dotted key."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _LARGE = 2**63  # no count is larger, and float() takes it
 
 
 def from_mapping(kind: type[BuiltT], content: object, where: str, *, complete: bool = False, **given: Any) -> BuiltT:
-    """A dataclass from a mapping of its fields.
+    """Build a dataclass from a mapping of its fields.
 
     Args:
         kind: the dataclass.
         content: the mapping.
-        where: its dotted key, for errors; "" at the top.
-        complete: every field must be there. Otherwise fields that are left out keep their defaults; of a field whose
-            default is itself a dataclass, keys that are left out keep what they have in that default.
-        given: fields that do not come from the mapping.
+        where: the mapping's dotted key, for errors; "" at the top.
+        complete: require every field. Otherwise a missing field has its default; where the default is itself a
+            dataclass, missing keys of a nested mapping have their values in that default.
+        given: values of fields that the mapping must not hold.
 
     Raises:
         InputError: an unknown or missing key, a value of another type, or one that the dataclass refuses.
@@ -46,16 +46,19 @@ def from_mapping(kind: type[BuiltT], content: object, where: str, *, complete: b
             raise InputError(f"{prefix}{name}", "nothing", _expected(hints[name]))
     try:
         return kind(**values)
-    except InputError as error:  # it names the field alone, or the field with what holds it
+    except InputError as error:  # its argument is the field alone, or "kind.field"
         argument = error.argument.removeprefix(f"{where.rpartition('.')[2]}.") if where else error.argument
         raise InputError(f"{prefix}{argument}", error.got, error.expected) from None
 
 
 def read_field(hint: Any, value: Any, where: str, *, complete: bool = False) -> Any:
-    """A plain value as what an annotation says; a union of dataclasses is decided by the key ``variant``.
+    """Convert a plain value to the type of an annotation; the key ``variant`` chooses from a union of dataclasses.
+
+    A list becomes a tuple, and an integer a float where the annotation says so; nothing else is converted. ``where`` is
+    the value's dotted key, for errors.
 
     Raises:
-        InputError: as ``build``; an integer is taken where a number is asked for, nothing else is converted.
+        InputError: as ``from_mapping``.
     """
     if get_origin(hint) in (Union, UnionType):
         kinds = [choice for choice in get_args(hint) if choice is not NoneType]
@@ -63,12 +66,12 @@ def read_field(hint: Any, value: Any, where: str, *, complete: bool = False) -> 
             return None
         if len(kinds) > 1:
             return _read_variant(kinds, value, where, complete=complete)
-        return _read_one(kinds[0], value, where, complete=complete, expected=_expected(hint))
-    return _read_one(hint, value, where, complete=complete, expected=_expected(hint))
+        return _read_single(kinds[0], value, where, complete=complete, expected=_expected(hint))
+    return _read_single(hint, value, where, complete=complete, expected=_expected(hint))
 
 
-def _read_one(hint: Any, value: Any, where: str, *, complete: bool, expected: str) -> Any:
-    """A value of one kind."""
+def _read_single(hint: Any, value: Any, where: str, *, complete: bool, expected: str) -> Any:
+    """Convert a value whose annotation is no union; ``expected`` is the error's text for a wrong type."""
     origin, choices = get_origin(hint), get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type):
         return from_mapping(hint, value, where, complete=complete)
@@ -90,7 +93,7 @@ def _read_one(hint: Any, value: Any, where: str, *, complete: bool, expected: st
 
 
 def to_plain(value: Any) -> Any:
-    """Nested dataclasses, mappings and sequences as new dicts, lists and plain values."""
+    """Convert nested dataclasses, mappings and sequences to new dicts and lists of plain values."""
     if is_dataclass(value):
         return {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -98,23 +101,23 @@ def to_plain(value: Any) -> Any:
     return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def check_known(content: Iterable[object], known: Sequence[object], prefix: str = "") -> None:
-    """Refuse a key that is not among these; ``prefix`` precedes it in the error."""
+def check_known(content: Iterable[object], known_keys: Sequence[object], prefix: str = "") -> None:
+    """Refuse keys that are not in ``known_keys``; ``prefix`` precedes the key in the error."""
     for key in content:
-        if key not in known:
-            raise unknown_key(prefix, key, known)
+        if key not in known_keys:
+            raise unknown_key(prefix, key, known_keys)
 
 
-def unknown_key(prefix: str, key: object, known: Sequence[object]) -> InputError:
-    """What to say of a key that there is none of."""
-    names = [str(name) for name in known]
+def unknown_key(prefix: str, key: object, known_keys: Sequence[object]) -> InputError:
+    """Return the error for an unknown key: it suggests the most similar known key and lists them all."""
+    names = [str(name) for name in known_keys]
     near = get_close_matches(str(key), names, n=1)
     meant = f"{near[0]}, if that was meant, or " if near else ""
     return InputError(f"{prefix}{key}", "an unknown key", f"{meant}one of {', '.join(names) or 'none at all'}")
 
 
 def _filled(field: Field[Any], content: Any) -> Any:
-    """The keys of a nested dataclass over those of the field's default."""
+    """Complete a mapping for a nested dataclass from the field's default; return any other content as it is."""
     default = field.default if field.default is not MISSING else None
     if field.default_factory is not MISSING:
         default = field.default_factory()
@@ -122,7 +125,7 @@ def _filled(field: Field[Any], content: Any) -> Any:
 
 
 def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: bool) -> Any:
-    """One of several dataclasses: that which ``variant`` names."""
+    """Build the dataclass, of several, that the key ``variant`` of a mapping names."""
     check_type(where, value, Mapping, "keys and values")
     variants = {get_args(get_type_hints(kind)[_VARIANT])[0]: kind for kind in kinds}
     expected = "one of " + ", ".join(variants)
@@ -131,16 +134,17 @@ def _read_variant(kinds: Sequence[Any], value: Any, where: str, *, complete: boo
     kind = variants.get(value[_VARIANT]) if isinstance(value[_VARIANT], str) else None
     if kind is None:
         raise InputError(f"{where}.{_VARIANT}", repr(value[_VARIANT]), expected)
-    own = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind)]
     for key in value:
-        others = [name for name, other in variants.items() if key in {field.name for field in fields(other)}]
-        if key not in own and others:
-            got, expected = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(own)}"
+        others = [variant for variant, other in variants.items() if key in {field.name for field in fields(other)}]
+        if key not in names and others:
+            got, expected = f"an option of {', '.join(others)}", f"those of {value[_VARIANT]}: {', '.join(names)}"
             raise InputError(f"{where}.{key}", got, expected)
     return from_mapping(kind, value, where, complete=complete)
 
 
 def _expected(hint: Any) -> str:
+    """Describe the values that an annotation allows, for errors."""
     origin, choices = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, choices))

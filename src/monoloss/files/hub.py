@@ -1,3 +1,3 @@
-"""Names on the Hugging Face Hub, as a user writes them."""
+"""The prefix of names on the Hub, ``hf-hub:owner/name``. Tested in ``tests/behaviour/test_shared_sae_folders.py``."""
 
-HUB = "hf-hub:"  # what they start with
+HUB = "hf-hub:"

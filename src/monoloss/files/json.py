@@ -1,4 +1,4 @@
-"""Versioned JSON files, whole or absent; undefined numbers are null."""
+"""Versioned JSON files, written atomically; undefined numbers (NaN) are stored as null."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, object], *, f
 
     Args:
         path: the file to write.
-        content: anything JSON can hold, nested; without the key "format_version".
-        format_version: what `read_json` has to ask for.
+        content: nested values that JSON can hold; without the key "format_version".
+        format_version: the version that `read_json` must be given.
 
     Raises:
-        InputError: an infinite number, which JSON cannot hold; the error says where. Nothing is written.
+        InputError: an infinite number, which JSON cannot hold; the error names its place. Nothing is written.
     """
     if "format_version" in content:
-        raise InputError("content", "the key 'format_version'", "it as an argument of its own")
+        raise InputError("content", "the key 'format_version'", "the version as the argument format_version")
     document = {"format_version": format_version, **_to_json(content, str(path), "")}
     text = json.dumps(document, indent=1, allow_nan=False)  # ASCII: any string survives, even undecodable file names
     write_text(path, text + "\n")
 
 
 def read_json(path: str | os.PathLike[str], *, format_version: int, null: float | None = None) -> dict[str, Any]:
-    """Read what `write_json` wrote.
+    """Read a JSON file of `write_json`.
 
     Args:
         path: the file.
@@ -61,6 +61,7 @@ def read_json(path: str | os.PathLike[str], *, format_version: int, null: float 
 
 
 def _to_json(value: Any, file: str, where: str) -> Any:
+    """Copy nested values with NaN as None; refuse infinity, naming the file and the value's dotted path `where`."""
     if isinstance(value, float):
         if math.isinf(value):
             raise InputError(file, f"{value} at '{where}'", "finite numbers, or NaN for undefined")
@@ -81,4 +82,5 @@ def _replace_null(value: Any, null: float) -> Any:
 
 
 def _refuse_constant(name: str) -> float:
+    """Refuse NaN and Infinity, which are not JSON though Python's parser takes them."""
     raise ValueError(f"the constant {name}")

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""A lock by which one process at a time works in a folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 from monoloss.errors import InputError
 
-_LOCKED: set[int] = set()  # descriptors of folders
+_LOCKED: set[int] = set()  # file descriptors of the folders that this process has locked
 
 
 @contextmanager
 def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """A lock on a folder that is there; the system takes it away when the process ends, however it ends.
+    """Lock an existing folder for a block. The system removes the lock when the process ends, however it ends.
 
-    Where the file system has no locks, this does nothing.
+    On Windows, and on a file system without locks, this does nothing.
 
     Raises:
-        InputError: another process holds it; `doing` says what that one does.
+        InputError: another process has locked the folder; ``doing`` ("training") says in the error what it does.
     """
-    if os.name == "nt":  # no such locks
+    if os.name == "nt":
         yield
         return
     import fcntl
@@ -31,7 +31,7 @@ def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            expected = "another folder, or that one's end"
+            expected = "another folder, or to wait until that process ends"
             raise InputError(str(folder), f"a folder in which another process is {doing}", expected) from None
         except OSError:  # a file system without locks
             pass
@@ -43,7 +43,7 @@ def only_one(folder: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
 
 def _leave_locks() -> None:
-    """In a forked process: its copy of a lock would outlive the process that holds it."""
+    """Close a forked process's copies of the locks, which would outlive the process that holds them."""
     while _LOCKED:
         os.close(_LOCKED.pop())
 

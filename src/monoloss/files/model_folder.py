@@ -1,8 +1,8 @@
-"""What every folder of a model holds, and how its files are written whole and read strictly.
+"""The files that the folder of every saved model holds: writing them whole and reading them strictly.
 
 - `model.safetensors`: every parameter and buffer under its name in the model; floating-point ones in float32.
-- `config.json`: `format_version`, `library`, `library_version`, what the model is, and of the `Provenance` `encoder`,
-  `store_fingerprint` and `training`, each null where unknown.
+- `config.json`: `format_version`, `library`, `library_version`, a description of the model, and the fields of its
+  `Provenance`, each null where unknown.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from: what its folder says besides what the model is. All of it may be unknown.
-
-    Attributes:
-        encoder: name, weights and preprocessing of the image model whose embeddings it was trained on.
-        store_fingerprint: ``fingerprint`` of the :class:`monoloss.FeatureStore` it was trained on.
-        training: how it was trained, nested as one likes.
+    """The data and the training that a saved model comes from; None where unknown.
 
     Raises:
-        InputError: a value that JSON cannot hold; the error names it with its dotted path.
+        InputError: a value that JSON cannot hold; the error names its dotted path.
     """
 
     encoder: Mapping[str, Any] | None = None
+    """Name, weights and preprocessing of the image model whose embeddings the model was trained on."""
+
     store_fingerprint: str | None = None
+    """``fingerprint`` of the :class:`monoloss.FeatureStore` that the model was trained on."""
+
     training: Mapping[str, Any] | None = None
+    """Settings of the training, nested in any way."""
 
     def __post_init__(self) -> None:
         check_type("store_fingerprint", self.store_fingerprint, str | None, "a text or None")
         for name in ("encoder", "training"):
             check_type(name, getattr(self, name), Mapping | None, "a mapping or None")
-            object.__setattr__(self, name, _plain(getattr(self, name), name))  # as it will be read back
+            object.__setattr__(self, name, _plain(getattr(self, name), name))  # as JSON gives it back
 
 
 def check_replaceable(folder: Path, names: Collection[str], *, is_ours: bool, kind: str) -> None:
@@ -60,9 +60,9 @@ def check_replaceable(folder: Path, names: Collection[str], *, is_ours: bool, ki
 
     Args:
         folder: where to save.
-        names: of the files that a folder of such a model has.
-        is_ours: whether its ``config.json`` is that of such a model.
-        kind: what such a model is called, for the error.
+        names: names of the files in the folder of such a model.
+        is_ours: whether the ``config.json`` in ``folder`` describes such a model.
+        kind: name of such a model in the error.
     """
     check_new_folder(folder, allow_full=True)
     present = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
@@ -71,7 +71,7 @@ def check_replaceable(folder: Path, names: Collection[str], *, is_ours: bool, ki
 
 
 def peek_config(folder: Path) -> dict[str, Any]:
-    """Read a ``config.json`` of whatever version and kind; empty where there is none, or it is no JSON object."""
+    """Read ``config.json`` of any version and kind; return {} where the file is missing or no JSON object."""
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -82,25 +82,27 @@ def peek_config(folder: Path) -> dict[str, Any]:
 def write_model_config(
     path: Path, described: Mapping[str, Any], provenance: Provenance, *, format_version: int
 ) -> None:
-    """Write ``config.json``: the library, what the model is, and where it comes from."""
+    """Write ``config.json``: the library, the description of the model, and its provenance."""
     write_json(path, model_config(described, provenance), format_version=format_version)
 
 
 def model_config(described: Mapping[str, Any], provenance: Provenance) -> dict[str, Any]:
-    """The content of a ``config.json``, but for its format version."""
+    """Return the content of ``config.json``, without its format version."""
     return {"library": LIBRARY, "library_version": __version__, **described, **asdict(provenance)}
 
 
 def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str]) -> Provenance:
-    """Check that ``content`` has ``keys``, those of the library and of a `Provenance`, no others; return the latter.
+    """Return the provenance in the content of a ``config.json``, after a check of all its keys.
+
+    ``keys`` are the keys that describe the model; ``where`` names the file in errors.
 
     Raises:
-        InputError: a key is unknown or missing, or holds a value of another kind.
+        InputError: a key is unknown or missing, or its value has a wrong type.
     """
     described = [field.name for field in fields(Provenance)]
-    known = ["library", "library_version", *keys, *described]
-    check_known(content, known, f"{where}: ")
-    for key in known:
+    expected_keys = ["library", "library_version", *keys, *described]
+    check_known(content, expected_keys, f"{where}: ")
+    for key in expected_keys:
         if key not in content:
             raise InputError(f"{where}: {key}", "nothing", "a value for this key")
     for key in ("library", "library_version"):
@@ -112,7 +114,7 @@ def read_provenance(where: str, content: Mapping[str, Any], keys: Sequence[str])
 
 
 def check_savable(model: nn.Module) -> None:
-    """Refuse a model that a checkpoint could not give back as it is, or that could not encode."""
+    """Refuse a model with float64 tensors, which a model folder would round, or with NaN or infinite values."""
     buffers = dict(model.named_buffers())
     for name, tensor in model.state_dict().items():
         if tensor.dtype == torch.float64:
@@ -124,7 +126,7 @@ def check_savable(model: nn.Module) -> None:
 
 
 def write_tensors(path: Path, model: nn.Module) -> None:
-    """Write `model.safetensors`; the model has passed `check_savable`."""
+    """Write the parameters and buffers of a model that has passed `check_savable`, floating-point ones in float32."""
     tensors = {
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -134,17 +136,17 @@ def write_tensors(path: Path, model: nn.Module) -> None:
 
 @contextmanager
 def opened_tensors(path: Path) -> Iterator[Any]:
-    """Open `model.safetensors`; no tensor is read yet.
+    """Open `model.safetensors` for a block, without reading a tensor yet.
 
     Raises:
-        InputError: no such file, a pickle in its place, or a file that cannot be read, also while it is open.
+        InputError: no such file, a pickle file instead, or an error while the block reads it.
     """
     if not path.is_file():
         pickles = sorted(file.name for file in path.parent.iterdir() if file.suffix in _PICKLES)
         if pickles:
             expected = f"{TENSORS}: a pickle file can run code when it is read"
             raise InputError(str(path.parent / pickles[0]), "a pickle file", expected)
-        raise InputError(str(path), "no such file", "the file as it was written")
+        raise InputError(str(path), "no such file", "a saved model folder")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -155,10 +157,10 @@ def opened_tensors(path: Path) -> Iterator[Any]:
 def read_tensors(
     file: Any, path: Path, expected: Mapping[str, Tensor], not_negative: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Read all tensors of an opened file, which must be those of ``expected``.
+    """Read all tensors of an opened file by name; their names, shapes and dtypes must be those of ``expected``.
 
     Raises:
-        InputError: other names, shapes or dtypes; NaN or infinity; a number below 0 where ``not_negative`` names it.
+        InputError: other names, shapes or dtypes; NaN or infinity; a number below 0 in a tensor of ``not_negative``.
     """
     names = set(file.keys())
     for wrong, got in ((expected.keys() - names, "no tensor"), (names - expected.keys(), "a tensor")):
@@ -177,13 +179,13 @@ def read_tensors(
 
 
 def check_shape(path: Path, name: str, got: Any, expected: Any) -> None:
-    """Refuse a tensor of a file that has not the shape that config.json says."""
+    """Refuse a tensor of a file whose shape is not the one that config.json implies."""
     if tuple(got) != tuple(expected):
         raise InputError(str(path), f"{name} of shape {tuple(got)}", f"shape {tuple(expected)}, as config.json says")
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A copy in what JSON can hold: dicts with text keys, lists, texts, finite numbers, True, False, None."""
+    """Copy nested values that JSON can hold (tuples become lists); refuse others by their dotted path ``where``."""
     if isinstance(value, Mapping):
         for key in value:
             check_type(f"{where}: the key {key!r}", key, str, "a text")

@@ -1,4 +1,4 @@
-"""Tensors as safetensors files, whose errors are those of the disk."""
+"""Writing of safetensors files; an error of the disk is raised as `OSError`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in texts of safetensors; the second before 0.6
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\bcode: (\d+)")  # in safetensors' error texts; the second form before 0.6
 
 
 def save_tensors(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file. Not atomic by itself: into what `atomic_file` or `atomic_folder` hands out.
+    """Write a safetensors file; not atomically, so to a path that `atomic_file` or `atomic_folder` has given.
 
     Raises:
-        OSError: with the path, where the disk is full or the like (safetensors raises an error of its own).
+        OSError: the disk is full or the like; with error number and path, which safetensors' own error lacks.
     """
     try:
         save_file(dict(tensors), path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        found = _OS_ERROR.search(str(error))
-        if found is None:
+        match = _OS_ERROR.search(str(error))
+        if match is None:
             raise
-        number = int(found[1] or found[2])
+        number = int(match[1] or match[2])
         raise OSError(number, os.strerror(number), str(path)) from error

@@ -1,1 +1,1 @@
-"""What any resumable run needs: settings, folder, checkpoints, trainer, signals. Knows no model."""
+"""Resumable runs of any model: settings, folder, checkpoints, trainer, signals."""

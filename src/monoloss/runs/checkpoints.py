@@ -1,4 +1,4 @@
-"""Checkpoint files of a run, for resuming it: their names, and the newest one that can be read."""
+"""The checkpoints from which a run is resumed: their file names, and a search for the newest readable one."""
 
 from __future__ import annotations
 
@@ -15,41 +15,38 @@ IDENTITY, BATCHES, GENERATORS = "monoloss_run", "batches", "generators"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read.
-
-    Attributes:
-        path: the file.
-        n_steps: optimiser steps that were done.
-        identity: what its run was made of.
-    """
+    """A checkpoint that can be read."""
 
     path: Path
     n_steps: int
+    """Optimiser steps done when it was saved."""
+
     identity: Mapping[str, Any]
+    """The configuration of its run, with the fingerprints of the data."""
 
 
 def checkpoint_file(folder: Path, n_steps: int) -> Path:
-    """Path of the checkpoint after ``n_steps`` optimiser steps."""
+    """Return the path of the checkpoint after ``n_steps`` optimiser steps."""
     return folder / f"step={n_steps:08d}{_SUFFIX}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    found = [
+    """List the checkpoints in a folder, the newest first."""
+    paths = [
         path
         for path in folder.glob(f"step=*{_SUFFIX}")
         if re.fullmatch("[0-9]+", path.stem.removeprefix("step=")) and path.is_file()
     ]
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The number of optimiser steps that were done."""
+    """Return the number of optimiser steps in a checkpoint's file name."""
     return int(path.stem.removeprefix("step="))
 
 
 def newest_readable(folder: Path, note: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that can be read whole; ``note`` is told of newer ones that cannot."""
+    """Return the newest undamaged checkpoint, or None; call ``note`` with a sentence about each newer, damaged one."""
     for path in checkpoints_in(folder):
         content = _read(path)
         if content is not None:
@@ -59,14 +56,14 @@ def newest_readable(folder: Path, note: Callable[[str], None]) -> Checkpoint | N
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The contents of a checkpoint, or None: torn, with bytes that changed, or of something else."""
+    """Return the content of a checkpoint; None for a file that is torn, changed, or no checkpoint of a run."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 return None
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a damaged file leads to
+    except Exception:  # a damaged file can raise anything
         return None
-    expected = {IDENTITY: dict, BATCHES: dict, GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
-    whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in expected.items())
-    return content if whole else None
+    kinds = {IDENTITY: dict, BATCHES: dict, GENERATORS: dict, "state_dict": dict, "optimizer_states": list}
+    is_whole = isinstance(content, dict) and all(isinstance(content.get(key), kind) for key, kind in kinds.items())
+    return content if is_whole else None

@@ -1,4 +1,4 @@
-"""Configuration files of runs: YAML, read strictly, with options over it, and compared."""
+"""Configuration files (YAML) of runs: reading them with options that replace values, and comparing two of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def read_settings(
     options: Sequence[tuple[str, str]] = (),
     split: Callable[[Mapping[str, Any], str], list[str]] | None = None,
 ) -> dict[str, Any]:
-    """Read a run's file as nested plain values, with options over them.
+    """Read a run's file as nested plain values, in which options replace values.
 
     Args:
         file: YAML; anchors and ``<<`` work.
         options: dotted keys and values as YAML texts, such as ``("optimisation.lr", "1e-3")``.
-        split: the keys of the nested values that the key of an option stands for, given these; None: parted at dots.
+        split: ``split(content, key)`` splits an option's dotted key into the keys of the nested content; None: at dots.
 
     Raises:
-        InputError: no such file, or not YAML; an option without a place.
+        InputError: no such file, or not YAML; an option whose key goes through a value that has no keys.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def read_settings(
     content = from_yaml(text, str(file))
     check_type(str(file), content, Mapping, "a YAML mapping of keys and values")
     try:
-        content = to_plain(content)  # anchors share what they name; an option is meant for one place
+        content = to_plain(content)  # without aliases, so that an option changes one place
     except RecursionError:
         raise InputError(str(file), "an anchor inside of itself", "nested keys and values") from None
     for key, value in options:
@@ -44,27 +44,31 @@ def read_settings(
 
 
 def first_difference(
-    before: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str] = (), prefix: str = ""
+    before: Mapping[str, Any], now: Mapping[str, Any], ignored: Sequence[str] = (), prefix: str = ""
 ) -> tuple[str, Any, Any] | None:
-    """The first key at which two nested mappings differ, with both values; keys in ``but`` are not compared."""
+    """Return the first dotted key at which two nested mappings differ, with its value in each; None if they are equal.
+
+    Top-level keys in ``ignored`` are not compared; ``prefix`` precedes the key.
+    """
     for key in dict.fromkeys([*before, *now]):
-        if key in but:
+        if key in ignored:
             continue
-        was, is_now = before.get(key), now.get(key)
-        if isinstance(was, Mapping) and isinstance(is_now, Mapping):
-            found = first_difference(was, is_now, prefix=f"{prefix}{key}.")
-            if found is not None:
-                return found
-        elif was != is_now or (key in before) != (key in now):
-            return f"{prefix}{key}", was, is_now
+        value_before, value_now = before.get(key), now.get(key)
+        if isinstance(value_before, Mapping) and isinstance(value_now, Mapping):
+            difference = first_difference(value_before, value_now, prefix=f"{prefix}{key}.")
+            if difference is not None:
+                return difference
+        elif value_before != value_now or (key in before) != (key in now):
+            return f"{prefix}{key}", value_before, value_now
     return None
 
 
 def _set(content: dict[str, Any], key: str, path: Sequence[str], value: Any) -> None:
-    place = content
+    """Set the value at a path of nested keys, which the option ``--key`` stands for; missing mappings are made."""
+    holder = content
     for depth, part in enumerate(path[:-1]):
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
-        check_type(".".join(path[: depth + 1]), place, dict, f"keys and values, because of --{key}")
-    place[path[-1]] = value
+        if holder.get(part) is None:
+            holder[part] = {}
+        holder = holder[part]
+        check_type(".".join(path[: depth + 1]), holder, dict, f"keys and values, because of --{key}")
+    holder[path[-1]] = value

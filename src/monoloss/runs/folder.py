@@ -1,4 +1,4 @@
-"""The folder of a resumable run: what lies where, who may write to it, and whether it is finished."""
+"""The folder of a resumable run: its files, a lock against other processes, and whether the run is finished."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from monoloss.runs.layout import CHECKPOINTS, CONFIG_FILE
 
 @dataclass(frozen=True)
 class RunKind:
-    """What tells the runs of one kind from others.
-
-    Attributes:
-        result: folder that holds what was trained; it appears last, whole, and so marks a finished run.
-        read: the nested plain values of a ``config.yaml``; raises `InputError` for one of another kind.
-        fingerprint: key of ``config.yaml`` that only a run fills in, not a user.
-        movable: keys that may differ when a run is resumed: where its data lie.
-        written: folders, beside the checkpoints, in which a killed process may leave temporary ones.
-    """
+    """The differences between runs that train SAEs and runs that fine-tune."""
 
     result: str
+    """Name of the folder with the trained models; it is written last and atomically, so it marks a finished run."""
+
     read: Callable[[Path], Mapping[str, Any]]
+    """Reads a ``config.yaml`` as nested plain values; raises `InputError` for one of another kind of run."""
+
     fingerprint: str
+    """Key of ``config.yaml`` that only a run fills in, never a user."""
+
     movable: tuple[str, ...]
+    """Keys of ``config.yaml`` that may differ when a run is resumed: the paths of its data."""
+
     written: tuple[str, ...] = ()
+    """Names of folders, beside the checkpoints, in which a killed process may leave temporary folders."""
 
 
 class RunFolder:
-    """``config.yaml``, ``logs/``, ``checkpoints/`` for resuming, and at the end the folder of the results.
+    """The folder of a run: ``config.yaml``, ``logs/``, ``checkpoints/``, and at the end the folder of the results.
 
     Args:
         path: the folder; it need not exist.
-        kind: of the run.
+        kind: the kind of the run.
     """
 
     def __init__(self, path: str | os.PathLike[str], kind: RunKind) -> None:
@@ -55,29 +56,29 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the results are there."""
+        """Whether the folder of the results exists."""
         return self.result.is_dir()
 
     @property
     def holds_a_run(self) -> bool:
-        """Whether anything was saved here."""
+        """Whether the folder has results or a checkpoint."""
         return self.is_finished or bool(checkpoints_in(self.checkpoints))
 
     def check(self, resume: bool) -> None:
-        """Refuse, before anything is written, a place where the run cannot be.
+        """Refuse, before anything is written, a folder that a new run (or, with ``resume``, an old one) cannot use.
 
-        A run of which nothing was saved holds nothing: its place may be taken.
+        A run without results and checkpoints does not count: its folder may be taken.
 
         Raises:
-            InputError: no folder can be made there; it holds another run, a feature store, or a ``config.yaml`` that no
-                run has written.
+            InputError: the folder cannot be made; it holds another run, a feature store, or a ``config.yaml`` that no
+                run has written; or a run that is to be resumed has no ``config.yaml``.
         """
         check_new_folder(self.path, allow_full=True)
         if resume:
             if self.holds_a_run and not self.config_file.is_file():
-                raise InputError(str(self.config_file), "no such file", "the config.yaml of the run that is to go on")
+                raise InputError(str(self.config_file), "no such file", "the config.yaml of the run to resume")
         elif self.holds_a_run:
-            expected = "a new folder, or --resume (resume=True) to go on with it"
+            expected = "a new folder, or --resume (resume=True) to resume it"
             raise InputError(str(self.path), "a folder that holds a run", expected)
         if (self.path / MANIFEST).exists():
             raise InputError(str(self.path), "the folder of a feature store", "a folder of its own for the run")
@@ -86,9 +87,12 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it.
+        """Make the folder and lock it for a block, so that no other process trains in it.
 
-        A killed process leaves no claim behind; what it left half-written is deleted.
+        The lock of a killed process is gone with it; temporary folders that it left are deleted.
+
+        Raises:
+            InputError: the folder cannot be written, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -105,7 +109,7 @@ class RunFolder:
         """Write ``config.yaml``; when resuming, check that the existing one is equal.
 
         Raises:
-            InputError: it differs; the error names the first key.
+            InputError: the existing file differs; the error names the first key that does.
         """
         if resume and self.config_file.exists():
             self._check_same(self.config_file, self.kind.read(self.config_file), config)
@@ -114,10 +118,10 @@ class RunFolder:
                 temporary.write_text(to_yaml(config), encoding="utf-8")
 
     def newest_checkpoint(self, identity: Mapping[str, Any], note: Callable[[str], None]) -> Checkpoint | None:
-        """Return the newest checkpoint that can be read; ``note`` is told of newer ones that cannot.
+        """Return the newest undamaged checkpoint, or None; ``note`` gets a sentence about each newer, damaged one.
 
         Raises:
-            InputError: it is of a run under another configuration, or on other data.
+            InputError: the checkpoint is of a run with another configuration or other data than ``identity`` says.
         """
         checkpoint = newest_readable(self.checkpoints, note)
         if checkpoint is not None:
@@ -125,14 +129,14 @@ class RunFolder:
         return checkpoint
 
     def _check_same(self, file: Path, written: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Refuse to resume under another configuration or on other data."""
-        difference = first_difference(written, config, but=self.kind.movable)
+        """Refuse to resume if the configuration in ``file`` and the present one differ in a key that is not movable."""
+        difference = first_difference(written, config, ignored=self.kind.movable)
         if difference is not None:
             key, before, now = difference
             raise InputError(key, f"{now!r}", f"{before!r} as in {file}, or another folder for a new run")
 
     def _wrote_config(self) -> bool:
-        """Whether a run of this kind has written ``config.yaml``: it then names its data by fingerprint."""
+        """Whether a run of this kind has written ``config.yaml``, which then has the data's fingerprint."""
         try:
             return self.kind.read(self.config_file).get(self.kind.fingerprint) is not None
         except InputError:

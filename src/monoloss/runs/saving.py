@@ -1,4 +1,4 @@
-"""Saving a run as it trains: by steps, by time, at the end, and when a signal asks for it."""
+"""Saving the checkpoints of a run: every so many steps or minutes, at its end, and when a signal stops it."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from monoloss.runs.signals import StopSignals
 
 
 class SaveSchedule(NamedTuple):
-    """When a run is saved, beside its last step and a signal.
-
-    Attributes:
-        every_steps: optimiser steps between two checkpoints; None saves by time alone.
-        every_minutes: time between two checkpoints; None saves by steps alone.
-        n_kept: how many of the newest checkpoints are kept.
-    """
+    """How often checkpoints are saved, besides those at the last step and at a signal, and how many are kept."""
 
     every_steps: int | None = None
+    """Optimiser steps between two checkpoints; None saves by time alone."""
+
     every_minutes: float | None = None
-    n_kept: int = 2
+    """Time between two checkpoints; None saves by steps alone."""
+
+    n_newest: int = 2
+    """Number of checkpoints that are kept: the newest ones."""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that are whole or absent; Lightning's own pass through memory and the system's temporary folder."""
+    """Atomic writing of checkpoints, without Lightning's detour through memory and the system's temporary folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write one."""
+        """Write a checkpoint atomically."""
         with atomic_file(path) as temporary:
             torch.save(checkpoint, temporary)
 
 
 class Checkpoints(Callback):
-    """Saves a run at the end of a step: every so many steps or minutes, at the last one, and when a signal came.
+    """Callback that saves a checkpoint at the end of a step: as scheduled, at the last step, and after a signal.
 
-    Of several processes all save, and stop, when one of them is to.
+    Several processes save, and stop, together: as soon as one of them is due to.
 
     Args:
-        folder: where; missing folders are made.
-        schedule: how often, and how many are kept.
+        folder: folder of the checkpoints; made if missing.
+        schedule: how often to save, and how many checkpoints to keep.
         n_steps: optimiser steps of the whole run.
-        batches: what is trained on.
-        identity: what the run is made of, plain nested values; a checkpoint of another run is told apart by it.
-        stop: signals that came; after the checkpoint that they ask for, the run stops.
-        before: called before each checkpoint, to calibrate thresholds.
+        batches: the training batches, whose position is saved.
+        identity: the run's configuration and the fingerprints of its data, as nested plain values; a checkpoint
+            of another run is recognised by it.
+        stop: the received signals; after a signal the run is saved and stops.
+        before: called before each checkpoint, for example to calibrate thresholds.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Checkpoints(Callback):
         self._saved_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to lose."""
+        """Start the clock of ``every_minutes``; from here on a signal waits for the end of the step."""
         self._saved_at = monotonic()
         self._stop.listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time; stop if a signal came. In the middle of a step's batches neither can be.
+        """Save if it is time, and stop after a signal, where the batch is the last of an optimiser step.
 
-        After the last batch of an epoch it waits for ``on_train_epoch_end``: Lightning, resumed from a state between
+        At the last batch of an epoch ``on_train_epoch_end`` does this instead: Lightning, resumed from a state between
         the two, counts the next epoch as this one.
         """
         n_batches = batch_idx + 1
@@ -89,10 +89,11 @@ class Checkpoints(Callback):
             self._end_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As after any other step."""
+        """Save if it is time, and stop after a signal, at the end of an epoch."""
         self._end_step(trainer)
 
     def _end_step(self, trainer: Trainer) -> None:
+        """Save and stop where any process is due to."""
         if trainer.world_size > 1 and self._agreed(trainer, self._stop.received is not None):
             self._stop.received = self._stop.received or signal.SIGTERM
         if self._stop.received is not None or self._agreed(trainer, self._is_due(trainer.global_step)):
@@ -100,12 +101,12 @@ class Checkpoints(Callback):
         self._stop.check()
 
     @staticmethod
-    def _agreed(trainer: Trainer, mine: bool) -> bool:
-        """Whether any process says so."""
-        return mine if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(mine, all=False)
+    def _agreed(trainer: Trainer, vote: bool) -> bool:
+        """Whether ``vote`` is true in any process."""
+        return vote if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(vote, all=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What Lightning leaves out: whose it is, where the batches stand, and where torch's global generators do."""
+        """Add to a checkpoint the run's identity, the position of the batches and torch's global random state."""
         checkpoint[IDENTITY] = self.identity
         checkpoint[BATCHES] = self.batches.state_dict()
         checkpoint[GENERATORS] = {"cpu": torch.get_rng_state()}
@@ -114,7 +115,7 @@ class Checkpoints(Callback):
             checkpoint[GENERATORS]["cuda"] = torch.cuda.get_rng_state(device)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put batches and generators where they stood."""
+        """Restore the position of the batches and torch's global random state from a checkpoint."""
         self.batches.load_state_dict(checkpoint[BATCHES])
         generators = checkpoint[GENERATORS]
         torch.set_rng_state(generators["cpu"])
@@ -123,15 +124,15 @@ class Checkpoints(Callback):
             torch.cuda.set_rng_state(generators["cuda"], device)
 
     def save(self, trainer: Trainer) -> None:
-        """Write a checkpoint of this step, and delete those that are no longer to be kept."""
+        """Write a checkpoint of this step; delete older ones beyond ``n_newest``, and those of later steps."""
         step = trainer.global_step
         self._before()
         trainer.save_checkpoint(checkpoint_file(self.folder, step))
         self._saved_at = monotonic()
         if not trainer.is_global_zero:
             return
-        earlier = [path for path in checkpoints_in(self.folder) if step_of(path) <= step]
-        for path in set(checkpoints_in(self.folder)) - set(earlier[: self.schedule.n_kept]):
+        up_to_now = [path for path in checkpoints_in(self.folder) if step_of(path) <= step]
+        for path in set(checkpoints_in(self.folder)) - set(up_to_now[: self.schedule.n_newest]):
             path.unlink()
 
     def _is_due(self, step: int) -> bool:

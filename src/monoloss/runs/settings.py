@@ -1,4 +1,4 @@
-"""Settings that every run has, whatever it trains."""
+"""The settings that runs of every kind share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COUNTS = ("epochs", "batch_size", "accumulate_batches", "log_every_steps", "kee
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What the configurations of all runs share. Fields are documented where they stand."""
+    """The fields that the configurations of all runs share."""
 
     epochs: int
     """Passes over the data."""
@@ -22,8 +22,8 @@ class RunSettings:
     """Rows, or images, that go through the model, and MonoLoss, at a time: over all processes together."""
 
     accumulate_batches: int = 1
-    """Batches whose gradients make one optimiser step (their mean); MonoLoss is that of each alone. Batches that do not
-    fill a step are left out of that epoch."""
+    """Batches whose mean gradient makes one optimiser step; MonoLoss is computed for each batch alone. Batches that do
+    not fill a step are left out of that epoch."""
 
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """"bf16-mixed": the model's products run in bfloat16, MonoLoss as before; a JumpReLU encoder, whose bandwidth is
@@ -43,10 +43,10 @@ class RunSettings:
     """How many of the newest checkpoints are kept."""
 
     loggers: Sequence[Literal["tensorboard", "wandb"]] = ()
-    """Where figures go beside ``metrics.csv``."""
+    """Where measures are logged besides ``metrics.csv``."""
 
     seed: int = 42
-    """Of everything random in the run: order of the rows, new layers, augmentation."""
+    """Seed of everything random in the run: order of the rows, new layers, augmentation."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -64,14 +64,14 @@ class RunSettings:
 
 
 def shared_last(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Order the fields of a configuration for a reader: its own first, then those of every run."""
+    """Reorder the fields of a configuration: first those of its kind of run, then those of `RunSettings`."""
     shared = {field.name for field in fields(RunSettings)}
     return dict(sorted(content.items(), key=lambda item: item[0] in shared))
 
 
 @runtime_checkable
 class ResumableBatches(Protocol):
-    """Batches of an epoch that know where they stand."""
+    """Batches of an epoch, iterable, whose position can be saved and restored."""
 
     def __len__(self) -> int: ...
     def state_dict(self) -> dict[str, Any]: ...  # noqa: D102

@@ -1,4 +1,4 @@
-"""Orders of rows that follow from (seed, epoch) alone."""
+"""Random orders of rows, determined by (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _BLOCK_ROWS, _BLOCKS_PER_WINDOW = 256, 256
 
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of ``n`` rows, ``(n,)`` int64, that follows from the seed and the epoch alone."""
+    """Return a permutation of ``n`` rows, ``(n,)`` int64, determined by the seed and the epoch alone."""
     return torch.randperm(n, generator=_generator(seed, epoch))
 
 
 def block_shuffled(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of ``n`` rows that keeps neighbours near: ``(n,)`` int64, from the seed and the epoch alone.
+    """Return a permutation of ``n`` rows, ``(n,)`` int64, that suits a disk, from the seed and the epoch alone.
 
-    Blocks of 256 consecutive rows are shuffled; of 256 blocks after another, the rows are. So 65536 rows from all over
-    the data mix, and are read about once. Up to 65536 rows: as ``shuffled``.
+    Blocks of 256 consecutive rows are shuffled, then the rows within each 256 successive blocks. So 65536 rows from all
+    over the data mix, and each block is read about once. Up to 65536 rows the order is that of ``shuffled``.
     """
     if n <= _BLOCK_ROWS * _BLOCKS_PER_WINDOW:
         return shuffled(n, seed, epoch)

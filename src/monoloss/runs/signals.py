@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a run: it goes on to the end of its step, is saved, and ends as the signal wants it to."""
+"""Ctrl-C and SIGTERM during a run: the step is finished and saved, then the process ends as the signal asks."""
 
 from __future__ import annotations
 
@@ -14,56 +14,54 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopRequested(Exception):  # noqa: N818 - no fault
-    """A signal came, and the step that it came in is done and saved."""
+class StopRequested(Exception):  # noqa: N818 - not an error
+    """Raised after a signal, once the step is done and saved."""
 
 
 class StopSignals:
-    """What came since ``listen``: the first signal is noted, a second one does at once what it would have done before.
+    """Record of the first SIGINT or SIGTERM after ``listen()``; a second one goes to the previous handler at once.
 
-    Who ignores a signal (SIGINT in a shell's background job) goes on ignoring it. Only the main thread can listen.
+    An ignored signal (SIGINT in a shell's background job) stays ignored. In another thread than the main one, which
+    alone may handle signals, ``listen`` and ``restore`` do nothing.
 
     Attributes:
-        received: the first signal that came, or None.
+        received: number of the recorded signal, or None.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _STOPPING}
+        self._handlers: dict[int, Any] = {signum: signal.getsignal(signum) for signum in _STOPPING}
 
     def listen(self) -> None:
-        """From now on signals are noted."""
+        """Record signals from now on."""
         if threading.current_thread() is threading.main_thread():
-            for signum, handler in self._before.items():
-                if handler is not None:  # None: not set from Python, and nothing to put back
-                    signal.signal(signum, handler if handler == signal.SIG_IGN else self._note)
+            for signum, handler in self._handlers.items():
+                if handler is not None:  # None: not set from Python, so it could not be restored
+                    signal.signal(signum, handler if handler == signal.SIG_IGN else self._record)
 
     def check(self) -> None:
-        """Where a step is done and saved: stop if a signal came.
-
-        Raises:
-            StopRequested: one did.
-        """
+        """Raise `StopRequested` after a signal; to be called when a step is done and saved."""
         if self.received is not None:
             raise StopRequested
 
     def restore(self) -> None:
-        """Signals do again what they did before."""
+        """Give the signals their previous handlers back."""
         if threading.current_thread() is threading.main_thread():
-            for signum, handler in self._before.items():
+            for signum, handler in self._handlers.items():
                 if handler is not None:
                     signal.signal(signum, handler)
 
     def end_as_asked(self) -> NoReturn:
-        """Do what the signal would have done: end the process, raise, or run the caller's handler and then exit."""
+        """Send the received signal to its previous handler; if that returns, raise KeyboardInterrupt or SystemExit."""
         self.restore()
-        assert self.received is not None  # noqa: S101 - who calls this has seen it
+        assert self.received is not None  # noqa: S101 - only called after a signal
         signal.raise_signal(self.received)
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.received)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        """Handle a signal: record the first, pass a second one on."""
         if self.received is not None:
             self.restore()
             signal.raise_signal(signum)
@@ -72,16 +70,16 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """A block that Lightning trains in: however it ends, Ctrl-C and SIGTERM end it as they would without Lightning.
+    """Run Lightning's training in a block that Ctrl-C and SIGTERM end as they would without Lightning.
 
-    Lightning exits with code 1 at Ctrl-C, which it ignores from then on, and returns with code 0 at SIGTERM.
+    By itself Lightning exits with code 1 at Ctrl-C, which it then ignores, and returns with code 0 at SIGTERM.
     """
     stop = StopSignals()
     try:
         yield stop
     except StopRequested:
         stop.end_as_asked()
-    except SIGTERMException:  # it came before the first step, and Lightning has called the caller's handler
+    except SIGTERMException:  # before the first step; Lightning has called the previous handler
         stop.restore()
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.raise_signal(signal.SIGTERM)

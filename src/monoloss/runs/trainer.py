@@ -1,4 +1,4 @@
-"""What the runs take from Lightning: the trainer, the loggers, and silence but for our own notes."""
+"""Lightning as the runs use it: the trainer, its loggers, and no output but our own notes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from monoloss.runs.signals import StopRequested, StopSignals
 
 
 def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], **options: Any) -> Trainer:
-    """The trainer of a run; its figures go to ``run/logs/version_N``, a new version each time.
+    """Make the trainer of a run; it logs to ``run/logs/version_N``, a new version each time.
 
-    ``options`` are Lightning's, over those of all runs.
+    ``options`` are options of Lightning's `Trainer`; they replace those that all runs share.
     """
     shared: dict[str, Any] = {
         "accelerator": "auto",
@@ -47,7 +47,7 @@ def make_trainer(config: RunSettings, run: Path, callbacks: Sequence[Callback], 
 
 
 def resume_at_end(module: LightningModule, start: Checkpoint | None, n_steps: int) -> bool:
-    """Load a checkpoint of the last step; False, and nothing is loaded, where there is still something to train."""
+    """Load the weights of ``start`` and return True if it is of the last step; otherwise do nothing, return False."""
     if start is None or start.n_steps != n_steps:
         return False
     module.load_state_dict(torch.load(start.path, map_location="cpu", weights_only=True)["state_dict"])
@@ -63,22 +63,22 @@ def fit(
     run: Path,
     held_out: Iterable[Any] | None = None,
 ) -> None:
-    """Train to the last step, from ``start`` if there is one; say how to resume where a signal stops the run.
+    """Train to the last step, from the checkpoint ``start`` if it is given; after a signal print how to resume.
 
     Raises:
-        StopRequested: a signal came; the run is saved.
+        StopRequested: a signal was received; the run is saved.
     """
     path = None if start is None else start.path
     try:
         trainer.fit(module, batches, held_out, ckpt_path=path, weights_only=True)
-        stop.check()  # for what came after the last step
+        stop.check()  # a signal may have been received after the last step
     except StopRequested:
-        print_note(f"stopped after step {trainer.global_step}, and saved; --resume {run} goes on from there")
+        print_note(f"stopped after step {trainer.global_step}, and saved; --resume {run} resumes it")
         raise
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that are not installed, before any work."""
+    """Refuse loggers whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise InputError("loggers", f"{name!r}, which is not installed", f"pip install {name}")
@@ -96,13 +96,13 @@ def _loggers(config: RunSettings, run: Path) -> list[Logger]:
 
 
 def print_note(text: str) -> None:
-    """A line on the terminal, beside the results."""
+    """Print a line to the error stream."""
     Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without the lines that Lightning prints about its surroundings, and its advice on loaders of torch's."""
+    """Silence, in a block, Lightning's lines about the machine and its advice on torch's data loaders."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Shuffled batches of a feature store: an iterable that knows where it is and can go on from there."""
+"""Shuffled batches of a feature store, whose position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from monoloss.runs.shuffling import block_shuffled, shuffled
 
 
 class ShuffledBatches:
-    """Batches of ``batch_size`` rows in an order that follows from ``(seed, epoch)`` alone; a new order every epoch.
+    """Batches of ``batch_size`` rows in an order determined by ``(seed, epoch)`` alone; a new order every epoch.
 
-    Iterating gives the rest of the current epoch, then the next one begins. Rows that do not fill a batch, and batches
-    that do not fill a step of ``accumulate`` batches, are left out of that epoch. State: epoch, batches given, and
-    which order it is, so that a run goes on in its own order on a machine with more or less memory, too.
+    Each iteration yields the rest of the current epoch, ``(batch_size, d)`` a batch. Rows that do not fill a batch, and
+    batches that do not fill a step of ``accumulate`` batches, are left out of that epoch. The state holds epoch,
+    number of batches yielded and ``order``, so that a run resumes in the same order on a machine with other memory.
 
-    ``order`` is settled where it is first needed: "rows", any row beside any other, if the store is loaded then; else
-    "blocks" (``block_shuffled``), which a disk reads at speed, a batch ahead in a thread. Stores of up to 65536
-    rows have one order for both.
+    ``order`` is chosen at its first use: "rows" (``shuffled``) if the store is in memory then; otherwise "blocks"
+    (``block_shuffled``), which a disk reads fast, a batch ahead in a thread. Up to 65536 rows the two are the same.
 
     Raises:
         InputError: the batches of a step are larger than the data.
@@ -34,9 +33,9 @@ class ShuffledBatches:
         check_number("batch_size", batch_size, at_least=1, integer=True)
         check_number("accumulate", accumulate, at_least=1, integer=True)
         if batch_size > store.n_rows:
-            raise InputError("batch_size", batch_size, f"at most the rows there are to train on, {store.n_rows}")
+            raise InputError("batch_size", batch_size, f"at most the number of training rows, {store.n_rows}")
         if batch_size * accumulate > store.n_rows:
-            expected = f"batches that hold no more than the rows there are to train on, {store.n_rows}"
+            expected = f"at most the number of training rows, {store.n_rows}"
             raise InputError("accumulate_batches", f"{accumulate} of {batch_size} rows", expected)
         self.store, self.batch_size, self.seed, self.accumulate = store, batch_size, seed, accumulate
         self.epoch = 0
@@ -48,7 +47,7 @@ class ShuffledBatches:
 
     @property
     def order(self) -> str:
-        """Which order it is: "rows" or "blocks"; from here on it stays."""
+        """Kind of the order, "rows" or "blocks"; fixed from the first use on."""
         if self._order is None:
             self._order = "rows" if self.store.is_loaded else "blocks"
         return self._order
@@ -60,31 +59,32 @@ class ShuffledBatches:
         batches = read_ahead(self.store.rows, parts, ahead=not self.store.is_loaded)
         for position, batch in enumerate(batches, start=first):
             self.n_given = position + 1
-            if self.n_given == len(self):  # roll over before the last batch: a sized iterator is never asked again
+            if self.n_given == len(self):  # before the last batch: a sized iterator is never asked again
                 self.epoch, self.n_given = self.epoch + 1, 0
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands."""
-        place = {"seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
-        return {**self._identity(), **place, "order": self.order}
+        """Return the position of the iteration, as plain values."""
+        position = {"seed": self.seed, "epoch": self.epoch, "n_given": self.n_given}
+        return {**self._identity(), **position, "order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another iteration over the same data stood.
+        """Take the position of another iteration over the same data.
 
         Raises:
-            InputError: the state is of another store or batch size, or of an order that is not known.
+            InputError: the state is of another store or batch size, or names an unknown order.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise InputError(f"state[{name!r}]", state.get(name), f"that of these batches, {value}")
-        order = state.get("order", "rows")  # the only one there was
+        order = state.get("order", "rows")  # old states lack it
         if order not in _ORDERS:
             raise InputError("state['order']", order, f"one of {', '.join(map(repr, _ORDERS))}")
         self._order = order
         self.seed, self.epoch, self.n_given = state["seed"], state["epoch"], state["n_given"]
 
     def _identity(self) -> dict[str, Any]:
+        """Return the settings that a state to load must share."""
         return {"batch_size": self.batch_size, "accumulate": self.accumulate, "store": self.store.fingerprint}
 
 

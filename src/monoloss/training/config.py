@@ -1,4 +1,4 @@
-"""How sparse autoencoders are trained: frozen dataclasses, several SAEs by name on one pass over the data."""
+"""The configuration of a training run: its SAEs by name, and how each is trained, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monoloss.runs.settings import RunSettings
 from monoloss.sae.config import SAE_CONFIGS, JumpReluConfig, SaeConfig
 
 MONO_OPTIONS: Mapping[str, object] = {"mono_memory": 0.0, "mono_center": False, "mono_embeddings": "inputs"}
-_LONGEST_NAME = 100  # of a SAE, whose name becomes that of a folder
+_LONGEST_NAME = 100  # characters; the name of a SAE becomes that of a folder
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,19 @@ class SaeTraining:
         mono_weight: factor of MonoLoss; 0 trains without it. More raises the score and costs reconstruction.
         mono_memory: ``memory`` of :class:`monoloss.MonoLoss`, in [0, 1).
         mono_center: take the mean of the training rows off the embeddings that MonoLoss sees.
-        mono_embeddings: the rows that MonoLoss compares: "inputs", at length 1; or "scaled", as the encoder sees them
-            (standardised, as in the authors' JumpReLU runs).
-        lr: learning rate of Adam, at its highest.
+        mono_embeddings: the rows that MonoLoss compares: "inputs", at length 1; or "scaled", the rows as the encoder
+            gets them (standardised, as in the authors' JumpReLU runs).
+        lr: highest learning rate of Adam.
         warmup_steps: steps over which the learning rate rises to ``lr``.
-        lr_schedule: what the learning rate does after that, up to the end of the run: "constant", or fall to 0 along a
+        lr_schedule: the learning rate after the warm-up: "constant", or falling to 0 at the end of the run, along a
             line ("linear") or half a cosine ("cosine").
-        threshold_lr: learning rate of JumpReLU's thresholds, in the place of ``lr``; None: ``lr``. Few entries are near
-            a threshold, so with ``lr`` it moves slowly; ``target_l0`` in a short run needs 100 times as much.
+        threshold_lr: learning rate of JumpReLU's thresholds; None: ``lr``. Few entries are near a threshold, so with
+            ``lr`` it moves slowly; to reach ``target_l0`` in a short run takes 100 times as much.
         adam_eps: epsilon of Adam.
         clip_norm: largest norm of this SAE's gradient; None does not clip (the paper's TopK runs).
-        redraw_dead_every_steps: draw dead latents anew so often (the paper's TopK runs: 10 000); None never.
-        seed: of the initial weights.
+        redraw_dead_every_steps: steps between two redraws of the dead latents' weights (the paper's TopK runs: 10 000);
+            None: never.
+        seed: seed of the initial weights.
 
     Example:
         >>> from monoloss import TopKConfig
@@ -78,13 +79,13 @@ class SaeTraining:
 
 @dataclass(frozen=True)
 class TrainingConfig(RunSettings):
-    """A run: the SAEs by name, and what they share.
+    """The configuration of a run: the SAEs by name, and the settings that they share.
 
     Attributes:
-        saes: each SAE under the name that its figures carry (letters, digits and ``_ - . +``).
+        saes: the SAEs by the names under which they are logged and saved (letters, digits and ``_ - . +``).
         validate_every_steps: optimiser steps between two evaluations on the validation store; None for one at the end.
 
-    The others are those of every run, :class:`monoloss.runs.settings.RunSettings`.
+    The other fields are those of every run, :class:`monoloss.runs.settings.RunSettings`.
 
     Example:
         >>> from dataclasses import replace
@@ -114,7 +115,7 @@ class TrainingConfig(RunSettings):
 
 
 def _check_names(saes: Mapping[str, SaeTraining]) -> None:
-    """Refuse names that cannot be those of folders, also where a file system ignores case."""
+    """Refuse names that cannot name folders, also on a file system that ignores case."""
     for name in saes:
         check_type(f"saes: the name {name!r}", name, str, "text")
         if len(name) > _LONGEST_NAME:
@@ -126,7 +127,7 @@ def _check_names(saes: Mapping[str, SaeTraining]) -> None:
 
 
 def _check_together(where: str, training: SaeTraining) -> None:
-    """Refuse options of one SAE that make nothing of each other."""
+    """Refuse options of one SAE that have no effect or contradict each other; ``where`` is its dotted key."""
     for option, unset in MONO_OPTIONS.items():
         value = getattr(training, option)
         if value != unset and training.mono_weight == 0:

@@ -1,4 +1,4 @@
-"""Runs as YAML files: read strictly, with options over them, and written out in full.
+"""Configuration files of training runs: reading YAML strictly, with options that replace values, and writing it.
 
 The keys are the fields of ``TrainingConfig``, with the SAEs as a mapping by name; beside them ``store`` and
 ``validation`` (folders), their fingerprints, and ``sweep`` (several ``mono_weight`` for one SAE).
@@ -22,14 +22,14 @@ from monoloss.training.config import MONO_OPTIONS, TrainingConfig
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """All that a run is made of.
+    """The configuration of a run together with its data.
 
     Attributes:
         training: the SAEs and how they are trained.
-        store: folder of the rows to train on; None where it is still to be named.
-        store_fingerprint: what its ``fingerprint`` must be; None for any.
-        validation: folder of the held-out rows, if there are any.
-        validation_fingerprint: what its ``fingerprint`` must be; None for any.
+        store: folder of the feature store to train on; None if not named yet.
+        store_fingerprint: the ``fingerprint`` that this store must have; None for any.
+        validation: folder of the feature store with held-out rows; None for no validation.
+        validation_fingerprint: the ``fingerprint`` that this store must have; None for any.
     """
 
     training: TrainingConfig
@@ -39,15 +39,15 @@ class TrainingRecord:
     validation_fingerprint: str | None = None
 
 
-_PLACES = tuple(field.name for field in fields(TrainingRecord) if field.name != "training")
+_STORES = tuple(field.name for field in fields(TrainingRecord) if field.name != "training")
 _FIELDS = tuple(field.name for field in fields(TrainingConfig))
 _SWEEP = "sweep"
 SETTINGS = (*_FIELDS, _SWEEP)
-KEYS = (*_PLACES, *SETTINGS)
+KEYS = (*_STORES, *SETTINGS)
 
 
 def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> TrainingRecord:
-    """Read a run's file, with options over it.
+    """Read a run's file, in which options replace values.
 
     Args:
         file: YAML; anchors and ``<<`` work.
@@ -55,13 +55,13 @@ def read_config(file: str | Path, options: Sequence[tuple[str, str]] = ()) -> Tr
 
     Raises:
         InputError: no such file, or not YAML; an unknown key, an option of another SAE variant, a value of a wrong type
-            or out of range. The error names the file or the key, from the top.
+            or out of range. The error names the file or the dotted key.
     """
     return run_from_dict(read_settings(file, options, _split))
 
 
 def run_from_dict(content: Mapping[str, Any]) -> TrainingRecord:
-    """The run that nested plain values describe; what they leave out keeps its default.
+    """Build a run's record from the nested plain values of its file; missing keys have their defaults.
 
     Raises:
         InputError: as ``read_config``.
@@ -69,22 +69,22 @@ def run_from_dict(content: Mapping[str, Any]) -> TrainingRecord:
     check_known(content, KEYS)
     content = _swept(content)
     training = from_mapping(TrainingConfig, {key: content[key] for key in content if key in _FIELDS}, "")
-    return from_mapping(TrainingRecord, {key: content[key] for key in content if key in _PLACES}, "", training=training)
+    return from_mapping(TrainingRecord, {key: content[key] for key in content if key in _STORES}, "", training=training)
 
 
 def run_to_dict(config: TrainingRecord) -> dict[str, Any]:
-    """All of a run as nested plain values: every key, defaults too."""
-    places = {name: getattr(config, name) for name in _PLACES}
-    return {**places, **shared_last(to_plain(config.training))}
+    """Convert a run's record to nested plain values: every key, defaults included."""
+    stores = {name: getattr(config, name) for name in _STORES}
+    return {**stores, **shared_last(to_plain(config.training))}
 
 
 def config_text(config: TrainingRecord) -> str:
-    """A run as YAML, every key, defaults too."""
+    """Write a run's record as YAML text: every key, defaults included."""
     return to_yaml(run_to_dict(config))
 
 
 def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with ``sweep`` worked out: each SAE named there once for each of its weights."""
+    """Replace ``sweep`` in a file's content: each SAE that it names becomes one SAE for each of its weights."""
     sweep, saes = content.get(_SWEEP) or {}, content.get("saes") or {}
     check_type(_SWEEP, sweep, Mapping, "a mapping from names of SAEs to lists of weights")
     check_type("saes", saes, Mapping, "a mapping from names to SAEs")
@@ -101,7 +101,7 @@ def _swept(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at_weight(settings: object, weight: float) -> object:
-    """The settings of a SAE at a ``mono_weight``; at 0, a baseline, without the options of MonoLoss."""
+    """Return the settings of a SAE with another ``mono_weight``; at 0, a baseline, without the options of MonoLoss."""
     if not isinstance(settings, Mapping):
         return settings
     unused = MONO_OPTIONS if weight == 0 else ()
@@ -109,6 +109,7 @@ def _at_weight(settings: object, weight: float) -> object:
 
 
 def _weights(name: str, weights: object) -> list[float]:
+    """Check the weights that ``sweep`` lists for a SAE, and return them as floats."""
     check_type(f"{_SWEEP}.{name}", weights, list, "a list of weights, as in [1e-4, 3e-4]")
     assert isinstance(weights, list)  # noqa: S101 - for the type checker
     if not weights:
@@ -119,7 +120,7 @@ def _weights(name: str, weights: object) -> list[float]:
 
 
 def _split(content: Mapping[str, Any], key: str) -> list[str]:
-    """The parts of a dotted key. Of SAEs only those that are there: a misspelt name would make a new one."""
+    """Split a dotted key into nested keys; names of SAEs may hold dots, and a misspelt one must not make a new SAE."""
     first, _, rest = key.partition(".")
     if first == _SWEEP:
         return [first, rest] if rest else [first]
@@ -128,16 +129,16 @@ def _split(content: Mapping[str, Any], key: str) -> list[str]:
     saes = content.get("saes") or {}
     check_type("saes", saes, Mapping, "a mapping from names to SAEs")
     names = [name for name in saes if isinstance(name, str)]
-    fitting = [name for name in names if rest == name or rest.startswith(f"{name}.")]
-    if not fitting:
+    matching = [name for name in names if rest == name or rest.startswith(f"{name}.")]
+    if not matching:
         raise unknown_key("saes.", rest.partition(".")[0], tuple(names))
-    name = max(fitting, key=len)  # a name may hold dots
+    name = max(matching, key=len)
     rest = rest[len(name) + 1 :]
     return [first, name, *(rest.split(".") if rest else [])]
 
 
 def with_place(config: TrainingRecord, name: str, folder: str | None) -> TrainingRecord:
-    """The same on another store: what its fingerprint must be is then open."""
+    """Return the record with another folder as its ``name`` ("store", "validation"), of any fingerprint."""
     if folder is None:
         return config
     changes: dict[str, Any] = {name: folder, f"{name}_fingerprint": None}

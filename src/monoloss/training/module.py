@@ -1,4 +1,4 @@
-"""The SAEs of a run with their losses, as Lightning trains them: each as if it were alone."""
+"""The SAEs of a run with their losses as one Lightning module, in which each is trained as if it were alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ from monoloss.training.schedule import learning_rate_factor
 
 
 class TrainedSae(NamedTuple):
-    """One SAE of a run.
-
-    Attributes:
-        settings: how it is trained.
-        sae: the model.
-        mono_loss: its MonoLoss, with the memory of its own.
-    """
+    """One SAE of a run: how it is trained, the model, and its MonoLoss with its memory."""
 
     settings: SaeTraining
     sae: SparseAutoencoder
@@ -43,37 +37,37 @@ class SaeTrainingModule(LightningModule):
 
     Args:
         saes: the SAEs by name.
-        n_steps: optimiser steps of the whole run. (Lightning, asked for it, would begin to read the batches before a
-            checkpoint has said where they stand.)
+        n_steps: optimiser steps of the whole run. (To compute it, Lightning would begin to read the batches before a
+            checkpoint has restored their position.)
         log_every_steps: optimiser steps between two logged lines.
     """
 
     def __init__(self, saes: Mapping[str, TrainedSae], n_steps: int, log_every_steps: int) -> None:
         super().__init__()
         self.n_steps, self.log_every_steps = n_steps, log_every_steps
-        self.settings = {name: each.settings for name, each in saes.items()}
-        self.saes = nn.ModuleList(each.sae for each in saes.values())  # a module's key may hold no dot, a name may
-        self.mono_losses = nn.ModuleList(each.mono_loss for each in saes.values())
+        self.settings = {name: trained.settings for name, trained in saes.items()}
+        self.saes = nn.ModuleList(trained.sae for trained in saes.values())  # no ModuleDict: names may hold dots
+        self.mono_losses = nn.ModuleList(trained.mono_loss for trained in saes.values())
 
     def parts(self) -> Iterator[tuple[str, SaeTraining, SparseAutoencoder, MonoLoss]]:
-        """Name, settings, model and MonoLoss of each SAE."""
+        """Iterate over name, settings, model and MonoLoss of each SAE."""
         for (name, settings), sae, mono in zip(self.settings.items(), self.saes, self.mono_losses, strict=True):
-            assert isinstance(sae, SparseAutoencoder)  # noqa: S101 - what ModuleList forgets, for the type checker
+            assert isinstance(sae, SparseAutoencoder)  # noqa: S101 - for the type checker
             assert isinstance(mono, MonoLoss)  # noqa: S101
             yield name, settings, sae, mono
 
     def by_name(self) -> dict[str, SparseAutoencoder]:
-        """The SAEs by name."""
+        """Return the SAEs by name."""
         return {name: sae for name, _, sae, _ in self.parts()}
 
     def configure_optimizers(self) -> Any:
-        """One Adam and one schedule; a parameter group a SAE, and another for learned thresholds."""
+        """Make one Adam and one schedule, with a parameter group for each SAE and one for its learned thresholds."""
         groups, factors = [], []
         for name, settings, sae, _ in self.parts():
             thresholds = list(sae.activation.parameters())
-            rest = [parameter for parameter in sae.parameters() if all(parameter is not other for other in thresholds)]
+            weights = [weight for weight in sae.parameters() if all(weight is not other for other in thresholds)]
             rates = {
-                name: (rest, settings.lr),
+                name: (weights, settings.lr),
                 f"{name}.thresholds": (thresholds, settings.threshold_lr or settings.lr),
             }
             for group, (parameters, lr) in rates.items():
@@ -85,7 +79,7 @@ class SaeTrainingModule(LightningModule):
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Lay the optimiser's moments out as their parameters, whatever was loaded: the fused step pairs memory."""
+        """Give Adam's loaded moments the strides of their parameters: the fused step pairs them by memory address."""
         (adam,) = self.trainer.optimizers
         for parameter, state in adam.state.items():
             for name, moment in state.items():
@@ -93,7 +87,7 @@ class SaeTrainingModule(LightningModule):
                     state[name] = torch.empty_like(parameter).copy_(moment)
 
     def training_step(self, batch: Float[Tensor, "n d"], batch_idx: int) -> Tensor:
-        """The sum of the SAEs' losses on one batch."""
+        """Return the sum of the SAEs' losses on one batch; log measures where due; refuse a loss not finite then."""
         embeddings = unit_rows(batch)
         total = batch.new_zeros(())
         ends_a_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
@@ -120,16 +114,16 @@ class SaeTrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Before the step: the decoder's gradient along its rows is removed, then each SAE's norm is clipped."""
+        """Remove the decoders' gradients along their rows, then clip the norm of each SAE's gradient."""
         for _, settings, sae, _ in self.parts():
             sae.project_decoder_gradient_()
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(sae.parameters(), settings.clip_norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """The step, and after it what must hold again: decoder rows of length 1; now and then dead latents anew."""
+        """Do the step, bring decoder rows back to length 1, and redraw dead latents every so many steps."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        n_steps = self.global_step + 1  # Lightning counts this step when this hook has returned
+        n_steps = self.global_step + 1  # Lightning counts this step after this hook
         for _, settings, sae, _ in self.parts():
             sae.constrain_()
             every = settings.redraw_dead_every_steps
@@ -137,11 +131,7 @@ class SaeTrainingModule(LightningModule):
                 _redraw_dead(sae, optimizer, seed=settings.seed + n_steps)
 
     def check_finite(self) -> None:
-        """Refuse to save or judge what has diverged; the last good checkpoint stays.
-
-        Raises:
-            InputError: weights are no finite numbers.
-        """
+        """Raise `InputError`, with the name of the SAE, where weights are not finite: its training has diverged."""
         for name, sae in self.by_name().items():
             if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
                 raise _diverged(name, f"weights that are no finite numbers after step {self.global_step}")
@@ -152,7 +142,7 @@ def _diverged(name: str, got: str) -> InputError:
 
 
 def _measures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, terms: Objective) -> dict[str, Tensor]:
-    """What is logged of one batch: detached scalars."""
+    """Return the measures of one batch that are logged for a SAE besides its loss: detached scalars."""
     with torch.no_grad():
         codes = output.codes.detach()
         quality = reconstruction_quality(output.target, output.reconstruction)
@@ -168,13 +158,13 @@ def _measures(embeddings: Tensor, sae: SparseAutoencoder, output: SaeOutput, ter
 
 
 def _redraw_dead(sae: SparseAutoencoder, optimizer: Any, seed: int) -> None:
-    """Draw dead latents anew and let Adam forget them."""
+    """Redraw the weights of dead latents, and set their moments in Adam to 0."""
     dead = sae.dead
     sae.redraw_(dead, seed)
-    by_latent = [(sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)]
-    by_latent += [(threshold, 0) for threshold in sae.activation.parameters()]
-    for parameter, along in by_latent:
+    latent_dims = [(sae.encoder_weight, 1), (sae.encoder_bias, 0), (sae.decoder_weight, 0)]
+    latent_dims += [(threshold, 0) for threshold in sae.activation.parameters()]
+    for parameter, dim in latent_dims:
         state = {} if parameter is None else optimizer.state[parameter]
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment in state:
-                state[moment].index_fill_(along, dead.nonzero().squeeze(1), 0.0)
+                state[moment].index_fill_(dim, dead.nonzero().squeeze(1), 0.0)

@@ -1,4 +1,4 @@
-"""The progress bar of a run: one line for the run, one for each SAE with what it is at."""
+"""The progress bar of a training run, with a table of the last logged measures of each SAE."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-MEASURES = {  # logged name: title, form
+MEASURES = {  # logged name: title, format
     "score": ("score", ".3f"),
     "explained_variance": ("expl. variance", ".3f"),
     "l0": ("L0", ".1f"),
@@ -20,7 +20,7 @@ MEASURES = {  # logged name: title, form
 
 
 class TrainingProgress(Callback):
-    """Steps done and to do, and the last logged score, explained variance, L0 and dead latents of each SAE."""
+    """Callback that shows the steps done, and the last score, explained variance, L0 and dead latents of each SAE."""
 
     def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
         self.names = tuple(names)
@@ -37,27 +37,28 @@ class TrainingProgress(Callback):
         self._live: Live | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it."""
+        """Show the bar and the table."""
         self._progress.update(self._task, total=int(trainer.estimated_stepping_batches))
         self._live = Live(self._render(trainer), console=self.console, refresh_per_second=4)
         self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Move it."""
+        """Advance the bar and update the table."""
         epoch = f"{trainer.current_epoch + 1} of {trainer.max_epochs}"
         self._progress.update(self._task, completed=trainer.global_step, epoch=epoch)
         if self._live is not None:
             self._live.update(self._render(trainer))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Leave the last state on the screen."""
+        """End the display, with its last state left on the screen."""
         self._stop()
 
     def on_exception(self, *_: Any, **__: Any) -> None:
-        """Give the terminal back."""
+        """End the display."""
         self._stop()
 
     def _stop(self) -> None:
+        """Give the terminal back."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -70,6 +71,6 @@ class TrainingProgress(Callback):
         for title, _ in MEASURES.values():
             table.add_column(title, justify="right")
         for name in self.names:
-            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), form) for key, (_, form) in MEASURES.items()]
-            table.add_row(name, *("" if value is None else f"{float(value):{form}}" for value, form in logged))
+            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), style) for key, (_, style) in MEASURES.items()]
+            table.add_row(name, *("" if value is None else f"{float(value):{style}}" for value, style in logged))
         return Group(self._progress, table)

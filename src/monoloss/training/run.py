@@ -1,4 +1,4 @@
-"""Several sparse autoencoders trained on one pass over a feature store, each as if it were alone."""
+"""Training of several sparse autoencoders on one pass over a feature store, each as if it were alone."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def train_saes(
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, SparseAutoencoder]:
-    """Train every SAE of ``config`` on one pass over ``store``, in a folder that a stopped run can go on from.
+    """Train every SAE of ``config`` on one pass over ``store``, in a folder from which a stopped run can be resumed.
 
-    The folder: ``config.yaml``; ``logs/version_N/metrics.csv``, a version each time the run goes on; ``checkpoints/``;
-    at the end ``evaluations/NAME/`` on the validation store, and ``saes/NAME/`` for ``from_pretrained``. On the CPU a
-    run that was stopped, or killed, and went on ends with the bits of one that was not. Ctrl-C and SIGTERM are obeyed
-    at the end of the step, when it is saved; a second one at once.
+    The folder: ``config.yaml``; ``logs/version_N/metrics.csv``, a new version each time the run is resumed;
+    ``checkpoints/``; at the end ``evaluations/NAME/`` on the validation store, and ``saes/NAME/`` for
+    ``from_pretrained``. On the CPU a run that was stopped or killed, then resumed, ends with the same bits as one that
+    was not. Ctrl-C and SIGTERM end the run after its current step, which is saved; a second signal ends it at once.
 
     Args:
         store: the training rows.
-        config: the SAEs and what they share.
+        config: the SAEs and the settings that they share.
         run: folder of the run; made if missing.
         validation: held-out rows to evaluate the SAEs on.
-        resume: go on with the run in the folder; where nothing was saved yet, from the beginning.
+        resume: resume the run in the folder; if it has no checkpoint yet, begin.
         progress: show a progress bar with score, explained variance, L0 and dead latents of each SAE.
 
     Returns:
@@ -64,7 +64,7 @@ def train_saes(
 
     Raises:
         InputError: a batch larger than the data, a SAE or a store that cannot be used; a folder that holds a run while
-            ``resume`` is off, or another run, or one that another process is at.
+            ``resume`` is off, that holds another run, or in which another process is training.
 
     Example:
         >>> import tempfile
@@ -102,7 +102,7 @@ def train_saes(
 
 
 def _module(config: TrainingConfig, store: FeatureStore, n_steps: int) -> SaeTrainingModule:
-    """Build the SAEs and their losses: here the configuration ends."""
+    """Build the SAEs and their losses from the configuration."""
     mean = store.mean.float()
     saes = {}
     for name, settings in config.saes.items():
@@ -122,7 +122,7 @@ def _fit(
     validation: FeatureStore | None,
     progress: bool,
 ) -> torch.device:
-    """Train to the last step, from the newest checkpoint if there is one; return the device."""
+    """Train to the last step, from the newest checkpoint if there is one; return the device of the training."""
 
     def calibrated() -> dict[str, SparseAutoencoder]:
         module.check_finite()
@@ -150,14 +150,14 @@ def _finish(
     validation: FeatureStore | None,
     device: torch.device,
 ) -> dict[str, SparseAutoencoder]:
-    """Calibrate, evaluate and save what was trained."""
+    """Calibrate, evaluate (on ``device``) and save the trained SAEs; return them by name, on the CPU."""
     module.cpu()
     calibrate(module, store, config.seed, config.batch_size)
     shared = {key: value for key, value in to_plain(config).items() if key != "saes"}
     for name, settings, sae, _ in module.parts():
-        own = {key: value for key, value in to_plain(settings).items() if key != "sae"}
+        options = {key: value for key, value in to_plain(settings).items() if key != "sae"}
         sae.eval().provenance = Provenance(
-            store.manifest.encoder, store.fingerprint, {"name": name, **own, "run": shared}
+            store.manifest.encoder, store.fingerprint, {"name": name, **options, "run": shared}
         )
     summaries = {}
     if validation is not None:
@@ -171,7 +171,7 @@ def _finish(
 
 
 def calibrate(module: SaeTrainingModule, store: FeatureStore, seed: int, batch_size: int) -> None:
-    """Set what inference needs (BatchTopK's threshold) from 16384 training rows, or all there are."""
+    """Set BatchTopK's threshold for inference in each SAE from 16384 training rows, or all of a smaller store."""
     rows = shuffled(store.n_rows, seed, -1)[:_CALIBRATION_ROWS]
     for sae in module.by_name().values():
         device = sae.encoder_weight.device

@@ -24,22 +24,22 @@ SAE_RUN = RunKind(SAES, _read, "store_fingerprint", movable=("store", "validatio
 
 
 def run_config(store: FeatureStore, config: TrainingConfig, validation: FeatureStore | None) -> TrainingRecord:
-    """Describe a run on these stores."""
-    places: dict[str, FeatureStore] = {"store": store} | ({} if validation is None else {"validation": validation})
-    folders = {name: str(place.folder.resolve()) for name, place in places.items()}
-    fingerprints = {f"{name}_fingerprint": place.fingerprint for name, place in places.items()}
+    """Return the record of a run on these stores, with their folders and fingerprints."""
+    stores: dict[str, FeatureStore] = {"store": store} | ({} if validation is None else {"validation": validation})
+    folders = {name: str(opened.folder.resolve()) for name, opened in stores.items()}
+    fingerprints = {f"{name}_fingerprint": opened.fingerprint for name, opened in stores.items()}
     return TrainingRecord(config, **folders, **fingerprints)
 
 
 def save_saes(
     folder: RunFolder, saes: Mapping[str, SparseAutoencoder], summaries: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Write the trained SAEs, each as a model folder; with this the run is finished."""
+    """Write each trained SAE as a model folder, with the summary of its evaluation if given; this finishes the run."""
     with atomic_folder(folder.result) as temporary:
         for name, sae in saes.items():
             try:
                 sae.save_pretrained(temporary / name, evaluation=summaries.get(name))
-            except InputError as error:  # weights that are no numbers: the training went astray
+            except InputError as error:  # NaN weights: the training has diverged
                 raise InputError(f"saes.{name}: {error.argument}", error.got, error.expected) from error
 
 

@@ -1,4 +1,4 @@
-"""Learning rates over a run: warm-up, then constant or falling."""
+"""The learning rate over a run: warm-up, then constant or falling."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from monoloss.training.config import TrainingConfig
 
 
 def learning_rate_factor(course: Course, warmup_steps: int, n_steps: int) -> Callable[[int], float]:
-    """What the learning rate is multiplied by at step 0, 1, ..., ``n_steps - 1`` of a run.
+    """Return a function that gives the factor of the learning rate at step 0, 1, ..., ``n_steps - 1`` of a run.
 
-    It rises as ``(step + 1) / warmup_steps``, reaches 1, and from there falls to 0, which it would be at ``n_steps``.
+    The factor rises as ``(step + 1) / warmup_steps`` to 1, then follows ``factor_after_warmup``.
     """
 
     def factor(step: int) -> float:
@@ -24,7 +24,7 @@ def learning_rate_factor(course: Course, warmup_steps: int, n_steps: int) -> Cal
 
 
 def check_warmup(config: TrainingConfig, n_steps: int) -> None:
-    """Refuse a warm-up that is not over before the run is."""
+    """Refuse a warm-up that does not end before a run of ``n_steps``."""
     for name, training in config.saes.items():
         if training.warmup_steps >= n_steps:
             expected = f"fewer than the run's {n_steps} steps"

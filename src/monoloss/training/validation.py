@@ -1,4 +1,4 @@
-"""Figures on held-out rows in the course of a run, from the same code that evaluates SAEs afterwards."""
+"""Evaluation of a run's SAEs on held-out rows while they are trained, by the code that evaluates saved SAEs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monoloss.evaluation.run import evaluate
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config import TrainingConfig
 
-VALIDATED = {  # logged name: figure of ``Evaluation.summary``
+VALIDATED = {  # logged name: key of ``Evaluation.summary``
     "val_score": "score_mean",
     "val_score_zero_filled": "score_mean_zero_filled",
     "val_explained_variance": "explained_variance",
@@ -25,13 +25,13 @@ VALIDATED = {  # logged name: figure of ``Evaluation.summary``
 
 
 class Validation(Callback):
-    """Evaluates the SAEs of a run every so many steps; no bit of the training changes by it.
+    """Callback that evaluates the SAEs every so many steps and logs it, without changing a bit of the training.
 
     Args:
         store: the held-out rows.
         every_steps: optimiser steps between two evaluations.
-        accumulate_batches: batches a step.
-        ready: gives the SAEs by name, ready to encode.
+        accumulate_batches: batches of an optimiser step.
+        ready: returns the SAEs by name, ready to encode.
     """
 
     def __init__(
@@ -47,23 +47,23 @@ class Validation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluate if it is time, and log it beside the figures of the same step."""
+        """Evaluate if it is time, and log the result with the step of the training's measures."""
         step = trainer.global_step
         if (batch_idx + 1) % self.accumulate_batches or step % self.every_steps:
             return
         measures: dict[str, float] = {"epoch": trainer.current_epoch}
         for name, evaluation in evaluate(self.store, dict(self._ready()), n_examples=1).items():
-            found = {title: evaluation.summary[key] for title, key in VALIDATED.items() if key in evaluation.summary}
-            measures |= {f"{name}/{title}": value for title, value in found.items()}
+            summary = evaluation.summary
+            measures |= {f"{name}/{title}": summary[key] for title, key in VALIDATED.items() if key in summary}
         for logger in trainer.loggers:
             logger.log_metrics(measures, step=step - 1)  # steps are counted from 0 in the logs
             logger.save()
 
 
 def check_validation(config: TrainingConfig, store: FeatureStore, validation: FeatureStore | None) -> None:
-    """Refuse held-out rows that do not fit, or that are asked for but not there."""
+    """Refuse held-out rows of another width than the training rows, and evaluations without held-out rows."""
     if validation is None and config.validate_every_steps is not None:
         raise InputError("validate_every_steps", config.validate_every_steps, "a validation store to make use of it")
     if validation is not None and validation.width != store.width:
         got = f"rows of width {validation.width}"
-        raise InputError("validation", got, f"the width of the rows to train on, {store.width}")
+        raise InputError("validation", got, f"the width of the training rows, {store.width}")

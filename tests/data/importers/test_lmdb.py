@@ -214,7 +214,7 @@ def test_files_beside_it_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("0\n1\ntwo\n", encoding="ascii")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
     assert "labels.txt: got 'two' on line 3; expected an integer" in refused(path, labels_path=tmp_path / "labels.txt")
-    assert "latin.txt: got what is not UTF-8" in refused(path, ids_path=tmp_path / "latin.txt")
+    assert "latin.txt: got no UTF-8" in refused(path, ids_path=tmp_path / "latin.txt")
     assert "absent.txt: got No such file" in refused(path, paths_path=tmp_path / "absent.txt")
     (tmp_path / "labels.txt").write_text("0\n1\n", encoding="ascii")
     assert refused(path, labels_path=tmp_path / "labels.txt").startswith("labels: got 2 rows; expected as many as")
