@@ -28,7 +28,7 @@ from monoloss.report.pictures.drawing import save_figure, variant_colors
 from monoloss.report.pictures.examples_grid import spread_latents, top_examples_grid
 from monoloss.report.pictures.trade_off import trade_off
 from monoloss.report.table import chance_line, evaluation_table
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
+from monoloss.sae.config import VARIANT_TITLES, AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
 from monoloss.training.config import SaeTraining, TrainingConfig
 from monoloss.training.run import train_saes
 
@@ -37,7 +37,7 @@ BATCH_SIZE, EPOCHS, LR = 256, 60, 1e-3
 DEAD_AFTER_SAMPLES = 20_000
 TOPK_WEIGHT, BATCH_TOPK_WEIGHT = 0.1, 2e-3  # TopK's reconstruction error is a sum over dimensions, so it needs more
 MEMORY = 0.9
-VARIANTS = {"topk": "TopK", "batch_topk": "BatchTopK"}
+VARIANTS = {name: VARIANT_TITLES[name] for name in ("topk", "batch_topk")}
 LOSSES = {"baseline": "baseline", "paper": "paper's MonoLoss", "memory": "memory + centred"}
 GRID_LATENTS = 6
 MARK = "demo.json"  # file that marks the folder of a demo
