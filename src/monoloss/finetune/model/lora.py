@@ -133,8 +133,9 @@ def _slice(fused: nn.Linear, part: int) -> nn.Linear:
 
 def _stacked(parts: list[nn.Linear]) -> nn.Linear:
     """Return one layer with the outputs of the layers, one after the other."""
-    biases: list[Tensor] = [part.bias for part in parts if part.bias is not None]
-    return _linear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+    biases: list[Tensor | None] = [part.bias for part in parts]  # torch's annotation forgets the None
+    given = [bias for bias in biases if bias is not None]
+    return _linear(torch.cat([part.weight for part in parts]), torch.cat(given) if given else None)
 
 
 def _merged(layer: nn.Module) -> nn.Linear:
