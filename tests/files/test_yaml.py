@@ -18,7 +18,7 @@ def test_numbers_as_people_write_them():
 
 
 def test_keys_keep_their_order_and_text_its_letters():
-    content = {"z": [1, {"b": "é"}], "a": None, "m": "true"}
+    content = {"z": [1, {"b": "é", "1e-3": "3e-4"}], "a": None, "m": "true"}  # text that looks like a number too
     assert from_yaml(to_yaml(content), "x") == content
     assert [line[0] for line in to_yaml(content).splitlines() if line[0] in "zam"] == ["z", "a", "m"]
     assert "é" in to_yaml(content)

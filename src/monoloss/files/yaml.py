@@ -29,7 +29,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         node.merged = getattr(node, "merged", False) or merges  # a key may override one from ``<<``
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """A safe dumper that quotes what the loader would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def from_yaml(text: str, where: str) -> Any:
@@ -49,5 +54,5 @@ def from_yaml(text: str, where: str) -> Any:
 
 def to_yaml(content: Any) -> str:
     """Write nested plain values as YAML text, keys in their order."""
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
