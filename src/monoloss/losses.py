@@ -137,6 +137,7 @@ class MonoLoss(nn.Module):
         return scores, defined
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MonoLoss:
+        """Move the buffers with the module, but leave the dtype of the sums as it is."""
         # .half() or .to(bfloat16) of a whole model must not lower the sums, which stay on a device with float64. So
         # `fn` is applied to the counter of steps alone, whose device the other buffers follow
         buffers = {name: buffer for name, buffer in self._buffers.items() if name != "step"}

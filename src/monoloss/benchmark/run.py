@@ -246,6 +246,7 @@ def _result(
     fits: dict[str, Any],
     difference: float,
 ) -> dict[str, Any]:
+    """Return the content of the result file: sizes, machine, measured and extrapolated times, fits."""
     ways = {
         line.name: {
             "measured": {str(n): timings[n][line.name].as_dict() for n in line.measured},
@@ -280,6 +281,7 @@ def _table(lines: list[SpeedLine], sizes: Sizes) -> Table:
 
 
 def _figure(lines: list[SpeedLine], sizes: Sizes) -> Any:
+    """Draw the times over the number of rows, with the ratio at the most rows as the title."""
     last = sizes.rows[-1]
     two_pass, ours = (line.measured[last] for line in lines[-2:])
     title = f"{last:,} rows scored in {duration(ours)}, {two_pass / ours:.1f} times as fast as in two dense passes"

@@ -121,7 +121,7 @@ def _is_file(column: str | None) -> bool:
 
 
 def _import(kind: str, source: str, out: str, options: dict[str, Any]) -> FeatureStore:
-    """Call the importer of a kind of source."""
+    """Call the importer of a kind ("npz", "lmdb", ...) with its options: it writes the store into the folder `out`."""
     if kind == "lmdb":
         from monoloss.data.importers.lmdb import import_lmdb
 

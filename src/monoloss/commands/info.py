@@ -109,6 +109,7 @@ def _store_parts(folder: Path, *, verify: bool, skipped: bool, classes: bool) ->
 
 
 def _list_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """Build a table for the terminal, a line for each row, with long cells folded."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -129,6 +130,7 @@ def _describe(folder: Path, kind: str) -> list[RenderableType]:
 
 
 def _store_metadata(store: FeatureStore) -> list[tuple[str, object]]:
+    """Return what ``info`` shows of a store, as names and values."""
     from monoloss.data.store.summary import bytes_on_disk, mean_cosine, skip_reasons
 
     manifest = store.manifest
@@ -178,6 +180,7 @@ def _class_names(store: FeatureStore) -> list[str]:
 
 
 def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
+    """Read a saved SAE and return what ``info`` shows of it, as names and values."""
     from monoloss.files.dataclasses import to_plain
     from monoloss.sae.model import SparseAutoencoder
 
@@ -197,6 +200,7 @@ def _sae_metadata(folder: Path) -> list[tuple[str, object]]:
 
 
 def _run_parts(folder: Path) -> list[RenderableType]:
+    """Return the tables of a SAE training run: its settings and state, and its evaluations."""
     from monoloss.evaluation.result import Evaluation
     from monoloss.report.table import evaluation_table
     from monoloss.runs.checkpoints import checkpoints_in, step_of
@@ -222,6 +226,7 @@ def _run_parts(folder: Path) -> list[RenderableType]:
 
 
 def _evaluation_parts(folder: Path) -> list[RenderableType]:
+    """Return the table of a saved evaluation: its metadata and measures."""
     from monoloss.evaluation.result import Evaluation
 
     evaluation = Evaluation.load(folder)
@@ -247,6 +252,7 @@ def _sae_line(training: Mapping[str, Any]) -> str:
 
 
 def _one_line(metadata: Mapping[str, Any]) -> str:
+    """Return nested metadata as one line of names and values, without those that are None."""
     return ", ".join(f"{name} {value}" for name, value in _flat(metadata) if value is not None)
 
 
@@ -260,6 +266,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _measure(value: float) -> str:
+    """Return a measure as text of four digits, or "undefined" for NaN."""
     return "undefined" if math.isnan(value) else f"{value:.4g}"
 
 

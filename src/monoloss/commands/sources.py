@@ -159,6 +159,7 @@ def _saes_at(path: str) -> list[Source]:
 
 
 def _sae_at(folder: Path) -> Source:
+    """Return the source of the SAE saved in a folder, with its run if the folder lies in one."""
     path = folder.resolve()
     in_a_run = path.parent.name == SAES and (path.parents[1] / CONFIG_FILE).is_file()
     return Source(_allowed(path.name), str(folder), path.parents[1] if in_a_run else None)

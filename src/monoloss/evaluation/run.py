@@ -245,6 +245,7 @@ class _Accumulator:
         return summary | (self.model.measures() if isinstance(self.model, SelfDescribing) else {})
 
     def _metadata(self) -> dict[str, Any]:
+        """Return the metadata of the evaluation: versions, store, encoder, rows, model."""
         return {
             "monoloss_version": __version__,
             "store": self.store.folder.resolve().name,

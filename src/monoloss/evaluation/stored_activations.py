@@ -111,22 +111,26 @@ def _as_floats(path: Path, part: Shaped[np.ndarray, "n m"] | Shaped[Tensor, "n m
 
 
 def _open_npy(path: Path, key: str | None) -> Shaped[np.ndarray, "..."]:
+    """Map the array of an .npy file; refuse a key."""
     if key is not None:
         raise InputError("key", f"{key!r} for {path}", "None: an .npy file holds one array")
     return open_npy(path)
 
 
 def _open_npz(path: Path, key: str | None) -> Shaped[np.ndarray, "..."]:
+    """Return the array of an .npz file that the key names, or the only one."""
     with open_npz(path) as archive:
         return read_member(archive, path, _key(path, key, archive.files))
 
 
 def _open_safetensors(path: Path, key: str | None) -> Any:
+    """Return a slice object of the tensor that the key names, or of the only one: rows are read on demand."""
     with safe_open(path, framework="pt") as file:
         return file.get_slice(_key(path, key, list(file.keys())))
 
 
 def _open_pt(path: Path, key: str | None) -> Tensor:
+    """Load the tensor of a .pt file: the file's own, or that of its dict that the key names."""
     content = open_pt(path)
     if isinstance(content, Mapping):
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -74,6 +74,7 @@ def _to_json(value: Any, file: str, where: str) -> Any:
 
 
 def _replace_null(value: Any, null: float) -> Any:
+    """Return nested JSON values with `null` in the place of every None."""
     if value is None:
         return null
     if isinstance(value, dict):

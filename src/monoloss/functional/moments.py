@@ -185,6 +185,7 @@ def minimum(activations: Activations) -> Float[Tensor, " m"]:
 
 
 def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
+    """Compute the moments of a batch of dense activations ``z`` on unit rows ``h``."""
     sums_dev = sums_device(h.device)
     a = z.to(dtype)
     b = minimum(a)
@@ -232,6 +233,7 @@ def _sum64(values: Tensor) -> Tensor:
 
 
 def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> MonoMoments:
+    """Compute the moments of a batch of sparse activations ``z`` on unit rows ``h``."""
     batch = weigh_sparse(h, z, dtype)
     w = codes_t_matmul(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
     entries = batch.large

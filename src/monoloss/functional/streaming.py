@@ -42,6 +42,7 @@ def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activat
 
 
 def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations) -> MonoMoments:
+    """Add a batch of sparse activations ``z`` on unit rows ``h`` to ``total``, overwriting ``total.w``."""
     batch = weigh_sparse(h, z, h.dtype)
     w, b = total.w, torch.minimum(total.b, batch.b)
     no_w = w.new_zeros(z.n_latents, 0)
@@ -101,6 +102,7 @@ def _sums_in_parts(rows: Tensor, h: Tensor, counts: Tensor, weights: Tensor) -> 
 
 
 def _add_dense(total: MonoMoments, h: Tensor, z: Tensor) -> MonoMoments:
+    """Add a batch of dense activations ``z`` on unit rows ``h`` to ``total``, overwriting ``total.w``."""
     w, parts = total.w, []
     for latents in _blocks(w):
         batch = batch_moments(h, z[:, latents])

@@ -88,6 +88,7 @@ class SumsMetric(Metric, Generic[SumsT]):
         raise NotImplementedError
 
     def _set_sums(self, sums: SumsT) -> None:
+        """Write sums into the states of the metric."""
         for field in fields(self._sums_type):
             setattr(self, field.name, getattr(sums, field.name))
 

@@ -91,6 +91,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         return left + right
 
     def _reduce(self, sums: PurityCounts, group: dist.ProcessGroup | None) -> PurityCounts:
+        """Add up the counts of all processes of the group."""
         totals = {field.name: getattr(sums, field.name).clone() for field in fields(sums)}
         for total in totals.values():
             dist.all_reduce(total, group=group)

@@ -121,6 +121,7 @@ class MonoScore(SumsMetric[MonoMoments]):
         return mono.merge(left, right)
 
     def _reduce(self, sums: MonoMoments, group: dist.ProcessGroup | None) -> MonoMoments:
+        """Return the moments of the rows of all processes of the group."""
         return mono.all_reduce(sums, group)
 
 

@@ -76,6 +76,7 @@ class Reconstruction(SumsMetric[ReconstructionSums]):
         return left.merge(right)
 
     def _reduce(self, sums: ReconstructionSums, group: dist.ProcessGroup | None) -> ReconstructionSums:
+        """Merge the sums of all processes of the group, in the order of their ranks."""
         shapes = {field.name: getattr(sums, field.name).shape for field in fields(sums)}
         local = torch.cat([getattr(sums, name).reshape(-1) for name in shapes])
         all_ranks = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]

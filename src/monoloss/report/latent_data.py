@@ -125,6 +125,7 @@ def _block(
 
 
 def _examples(examples: Examples | None, block: slice, items: Tensor) -> Pairs:
+    """Return the example rows of a block of latents, as places in `items` with activations."""
     if examples is None:
         return []
     rows = examples.rows[block]
@@ -133,6 +134,7 @@ def _examples(examples: Examples | None, block: slice, items: Tensor) -> Pairs:
 
 
 def _histogram(counts: Tensor | None, block: slice) -> Pairs:
+    """Return the non-empty bins of a block of latents, with their counts."""
     if counts is None:
         return []
     bins = torch.arange(counts.shape[1]).expand(len(counts[block]), -1)
@@ -140,12 +142,14 @@ def _histogram(counts: Tensor | None, block: slice) -> Pairs:
 
 
 def _classes(top: TopClasses | None, block: slice) -> Pairs:
+    """Return the most frequent classes of a block of latents, with their counts."""
     if top is None:
         return []
     return _pairs_of_latents(top.classes[block] >= 0, top.classes[block], top.counts[block])
 
 
 def _similar(similar: SimilarLatents | None, block: slice) -> Pairs:
+    """Return the most similar latents of a block of latents, with their cosines."""
     if similar is None:
         return []
     return _pairs_of_latents(similar.latents[block] >= 0, similar.latents[block], similar.cosines[block])

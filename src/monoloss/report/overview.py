@@ -207,6 +207,7 @@ def _subtitle(runs: Sequence[ReportRun]) -> list[str]:
 
 
 def _grouped(runs: Sequence[ReportRun]) -> list[list[ReportRun]]:
+    """Return the runs by group, in the order of first appearance."""
     groups: dict[str, list[ReportRun]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
@@ -214,6 +215,7 @@ def _grouped(runs: Sequence[ReportRun]) -> list[list[ReportRun]]:
 
 
 def _row(run: ReportRun, group: Sequence[ReportRun], summaries: Summaries, measures: Sequence[Measure]) -> TableRow:
+    """Return the line of a run in a table of measures, with differences to its baseline."""
     baseline = baseline_of(group, run)
     base = None if baseline is None else summaries[baseline.key]
     cells = [_cell(measure, summaries[run.key], base) for measure in measures]

@@ -104,6 +104,7 @@ def published_beside(evaluation: Evaluation) -> dict[str, Pair]:
 
 
 def _first_group(pattern: str, text: str) -> str | None:
+    """Return the first group of the first match of a pattern in a text, or None."""
     match = re.search(pattern, text)
     return match[1] if match else None
 

@@ -115,6 +115,7 @@ class Settings:
         return [(label, _text(value)) for label, value in lines if value not in (None, "", {})]
 
     def _training_text(self) -> str | None:
+        """Return epochs, batch size, learning rate and seed as text; None if the training is unknown."""
         if not self.training:
             return None
         shared, optimisation = self._part("run"), self.training
@@ -155,6 +156,7 @@ def settings_of(evaluation: Evaluation) -> Settings:
 
 
 def _text(value: object) -> str:
+    """Return a setting as text; nested settings as names and values."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):

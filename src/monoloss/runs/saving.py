@@ -136,6 +136,7 @@ class Checkpoints(Callback):
             path.unlink()
 
     def _is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is to be saved at a step: the last one, or by steps or minutes."""
         every_steps, every_minutes = self.schedule.every_steps, self.schedule.every_minutes
         if step == self.n_steps or (every_steps is not None and step % every_steps == 0):
             return True

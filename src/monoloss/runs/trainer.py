@@ -85,6 +85,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 def _loggers(config: RunSettings, run: Path) -> list[Logger]:
+    """Build the CSV logger of a run, and TensorBoard's and W&B's where the settings ask for them."""
     csv = CSVLogger(run, name=LOGS, flush_logs_every_n_steps=config.log_every_steps)
     loggers: list[Logger] = [csv]
     if "tensorboard" in config.loggers:

@@ -107,6 +107,8 @@ class _InFloat32(nn.Module):
     """Base of modules with thresholds: they stay in float32 under ``.half()`` or ``.to(bfloat16)`` of the model."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Move parameters and buffers with the module, but never below float32."""
+
         def apply_in_float32(tensor: Tensor) -> Tensor:
             result = fn(tensor)
             dtype = product_dtype(result.dtype)

@@ -298,6 +298,7 @@ def _initial_weight(d_in: int, m: int, seed: int) -> Tensor:
 
 
 def _activation_of(config: SaeConfig) -> nn.Module:
+    """Build the activation module of a configuration."""
     match config:
         case TopKConfig():
             return TopK(config.k)

@@ -170,6 +170,7 @@ def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor,
 
 
 def _group_by_latent(codes: SparseActivations) -> EntriesByLatent:
+    """Sort the stored entries by latent."""
     indices = codes.flat_indices
     order = torch.argsort(indices.to(_narrowest(codes.n_latents)), stable=True)  # short integers sort in half the time
     offsets = offsets_of_sorted_rows(indices, codes.n_latents)
@@ -182,6 +183,7 @@ def _narrowest(n_latents: int) -> torch.dtype:
 
 
 def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -> None:
+    """Refuse values, indices and offsets whose types or shapes do not fit together."""
     _check_entries(values, indices)
     check_number("n_latents", n_latents, at_least=1, integer=True)
     if row_offsets is None:
@@ -199,6 +201,7 @@ def _check_layout(values: Any, indices: Any, n_latents: int, row_offsets: Any) -
 
 
 def _check_entries(values: Any, indices: Any) -> None:
+    """Refuse values or indices of a wrong type, dtype or shape."""
     for name, value in (("values", values), ("indices", indices)):
         if not isinstance(value, Tensor):
             raise InputError(name, type(value).__name__, "a tensor")

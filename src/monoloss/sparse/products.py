@@ -196,11 +196,13 @@ def _transposed_csr(codes: SparseActivations, grouped_values: Tensor) -> Tensor:
 
 
 def _same_dtype(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert both factors to the wider of their dtypes, at least float32."""
     dtype = product_dtype(left.dtype, right.dtype)
     return left.to(dtype), right.to(dtype)
 
 
 def _check_factor(name: str, factor: Tensor, codes: SparseActivations, *, rows: int) -> None:
+    """Refuse a dense factor that does not have this many rows or is on another device."""
     if factor.ndim != 2 or factor.shape[0] != rows:
         raise InputError(name, f"shape {tuple(factor.shape)}", f"shape ({rows}, d) to multiply {codes!r}")
     check_same_device(name, factor.device, "the codes", codes.device)

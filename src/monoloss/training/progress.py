@@ -66,6 +66,7 @@ class TrainingProgress(Callback):
                 self.console.line()
 
     def _render(self, trainer: Trainer) -> Group:
+        """Build what the terminal shows: the progress bar above the last logged measures of each SAE."""
         table = Table(box=None, pad_edge=False)
         table.add_column("")
         for title, _ in MEASURES.values():

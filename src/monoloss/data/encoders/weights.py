@@ -241,4 +241,5 @@ def _misfit(error: Exception | None, architecture: str) -> str:
 
 
 def _shortened(names: list[str]) -> str:
+    """Join at most three names, and count the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -107,6 +107,7 @@ class ShardBuilder:
         self._clear()
 
     def _clear(self) -> None:
+        """Forget the images and files of the shard that is written, for the next one."""
         self._images: list[SourceImage] = []
         self._embeddings: list[Tensor] = []
         self._thumbnails: list[Tensor] = []
@@ -144,6 +145,7 @@ class ShardBuilder:
         return is_positive
 
     def _joined_thumbnails(self) -> UInt8[Tensor, "n s s 3"] | None:
+        """Return the thumbnails of the shard as one tensor; None if the store has none."""
         size = self._shape.thumbnail_size
         if size is None:
             return None

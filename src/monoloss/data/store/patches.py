@@ -76,6 +76,7 @@ class PatchRows(Sequence[T], Generic[V, T]):
         return map(self._row, range(len(self)))
 
     def _row(self, row: int) -> T:
+        """Return the value of a patch: that of its image, and its number in the image, through `make`."""
         return self._make(self._images[row // self._n_patches], row % self._n_patches)
 
 

@@ -306,6 +306,7 @@ class FeatureStore:
         return lines
 
     def _batches(self, batch_size: int) -> Iterator[StoredBatch]:
+        """Yield all rows in batches that end at shard ends, read ahead if the rows are on the disk."""
         spans = (
             (start, min(start + batch_size, last))
             for first, last in zip(self.shard_offsets, self.shard_offsets[1:], strict=False)

@@ -130,6 +130,7 @@ class LatentView:
         return Path(path)
 
     def _histogram_html(self) -> str:
+        """Return the histogram of the latent's activations as HTML; empty without one."""
         bars = activation_bars(self.evaluation, self.latent)
         if not bars:
             return ""
@@ -146,6 +147,7 @@ class LatentView:
         )
 
     def _classes_html(self) -> str:
+        """Return bars of the latent's active rows by class as HTML; empty without classes."""
         bars = class_bars(self.evaluation, self.latent)
         if not bars:
             return ""
@@ -158,6 +160,7 @@ class LatentView:
         return f"<div><h4>Active rows by class</h4>{lines}</div>"
 
     def _similar_html(self) -> str:
+        """Return the latents with the most similar decoder directions as HTML; empty without a decoder."""
         if self.evaluation.decoder_directions is None:
             return ""
         similar = similar_latents(self.evaluation, _N_SIMILAR, torch.tensor([self.latent]))
@@ -236,6 +239,7 @@ def _rows_html(rows: Sequence[ShownRow]) -> str:
 
 
 def _row_html(row: ShownRow) -> str:
+    """Return a list item for an example row: image or name, labels, activation."""
     classes = ", ".join([*row.labels[:_N_LABELS], *(["…"] if len(row.labels) > _N_LABELS else [])])
     words = _escaped(", ".join(part for part in (row.name, classes) if part))
     value = f'<span class="quiet">{row.value:.3g}</span>'

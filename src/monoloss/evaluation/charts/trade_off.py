@@ -115,6 +115,7 @@ def _point(evaluation: EvaluationRecord, measure: str) -> tuple[float, float] | 
 
 
 def _mark(style: RunStyle, evaluation: EvaluationRecord, point: tuple[float, float]) -> go.Scatter:
+    """Draw the mark of one evaluation at its point, with its measures shown on hover."""
     measures = {word: float(evaluation.summary.get(key, math.nan)) for key, word in _HOVER_MEASURES.items()}
     hover = [f"{word} {value:.3f}" for word, value in measures.items() if math.isfinite(value)]
     return go.Scatter(
@@ -129,6 +130,7 @@ def _mark(style: RunStyle, evaluation: EvaluationRecord, point: tuple[float, flo
 
 
 def _line(start: tuple[float, float], end: tuple[float, float]) -> go.Scatter:
+    """Draw a quiet line from a baseline's point to that of a run."""
     return go.Scatter(
         x=[start[0], end[0]],
         y=[start[1], end[1]],

@@ -122,6 +122,7 @@ def top_examples_grid(
 
 
 def _check_side(side: str, evaluation: Evaluation, latents: Sequence[int], n: int) -> None:
+    """Refuse latents that an evaluation lacks, or more examples than it has; `side` is "left" or "right"."""
     m, n_examples = evaluation.examples.rows.shape
     if n > n_examples:
         expected = f"at most the {n_examples} examples of a latent in {side} ({evaluation.name!r})"
