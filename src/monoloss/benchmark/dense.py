@@ -189,6 +189,7 @@ def two_pass_score_of_sae(
     """
 
     def codes_of(i: int) -> Tensor:
+        """Return the dense codes of batch ``i``, computed anew in each pass."""
         output = sae(batches[i]) if lean else sae.as_in_training(batches[i])[0]
         return output.codes
 

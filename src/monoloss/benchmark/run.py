@@ -77,7 +77,7 @@ class Sizes:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """All numbers of rows, each twice the number before; the last is ``max_rows``."""
+        """The numbers of ``pairwise``, then each twice the last while below ``max_rows``, and ``max_rows`` itself."""
         numbers = list(self.pairwise)
         while 2 * numbers[-1] <= self.max_rows:
             numbers.append(2 * numbers[-1])
@@ -221,7 +221,7 @@ def measure(ways: Ways, rows: Tensor, sizes: Sizes, progress: bool) -> dict[int,
 
 
 def _advance_by_run(advance: Callable[..., None], n: int, name: str) -> None:
-    """Advance the progress bar by the run of a way with n rows."""
+    """Advance the progress bar by one run, and show the name of the way that ran and its number of rows."""
     advance(1, f"runs; last: {n} rows, {name}")
 
 

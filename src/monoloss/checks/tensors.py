@@ -50,6 +50,6 @@ def check_rows(embeddings: Any, activations: Any, center: Any = None) -> None:
 
 
 def check_same_device(name: str, got: torch.device, other: str, expected: torch.device) -> None:
-    """Check that the device of the tensor ``name`` is that of the tensor ``other``."""
+    """Raise `InputError` naming the tensor ``name`` unless its device is that of the tensor ``other``."""
     if got != expected:
         raise InputError(name, f"device {got}", f"the device of {other}, {expected}")

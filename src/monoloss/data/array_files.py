@@ -34,7 +34,7 @@ _ZIP_START = b"PK\x03\x04"  # of files written by torch 1.6 or later; only they 
 def choose_key(
     argument: str, key: str | None, usual: Sequence[str], present_keys: Collection[str], path: str | os.PathLike[str]
 ) -> str | None:
-    """Return `key` if it is given, else the only usual key of the file; None if it has none, or for an empty `key`.
+    """Return `key` if it is given ("": None), else the one of the `usual` keys that the file `path` has, or None.
 
     Raises:
         InputError: naming `argument`: the file has several usual keys, or lacks `key`.

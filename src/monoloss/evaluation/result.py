@@ -207,7 +207,7 @@ class Evaluation(EvaluationRecord):
 
 
 def _pair(kind: Callable[[Tensor, Tensor], PairT], columns: dict[str, Tensor], first: str, second: str) -> PairT | None:
-    """Remove two tensors from ``columns`` and return ``kind(first, second)``; None if the file has neither."""
+    """Remove the tensors ``first`` and ``second`` from ``columns`` and return ``kind`` of them; None without both."""
     if first not in columns and second not in columns:
         return None
     return kind(columns.pop(first), columns.pop(second))

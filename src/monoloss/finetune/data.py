@@ -63,7 +63,10 @@ def open_finetune_data(
 
 
 def _joined(images: LabelledImages, folder: str | None, join_on: JoinOn, argument: str) -> JoinedImages:
-    """Join images with the store in `folder`, or with none; errors name `argument`."""
+    """Match images with their rows in the store of embeddings in `folder`; no embeddings where it is None.
+
+    Errors name `argument`.
+    """
     if folder is None:
         return JoinedImages(images, torch.arange(len(images)))
     store = FeatureStore(folder)

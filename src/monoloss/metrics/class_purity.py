@@ -83,7 +83,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         return result.mass_weighted_weighted if self.weighted else result.mass_weighted_binary
 
     def summary(self) -> ClassPurityResult:
-        """Return binary and weighted purity, dominant class and all means, over the rows of all processes."""
+        """Return purities and dominant class of each latent, and their means over latents, of all processes' rows."""
         result: ClassPurityResult = self._synced(purity_from_counts)
         return result
 

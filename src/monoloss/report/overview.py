@@ -138,7 +138,7 @@ def page_files(
 
 
 def figure_text(value: float, form: str) -> str:
-    """Format a number for the pages: a real minus sign, thousands in groups, a dash where it is undefined."""
+    """Format a number by the spec `form`: a real minus sign, thousands in groups; a dash for NaN and infinity."""
     if not math.isfinite(value):
         return DASH
     text = format(value, form if form.endswith("g") else "z," + form)  # z: no minus before a rounded zero

@@ -70,7 +70,7 @@ def write_sheets(
 
 
 def sheet_of(pictures: Sequence[Picture | None], cell: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Arrange up to 256 images in lines of 16 cells; only as many lines as the images fill."""
+    """Arrange up to 256 images in lines of 16 cells of `cell` pixels; grey for an image that is None."""
     n_lines = -(-len(pictures) // COLUMNS)
     sheet = np.full((n_lines, cell, COLUMNS, cell, 3), _GREY, dtype=np.uint8)
     for place, picture in enumerate(pictures):

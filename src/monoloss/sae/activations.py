@@ -77,10 +77,11 @@ def jump_relu(pre_activations: Activations, threshold: Float[Tensor, " m"], band
 
 
 def jump_relu_l0(pre_activations: Activations, threshold: Float[Tensor, " m"], bandwidth: float) -> Float[Tensor, ""]:
-    """Return the mean number of latents a row with ``relu(pre_activations) > theta``; only ``theta`` has a gradient.
+    """Return the mean number of latents a row with ``relu(pre_activations) > threshold``.
 
-    Sparse pre-activations must store the same entries as for `jump_relu`.
-    ``d/dtheta = - 1 / bandwidth * K((pre - theta) / bandwidth)`` at each entry. Source: arXiv 2407.14435, section 3.
+    Sparse pre-activations must store the same entries as for `jump_relu`. Only the threshold has a gradient, with the
+    rectangle ``K`` of `jump_relu`: ``- 1 / bandwidth * K((pre - threshold) / bandwidth)`` at each entry.
+    Source: arXiv 2407.14435, section 3.
     """
     values, latents = _values_and_latents(pre_activations.detach())
     active: Tensor = _Step.apply(values.relu(), threshold, bandwidth, latents)

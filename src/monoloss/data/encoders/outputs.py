@@ -109,7 +109,7 @@ class _ReachedError(Exception):
 
 
 def _layer_values(model: ImageModel, images: Tensor, output: EncoderOutput) -> object:
-    """Return the output of a layer at its first call in the forward pass."""
+    """Run the model and return, unchecked, what the first call of the layer `output.layer` returned."""
 
     def stop(_layer: nn.Module, _arguments: object, values: object) -> None:
         raise _ReachedError(values)

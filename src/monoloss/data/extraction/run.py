@@ -149,7 +149,7 @@ class Extraction:
             return store
 
     def _finished(self, report: ExtractionReport) -> FeatureStore:
-        """Open the finished store; `InputError` unless this run would write an equal one."""
+        """Open the finished store and tell `report`; `InputError` if its metadata or images are not this run's."""
         store = FeatureStore(self.folder)
         metadata = {**self._metadata, **self._shape_metadata}
         check_metadata(self.folder / MANIFEST, "a finished store", store.manifest, metadata)

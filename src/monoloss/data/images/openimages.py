@@ -79,7 +79,11 @@ class _Labels:
 
 
 def _find(path: str | os.PathLike[str], argument: str, patterns: Sequence[str], split: str | None) -> Path:
-    """Return the one file in `path` that matches the first pattern with a match; `InputError` for none or several."""
+    """Return the one file in `path` that the first matching pattern finds, with `split` put into the patterns.
+
+    Raises:
+        InputError: none or several files; the error names `argument`.
+    """
     splits = _SPLIT_NAMES.get(split or "", (split or "",))
     names = [pattern.format(split=name) for pattern in patterns for name in splits]
     for name in names:
@@ -165,7 +169,7 @@ def _read_labels(
 
 @contextmanager
 def _csv_rows(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """Open a CSV file as pairs of line number (from 1) and row; turn errors of reading into `InputError`."""
+    """Open a UTF-8 CSV file as pairs of row number (from 1) and row, header included; `InputError` if unreadable."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield enumerate(csv.reader(file), 1)
