@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,11 @@ def test_only_the_command_that_is_asked_for_is_loaded(tmp_path):
 INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(1000)]"
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to the processes that it starts in the background: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("package", ["jsonargparse", "torch"])
 @pytest.mark.parametrize("body", [INTERRUPT, f"exec({INTERRUPT!r})"], ids=["import", "exec"])
 def test_ctrl_c_while_a_package_loads(tmp_path, package, body):
@@ -161,5 +167,6 @@ def test_ctrl_c_while_a_package_loads(tmp_path, package, body):
     run = subprocess.run(
         [sys.executable, "-m", "monoloss", "info", str(tmp_path)],
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (130, "", "monoloss: interrupted\n")
