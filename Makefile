@@ -1,5 +1,5 @@
 # Each target works alone on a fresh machine with Python >= 3.11 and make:
-#   make demo                  the main result on real images in two minutes; options: make demo ARGS="--seed 1 --out folder"
+#   make demo                  the main result on real images in a minute; options: make demo ARGS="--seed 1 --out folder"
 #   make test                  every test but the slow ones; make test SLOW=1 runs those too
 #   make test ROUNDING=1       the same as another processor would round: tests that take two routes for equal fail
 #   make test LOWEST=1         the same with the lowest versions that pyproject.toml allows, in .venv-lowest; with Python 3.11
@@ -45,7 +45,7 @@ $(VENV)/.installed-demo $(VENV)/.installed-dev: $(SETUP)
 		"monoloss needs Python 3.11 or newer, this is %s; choose another with PYTHON=..." % sys.version.split()[0])'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet -c constraints.txt uv \
-		|| echo "uv cannot be installed here: going on with pip, which is slower"
+		|| echo "uv cannot be installed here: pip installs instead, which is slower"
 	@if test -x $(BIN)/uv; then set -x; $(BIN)/uv pip install $(COMPILE) --python $(BIN)/python $(VERSIONS) -e '.[$(EXTRAS)]'; \
 		elif test -n '$(LOWEST)'; then echo "LOWEST=1 needs uv: pip cannot choose the lowest versions"; exit 1; \
 		else set -x; $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'; fi

@@ -150,3 +150,10 @@ def test_error_texts():
         with pytest.raises(InputError) as caught:
             call()
         assert str(caught.value) == text
+
+
+def test_chosen_latents_are_compared_as_all_are():
+    evaluation, chosen = some_evaluation(), torch.tensor([13, 0, 8])
+    few, every = similar_latents(evaluation, 4, chosen), similar_latents(evaluation, 4)
+    assert torch.equal(few.latents, every.latents[chosen])
+    torch.testing.assert_close(few.cosines, every.cosines[chosen], rtol=0, atol=1e-6, equal_nan=True)

@@ -189,7 +189,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "evil.pt": (lambda path: torch.save(Evil(), path), "in it; nothing of it was executed"),
     "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "in it; nothing of it was executed"),
     "list.pt": (lambda path: torch.save([1, 2], path), "got a list"),
-    "sparse.pt": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "got a tensor that is torch.sparse_coo"),
+    "sparse.pt": (lambda path: torch.save(torch.eye(3).to_sparse(), path), "got a tensor of layout torch.sparse_coo"),
     "none.npz": (as_npz, "got the keys (none)"),
     "two.npz": (lambda path: np.savez(path, a=Z, b=Z), "got the keys a, b; expected a key"),
     "flat.npy": (lambda path: np.save(path, Z[0].numpy()), "got an array of shape (7,)"),

@@ -41,5 +41,5 @@ def test_a_key_may_override_one_from_a_merge():
 def test_error_texts(text, got):
     with pytest.raises(InputError) as caught:
         from_yaml(text, "some.yaml")
-    assert str(caught.value).startswith(f"some.yaml: got {got}")
-    assert caught.value.expected == "YAML"
+    assert str(caught.value).startswith(f"some.yaml: got text that is not YAML ({got}")
+    assert caught.value.expected == "valid YAML, each key once"

@@ -136,6 +136,21 @@ def test_codes_do_not_depend_on_other_rows(variant):
     check_codes_do_not_depend_on_other_rows(variant)
 
 
+def test_products_of_small_batches_have_64_rows_in_eval(monkeypatch):
+    """Products of few rows sum in another order on some processors, so that other codes come out alone."""
+    sae, n_rows, linear = some_sae("topk"), [], torch.nn.functional.linear
+
+    def counted(rows: torch.Tensor, *more: torch.Tensor | None) -> torch.Tensor:
+        n_rows.append(len(rows))
+        return linear(rows, *more)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    for n in (1, 63, 64, 65):
+        sae.train().pre_activations(some_rows(n))
+        sae.eval().pre_activations(some_rows(n))
+    assert n_rows == [1, 64, 63, 64, 64, 64, 65, 65]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_rows(variant):
     sae = some_sae(variant)

@@ -232,12 +232,18 @@ def test_a_sweep_begins_with_a_baseline(tmp_path):
             "saes: {a: {sae: {variant: vanilla, n_latents: 9}}}\nsweep: {a: [1, 1.0]}",
             "sweep.a: got 1.0, which makes 'a-1.0' twice",
         ),
-        ("saes: {a: 1}\nsaes: {a: 2}", "FILE: got the key 'saes' twice in line 1; expected YAML"),
-        ("saes: [1", "FILE: got expected ',' or ']'"),
-        ("saes: !!python/object/apply:os.getcwd []", "FILE: got could not determine a constructor for the tag"),
+        (
+            "saes: {a: 1}\nsaes: {a: 2}",
+            "FILE: got text that is not YAML (the key 'saes' twice in line 1); expected",
+        ),
+        ("saes: [1", "FILE: got text that is not YAML (expected ',' or ']'"),
+        (
+            "saes: !!python/object/apply:os.getcwd []",
+            "FILE: got text that is not YAML (could not determine a constr",
+        ),
         ("a: &a [*a]", "FILE: got an anchor inside of itself; expected nested keys and values"),
         ("", "FILE: got a NoneType; expected a YAML mapping of keys and values"),
-        ("a: 2020-99-99", "FILE: got unreadable text; expected YAML"),
+        ("a: 2020-99-99", "FILE: got text that is not YAML (unreadable text); expected valid YAML"),
         ("- 1", "FILE: got a list; expected a YAML mapping of keys and values"),
     ],
 )
@@ -263,7 +269,7 @@ def test_error_texts(tmp_path, text, expected):
         (("saes.threshold", "1"), "saes.threshold: got an unknown key; expected threshold.0, if that was meant"),
         (("saes", "3"), "saes: got a int; expected a mapping from names to SAEs"),
         (("sweep", "3"), "sweep: got a int; expected a mapping from names of SAEs to lists of weights"),
-        (("epochs", "[1"), "--epochs: got expected ',' or ']'"),
+        (("epochs", "[1"), "--epochs: got text that is not YAML (expected ',' or ']'"),
     ],
 )
 def test_error_texts_of_options(file, option, expected):

@@ -110,8 +110,8 @@ def open_pt(path: str | os.PathLike[str]) -> Any:
 def plain_tensor(path: str | os.PathLike[str], tensor: Tensor) -> Tensor:
     """Return a detached tensor of the file `path`; `InputError` unless it is dense, not quantized and on the CPU."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
-        raise InputError(str(path), f"a tensor that is {kind}", "ordinary tensors, as .to_dense() makes them")
+        kind = "a quantized tensor" if tensor.is_quantized else f"a tensor of layout {tensor.layout} on {tensor.device}"
+        raise InputError(str(path), kind, "dense tensors on the CPU, as .to_dense() and .cpu() make them")
     return tensor.detach()
 
 

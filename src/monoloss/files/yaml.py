@@ -49,7 +49,7 @@ def from_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "unreadable text"
         line = "" if mark is None else f" in line {mark.line + 1}"
-        raise InputError(where, f"{problem}{line}", "YAML") from None
+        raise InputError(where, f"text that is not YAML ({problem}{line})", "valid YAML, each key once") from None
 
 
 def to_yaml(content: Any) -> str:

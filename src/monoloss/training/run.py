@@ -19,6 +19,7 @@ from monoloss.losses import MonoLoss
 from monoloss.runs.folder import RunFolder
 from monoloss.runs.layout import EVALUATIONS
 from monoloss.runs.saving import Checkpoints, SaveSchedule
+from monoloss.runs.settings import shared_last
 from monoloss.runs.shuffling import shuffled
 from monoloss.runs.signals import stop_signals
 from monoloss.runs.trainer import check_loggers, fit, make_trainer, print_note, quiet_lightning, resume_at_end
@@ -153,7 +154,7 @@ def _finish(
     """Calibrate, evaluate (on ``device``) and save the trained SAEs; return them by name, on the CPU."""
     module.cpu()
     calibrate(module, store, config.seed, config.batch_size)
-    shared = {key: value for key, value in to_plain(config).items() if key != "saes"}
+    shared = {key: value for key, value in shared_last(to_plain(config)).items() if key != "saes"}
     for name, settings, sae, _ in module.parts():
         options = {key: value for key, value in to_plain(settings).items() if key != "sae"}
         sae.eval().provenance = Provenance(

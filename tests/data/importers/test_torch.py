@@ -152,7 +152,7 @@ def test_nobody_is_advised_to_execute_a_file(tmp_path: Path) -> None:
         ({"features": ROWS, "paths": [None] * 7}, {}, "paths: got a list; expected a list of strings or integers"),
         ({"features": ROWS, "paths": ["a"] * 7}, {}, "ids: got 'a' twice (rows 0 and 1)"),
         ({"features": ROWS.to(torch.uint8) + 1}, {}, "scale: got None; expected a number for dtype 'uint8'"),
-        ({"features": ROWS.to_sparse()}, {}, "x.pt: got a tensor that is torch.sparse_coo"),
+        ({"features": ROWS.to_sparse()}, {}, "x.pt: got a tensor of layout torch.sparse_coo"),
         (ROWS[0], {}, "embeddings: got shape (4,); expected (rows, width)"),
         (ROWS.long(), {}, "embeddings: got torch.int64 rows to store as float32"),
         (ROWS, {"labels_key": "y"}, "labels_key: got 'y'; expected no key:"),
