@@ -52,7 +52,7 @@ def test_folder_holds_what_was_promised(short, tmp_path):
     assert max(len(line) for line in text.splitlines() if "baseline" in line) <= 80
 
 
-def test_same_seed_same_figures_and_earlier_folder_is_replaced(short, tmp_path):
+def test_same_seed_same_measures_and_earlier_folder_is_replaced(short, tmp_path):
     first = run_demo(1, tmp_path / "out", progress=False, console=quiet()).evaluations
     (tmp_path / "out" / "stray.txt").write_text("x", encoding="utf-8")
     again = run_demo(1, tmp_path / "out", progress=False, console=quiet()).evaluations

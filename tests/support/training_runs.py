@@ -53,7 +53,7 @@ SETTINGS = {
 }
 
 
-FIGURES = {"loss", "reconstruction", "sparsity", "aux", "score", "explained_variance", "l0", "dead"}
+LOGGED = {"loss", "reconstruction", "sparsity", "aux", "score", "explained_variance", "l0", "dead"}
 
 
 N_ROWS, BATCH, EPOCHS, LOG_EVERY = 330, 50, 3, 4  # 6 steps an epoch, 18 in all

@@ -22,7 +22,7 @@ from sae import reference as sae_reference
 from support import bounds
 from support.sae_checks import check_decoder_rows_after_training, check_l0_at_inference
 from support.saes import VARIANTS, VARIANTS_WITH_AUX, bits_of, some_sae
-from support.training_runs import BATCH, FIGURES, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train
+from support.training_runs import BATCH, LOGGED, N_ROWS, SETTINGS, a_run, by_hand, logged_by, train
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -50,12 +50,12 @@ def test_figures_are_those_of_the_logged_steps(store, tmp_path):
     lines = logged_by(tmp_path)
     assert [int(line["step"]) + 1 for line in lines] == [4, 8, 12, 16]
     assert [int(line["epoch"]) for line in lines] == [0, 1, 1, 2]
-    assert set(lines[0]) == {f"{name}/{figure}" for name in SETTINGS for figure in FIGURES} | {"epoch", "step"}
+    assert set(lines[0]) == {f"{name}/{figure}" for name in SETTINGS for figure in LOGGED} | {"epoch", "step"}
     for name, settings in SETTINGS.items():
         _, steps = by_hand(store, settings)
         for line in lines:
             step = steps[int(line["step"])]
-            got = {figure: float(line[f"{name}/{figure}"]) for figure in FIGURES}
+            got = {figure: float(line[f"{name}/{figure}"]) for figure in LOGGED}
             scores = reference.mono_score_pairwise(step.batch, step.codes)
             assert got["score"] == pytest.approx(np.nanmean(scores), rel=0, abs=bounds.of_score(BATCH))
             assert got["loss"] == pytest.approx(step.loss, rel=1e-6)

@@ -10,7 +10,7 @@ from monoloss.training.run import train_saes
 from monoloss.training.validation import VALIDATED
 from support.resumed_runs import ALL_FOUR, all_bits, config_of, logged_lines, train_until_killed
 from support.saes import structured_store
-from support.training_runs import FIGURES, a_run
+from support.training_runs import LOGGED, a_run
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def structured_store_of_width(folder, d):
     return FeatureStore.create(folder, torch.randn(40, d, generator=torch.Generator().manual_seed(0)))
 
 
-def test_tensorboard_gets_the_same_figures(store, held_out, tmp_path):
+def test_tensorboard_gets_the_same_measures(store, held_out, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = a_run(
         {"a": ALL_FOUR["vanilla"]}, loggers=["tensorboard"], log_every_steps=3, validate_every_steps=6, epochs=1
@@ -72,7 +72,7 @@ def test_tensorboard_gets_the_same_figures(store, held_out, tmp_path):
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard" / "version_0"))
     events.Reload()
     lines = logged_lines(tmp_path)
-    for figure in (*FIGURES, *VALIDATED):
+    for figure in (*LOGGED, *VALIDATED):
         seen = {event.step: event.value for event in events.Scalars(f"a/{figure}")}
         expected = {step: float(line[f"a/{figure}"]) for step, line in lines.items() if f"a/{figure}" in line}
         assert seen == pytest.approx(expected, rel=1e-6)

@@ -126,7 +126,7 @@ def run_benchmark(
         save_figure(_figure(lines, sizes), folder / PICTURE)
     console.print(_table(lines, sizes))
     console.print(f"The largest difference between two ways' scores is {difference:.0e}.", soft_wrap=True)
-    console.print(f"Picture and figures: {out.resolve()}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Picture and numbers: {out.resolve()}", soft_wrap=True, markup=False, highlight=False)
     return BenchmarkResult(lines, difference, out)
 
 
