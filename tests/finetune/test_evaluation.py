@@ -162,7 +162,7 @@ def test_what_does_not_belong_together(images, store, tmp_path):
     with pytest.raises(InputError, match=r"store: got .*where 8 of 12 images have another label"):
         ImageActivations(model, images, wrong)
     with pytest.raises(
-        InputError, match=r"models\['a'\]: got 12 rows in the layer of .*; expected as many as the store"
+        InputError, match=r"models\['a'\]: got 12 rows in the layer of .*; expected one for each row of the store, 2"
     ):
         evaluate(other, {"a": ImageActivations(model, images, store)})
     for options, text in (({"batch_size": 0}, "batch_size: got 0"), ({"workers": -1}, "workers: got -1")):
