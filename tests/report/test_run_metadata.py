@@ -95,6 +95,13 @@ def test_fine_tuned_models_of_other_weights_are_not_compared(changed, start):
     assert settings.key != settings_of(bare(**FINE_TUNED)).key
 
 
+@pytest.mark.parametrize("changed", [{"images": "imagefolder:others"}, {"split": "val"}])
+def test_fine_tuned_models_on_other_images_are_not_compared(changed):
+    training = FINE_TUNED["training"]
+    other = {**FINE_TUNED, "training": {**training, "data": training["data"] | changed}}
+    assert settings_of(bare(**other)).key != settings_of(bare(**FINE_TUNED)).key
+
+
 def test_other_models_have_no_settings():
     settings = settings_of(bare(model="activations in a.npy", training=None))
     assert (settings.title, settings.key, settings.loss) == ("Other models", None, None)

@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from monoloss.errors import InputError
+from monoloss.files.yaml import from_yaml
+from monoloss.runs.folder import RunFolder, RunKind
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.training.config_files import read_config
 from monoloss.training.run import train_saes
@@ -79,3 +81,18 @@ def test_folders_that_are_not_for_a_run(store, tmp_path):
     mine.unlink()
     train_saes(store, config, tmp_path, progress=False)
     assert (tmp_path / ".x.tmp").is_dir()  # nobody's leftovers but our own are removed
+
+
+def test_a_resumed_run_may_move_its_movable_settings_alone(tmp_path):
+    kind = RunKind("result", lambda file: from_yaml(file.read_text(encoding="utf-8"), str(file)), "data_id", ("place",))
+    folder = RunFolder(tmp_path, kind)
+    config = {"data_id": "abc", "place": "here", "lr": 0.1}
+    folder.write_or_check_config(config, resume=True)  # nothing was written yet: from the beginning
+    folder.write_or_check_config({**config, "place": "elsewhere"}, resume=True)
+    assert from_yaml(folder.config_file.read_text(encoding="utf-8"), "x") == config
+    for key, value in {"lr": 0.2, "data_id": "xyz"}.items():
+        with pytest.raises(InputError) as caught:
+            folder.write_or_check_config({**config, key: value}, resume=True)
+        assert (caught.value.argument, caught.value.got) == (key, repr(value))
+    folder.write_or_check_config({**config, "lr": 0.2}, resume=False)
+    assert from_yaml(folder.config_file.read_text(encoding="utf-8"), "x")["lr"] == 0.2
