@@ -34,7 +34,7 @@ def test_a_key_is_split_as_the_caller_says(file):
     ("option", "text"),
     [
         (("a.x.z", "1"), "a.x: got a int; expected keys and values, because of --a.x.z"),
-        (("a", "{1"), "--a: got expected ',' or '}'"),
+        (("a", "{1"), "--a: got text that is not YAML (expected ',' or '}'"),
     ],
 )
 def test_error_texts_of_options(file, option, text):
