@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from monoloss.errors import InputError, MissingExtraError, first_line, missing_extra, needs_extra
+from monoloss.errors import InputError, MissingExtraError, first_line, missing_extra, needs_extra, some_names
 
 
 def test_an_error_says_what_was_passed_and_expected_also_after_pickling():
@@ -28,6 +28,12 @@ def test_a_missing_package_is_an_import_error_that_names_the_extra_also_after_pi
 def test_the_first_line_of_an_error():
     assert first_line(ValueError("\n one \ntwo")) == "one "
     assert first_line(ValueError()) == "ValueError"
+
+
+def test_many_names_are_counted():
+    assert some_names(["a", "b"], 2) == "a, b"
+    assert some_names(["a", "b", "c\n", "d"], 3) == "a, b, 'c\\n' and 1 more"
+    assert some_names([]) == ""
 
 
 def test_a_named_extra_and_its_cause():

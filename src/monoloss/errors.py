@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -87,6 +87,12 @@ def missing_extra(error: ImportError, asked: str | None = None) -> ImportError:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text; the name of its class if the text is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def some_names(names: Sequence[str], most: int = 10) -> str:
+    """Return the first ``most`` names on one line, with the number of the others."""
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 @contextmanager

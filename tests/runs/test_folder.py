@@ -34,6 +34,9 @@ def test_the_folder_of_a_run(store, tmp_path, monkeypatch):
     assert provenance.training["name"] == "topk.tied"
     assert provenance.training["warmup_steps"] == 3
     assert provenance.training["run"]["epochs"] == 1
+    settings = from_yaml((tmp_path / "runs/first/config.yaml").read_text(encoding="utf-8"), "config.yaml")
+    shared = [key for key in settings if key in provenance.training["run"]]
+    assert shared == list(provenance.training["run"])  # in one order everywhere
 
 
 def test_the_config_is_there_before_the_first_step_and_says_everything(store, tmp_path, monkeypatch):

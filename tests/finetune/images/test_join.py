@@ -65,7 +65,7 @@ def test_images_without_an_embedding(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", torch.randn(8, 4), ids=images.ids[:8])
     assert refused(folder, store) == (
         f"embeddings: got {tmp_path}/store, a store without 4 of the 12 images "
-        f"(cat/cat0.png, cat/cat1.png, cat/cat2.png, ...); expected a row for every image of imagefolder:{folder}"
+        f"(cat/cat0.png, cat/cat1.png, cat/cat2.png and 1 more); expected a row for every image of imagefolder:{folder}"
     )
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from timm.models import get_pretrained_cfg, load_state_dict
 
 from monoloss.data.encoders.outputs import ImageModel
-from monoloss.errors import InputError, first_line
+from monoloss.errors import InputError, first_line, some_names
 from monoloss.files.atomic import sha256
 from monoloss.files.hub import HUB
 
@@ -231,15 +231,10 @@ def _misfit(error: Exception | None, architecture: str) -> str:
     """Return the tensors that did not fit in a strict load, from its error, in a few words."""
     text = str(error)
     lists = re.findall(r"(Missing|Unexpected) key\(s\) in state_dict: (.*?)\.\s*(?:\n|$)", text)
-    faults = [f"{word.lower()} {_shortened(_QUOTED.findall(names))}" for word, names in lists]
+    faults = [f"{word.lower()} {some_names(_QUOTED.findall(names), 3)}" for word, names in lists]
     sizes = re.findall(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)", text)
     if sizes:
         shapes = [f"{name} {got} for {expected}" for name, got, expected in sizes]
-        faults.append(f"of another shape {_shortened(shapes)}")
+        faults.append(f"of another shape {some_names(shapes, 3)}")
     reason = "; ".join(faults) or (first_line(error) if error else "")
     return f"weights that do not fit {architecture} ({reason})"
-
-
-def _shortened(names: list[str]) -> str:
-    """Join at most three names, and count the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

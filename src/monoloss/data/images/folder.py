@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from monoloss.checks import check_number
 from monoloss.data.images.source import Label, LabelKind, SourceImage
-from monoloss.errors import InputError
+from monoloss.errors import InputError, some_names
 
 # A fixed list, so that a folder gives the same rows with every version of Pillow. A file of a format that this machine
 # cannot decode counts as an image; extraction skips it and lists it.
@@ -21,7 +21,6 @@ EXTENSIONS = frozenset({
 })  # fmt: skip
 _USUAL_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _ARCHIVE_LEFTOVER = "__MACOSX"
-_MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -167,9 +166,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == _ARCHIVE_LEFTOVER
-
-
-def some_names(names: Sequence[str]) -> str:
-    """Return the first `_MAX_LISTED` names on one line, with the number of the others, for an error text."""
-    shown = ", ".join(name if name.isprintable() else ascii(name) for name in names[:_MAX_LISTED])
-    return f"{shown} and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else shown

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from monoloss.data.images.folder import FileImages, open_image_folder, some_names, split_folder
-from monoloss.errors import InputError
+from monoloss.data.images.folder import FileImages, open_image_folder, split_folder
+from monoloss.errors import InputError, some_names
 
 # Official file names, with or without "oidv6-" or "oidv7-" before them; the first pattern that matches is taken.
 _LABEL_FILES = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monoloss.checks import check_choice
 from monoloss.data.store import FeatureStore
-from monoloss.errors import InputError
+from monoloss.errors import InputError, some_names
 from monoloss.finetune.images.labelled import LabelledImages, class_numbers
 
 JoinOn = Literal["id", "name"]
@@ -88,7 +88,8 @@ def images_of_rows(
     row_keys = [_key(name, join_on) for name in store.ids]
     missing = [name for name, key in zip(store.ids, row_keys, strict=True) if key not in position_of_key]
     if missing:
-        got = f"{images.description}, without an image for {len(missing)} of {len(row_keys)} rows ({_some(missing)})"
+        names = some_names(missing, 3)
+        got = f"{images.description}, without an image for {len(missing)} of {len(row_keys)} rows ({names})"
         expected = f"the images of {store.folder}, of the same split"
         if join_on == "id" and _all_names_in(store.ids, images.ids):
             expected = "join_on 'name': the file names are the same"
@@ -114,19 +115,15 @@ def _index_of_key(ids: Sequence[str], join_on: JoinOn, what: str) -> Mapping[str
     return index_of_key
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return the first three names as text."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _missing_rows(
     images: LabelledImages, store: FeatureStore, missing: Sequence[str], join_on: JoinOn, argument: str
 ) -> InputError:
     """Build the error about images without a row; `missing` are their ids."""
+    names = some_names(missing, 3)
     if len(missing) < len(images):
-        got = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({_some(missing)})"
+        got = f"{store.folder}, a store without {len(missing)} of the {len(images)} images ({names})"
         return InputError(argument, got, f"a row for every image of {images.description}")
-    got = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {_some(missing)})"
+    got = f"{store.folder}, a store of other images (ids such as {store.ids[0]}, the images are {names})"
     if join_on == "id" and _all_names_in(images.ids, store.ids):
         return InputError(argument, got, "join_on 'name': the file names are the same")
     return InputError(argument, got, f"the store of {images.description}, of the same split")
