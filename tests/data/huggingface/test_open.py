@@ -19,14 +19,7 @@ from monoloss.data.huggingface.open import (
 )
 from monoloss.errors import InputError
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep the cache of the package out of the home folder, and its progress bars off the screen."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def numbers(n: int = 5, first: int = 0) -> Dataset:

@@ -21,6 +21,7 @@ from monoloss.data.images.open import UnreadableImage, decode_image
 from monoloss.errors import InputError
 from support.image_files import encoded, write
 from support.image_sources import refused
+from support.saved_datasets import save_dataset
 
 N = 70  # more than are read at a time
 PICTURES = [encoded(np.full((2, 3, 3), i, np.uint8)) for i in range(N)]
@@ -29,13 +30,7 @@ SEVERAL = [[j for j in range(3) if (i >> j) % 2] for i in range(N)]
 CLASSES = ["ant", "bee", "cat"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the package keeps in the home folder goes elsewhere, and it draws no bars."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def dataset_of(**columns: Any) -> Dataset:
@@ -51,14 +46,7 @@ def dataset_of(**columns: Any) -> Dataset:
 
 
 def written(dataset: Dataset, path: Path) -> str:
-    if path.suffix == ".parquet":
-        dataset.to_parquet(path)
-    elif path.suffix == ".arrow":
-        dataset.save_to_disk(path.with_suffix(".saved"))
-        (path.with_suffix(".saved") / "data-00000-of-00001.arrow").rename(path)
-    else:
-        dataset.save_to_disk(path)
-    return f"dataset:{path}"
+    return f"dataset:{save_dataset(dataset, path)}"
 
 
 def values_of(source: ImageSource, start: int = 0, stop: int | None = None) -> list[int]:

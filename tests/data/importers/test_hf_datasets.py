@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,14 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 import monoloss.data.importers.hf_datasets
 from monoloss.data.importers.hf_datasets import import_dataset
 from monoloss.errors import InputError
+from support.saved_datasets import save_dataset
 
 ROWS = np.random.default_rng(2).normal(size=(11, 4)).astype(np.float32)
 LABELS = [i % 3 for i in range(11)]
 NAMES = [f"n{i}/é {i}.jpg" for i in range(11)]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the package keeps in the home folder goes elsewhere, and it draws no bars."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def dataset_of(rows: np.ndarray = ROWS, *, kind: str = "float32", length: int = -1, **columns: Any) -> Dataset:
@@ -51,18 +46,6 @@ def without(dataset: Dataset, *names: str) -> Dataset:
     return dataset.remove_columns(list(names))
 
 
-def written(dataset: Dataset, path: Path) -> Path:
-    """As a .parquet or .arrow file, or by save_to_disk."""
-    if path.suffix == ".parquet":
-        dataset.to_parquet(path)
-    elif path.suffix == ".arrow":
-        dataset.save_to_disk(path.with_suffix(".saved"))
-        (path.with_suffix(".saved") / "data-00000-of-00001.arrow").rename(path)
-    else:
-        dataset.save_to_disk(path)
-    return path
-
-
 def refused(path: Path | str, folder: Path, **options: Any) -> str:
     with pytest.raises(InputError) as error:
         import_dataset(path, folder / "s", **options)
@@ -74,7 +57,7 @@ def refused(path: Path | str, folder: Path, **options: Any) -> str:
 @pytest.mark.parametrize("name", ["saved", "x.parquet", "odd [1] *.parquet", "x.arrow"])
 @pytest.mark.parametrize("length", [-1, 4])
 def test_same_rows_labels_and_paths(tmp_path: Path, name: str, length: int) -> None:
-    path = written(dataset_of(length=length), tmp_path / name)
+    path = save_dataset(dataset_of(length=length), tmp_path / name)
     store = import_dataset(path, tmp_path / "s", rows_per_shard=4, image_root="root")
     assert np.array_equal(store.embeddings().numpy(), ROWS)
     assert store.labels().tolist() == LABELS
@@ -87,7 +70,7 @@ def test_same_rows_labels_and_paths(tmp_path: Path, name: str, length: int) -> N
 @pytest.mark.parametrize("name", ["saved", "x.parquet"])
 @pytest.mark.parametrize("kind", ["float16", "float64"])
 def test_floating_types(tmp_path: Path, name: str, kind: str) -> None:
-    path = written(dataset_of(ROWS.astype(kind), kind=kind), tmp_path / name)
+    path = save_dataset(dataset_of(ROWS.astype(kind), kind=kind), tmp_path / name)
     store = import_dataset(path, tmp_path / "s")
     assert np.array_equal(store.embeddings().numpy(), ROWS.astype(kind).astype(np.float32))
     assert store.manifest.dtype == ("float16" if kind == "float16" else "float32")
@@ -95,7 +78,9 @@ def test_floating_types(tmp_path: Path, name: str, kind: str) -> None:
 
 def test_bytes_with_a_scale(tmp_path: Path) -> None:
     rows = np.arange(1, 45, dtype=np.uint8).reshape(11, 4)
-    store = import_dataset(written(dataset_of(rows, kind="uint8"), tmp_path / "x.parquet"), tmp_path / "s", scale=0.5)
+    store = import_dataset(
+        save_dataset(dataset_of(rows, kind="uint8"), tmp_path / "x.parquet"), tmp_path / "s", scale=0.5
+    )
     assert store.manifest.dtype == "uint8"
     assert torch.equal(store.embeddings(), torch.from_numpy(rows) * 0.5)
 
@@ -103,7 +88,7 @@ def test_bytes_with_a_scale(tmp_path: Path) -> None:
 def test_chosen_columns(tmp_path: Path) -> None:
     more = {"z": (List(Value("float32")), list(-ROWS)), "y": (Value("int8"), LABELS[::-1])}
     more |= {"number": (Value("int32"), list(range(11))), "file": (Value("string"), [None, *NAMES[1:]])}
-    path = written(dataset_of(**more), tmp_path / "x.parquet")
+    path = save_dataset(dataset_of(**more), tmp_path / "x.parquet")
     keys = {"embeddings_key": "z", "labels_key": "y", "ids_key": "number", "paths_key": "file"}
     store = import_dataset(path, tmp_path / "s", rows_per_shard=5, **keys)
     assert np.array_equal(store.embeddings().numpy(), -ROWS)
@@ -118,7 +103,7 @@ def test_chosen_columns(tmp_path: Path) -> None:
 def test_files_beside_it(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.array(LABELS[::-1]))
     (tmp_path / "ids.txt").write_text("\n".join(f"id {i}" for i in range(11)), encoding="utf-8")
-    path, files = written(dataset_of(), tmp_path / "saved"), {"labels_path": tmp_path / "y.npy"}
+    path, files = save_dataset(dataset_of(), tmp_path / "saved"), {"labels_path": tmp_path / "y.npy"}
     store = import_dataset(path, tmp_path / "s", rows_per_shard=4, ids_path=tmp_path / "ids.txt", **files)
     assert store.labels().tolist() == LABELS[::-1]
     assert store.class_names is None
@@ -131,7 +116,7 @@ def test_several_labels_a_row(tmp_path: Path, kind: str) -> None:
     expected[2] = False
     lists: Sequence[Any] = expected.tolist() if kind == "bool" else [row.nonzero()[0].tolist() for row in expected]
     feature = {"named": ClassLabel(names=list("abc")), "numbers": Value("int16"), "bool": Value("bool")}[kind]
-    path = written(dataset_of(label=(List(feature), lists)), tmp_path / "x.parquet")
+    path = save_dataset(dataset_of(label=(List(feature), lists)), tmp_path / "x.parquet")
     options = {"class_names": list("abc")} if kind == "numbers" else {}
     store = import_dataset(path, tmp_path / "s", rows_per_shard=4, **options)
     assert np.array_equal(store.labels().numpy(), expected)
@@ -153,7 +138,7 @@ def test_splits(tmp_path: Path) -> None:
 
 def test_rows_that_were_chosen_and_shuffled(tmp_path: Path) -> None:
     chosen = dataset_of().select([7, 1, 5, 3, 9])
-    store = import_dataset(written(chosen, tmp_path / "saved"), tmp_path / "s", rows_per_shard=2)
+    store = import_dataset(save_dataset(chosen, tmp_path / "saved"), tmp_path / "s", rows_per_shard=2)
     assert np.array_equal(store.embeddings().numpy(), ROWS[[7, 1, 5, 3, 9]])
     assert store.paths == [NAMES[i] for i in (7, 1, 5, 3, 9)]
 
@@ -186,7 +171,7 @@ def test_only_the_columns_that_are_needed_are_read_a_shard_at_a_time(
             yield part
 
     monkeypatch.setattr(monoloss.data.importers.hf_datasets, "arrow_tables", watching)
-    import_dataset(written(dataset_of(), tmp_path / "x.parquet"), tmp_path / "s", rows_per_shard=4)
+    import_dataset(save_dataset(dataset_of(), tmp_path / "x.parquet"), tmp_path / "s", rows_per_shard=4)
     assert seen == [(0, 4), (4, 4), (8, 3)]
     assert table == [["embedding", "label", "path"]] * 3
 
@@ -263,12 +248,12 @@ def test_what_is_wrong_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_text("0\n" * 20, encoding="ascii")
     (tmp_path / "short.txt").write_text("0\n" * 2, encoding="ascii")
-    assert message in refused(written(dataset_of(**columns), tmp_path / "x.parquet"), tmp_path, **options)
+    assert message in refused(save_dataset(dataset_of(**columns), tmp_path / "x.parquet"), tmp_path, **options)
 
 
 @pytest.mark.door
 def test_without_a_column_of_embeddings(tmp_path: Path) -> None:
-    path = written(without(dataset_of(), "embedding"), tmp_path / "x.parquet")
+    path = save_dataset(without(dataset_of(), "embedding"), tmp_path / "x.parquet")
     message = refused(path, tmp_path)
     assert message == (
         f"{path}: got the keys label, path, caption; expected embeddings_key, or one of the keys embeddings, features, "
@@ -280,13 +265,13 @@ def test_without_a_column_of_embeddings(tmp_path: Path) -> None:
 def test_several_splits_need_a_choice(tmp_path: Path) -> None:
     DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(tmp_path / "two")
     assert refused(tmp_path / "two", tmp_path).startswith("split: got None; expected one of the splits of")
-    written(dataset_of(), tmp_path / "one")
+    save_dataset(dataset_of(), tmp_path / "one")
     assert refused(tmp_path / "one", tmp_path, split="x").startswith("split: got 'x'; expected none:")
 
 
 @pytest.mark.door
 def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
-    content = written(dataset_of(), tmp_path / "x.parquet").read_bytes()
+    content = save_dataset(dataset_of(), tmp_path / "x.parquet").read_bytes()
     (tmp_path / "torn.parquet").write_bytes(content[:-30])
     (tmp_path / "text.arrow").write_text("1, 2, 3\n" * 100, encoding="ascii")
     (tmp_path / "empty").mkdir()
@@ -294,8 +279,8 @@ def test_unreadable_datasets_are_named(tmp_path: Path) -> None:
     damaged[4:30] = bytes(26)  # where its first page says what it is
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     pyarrow.parquet.write_table(pa.table({"embedding": pa.array([], pa.list_(pa.float32()))}), tmp_path / "no.parquet")
-    written(dataset_of().select([]), tmp_path / "none")
-    torn = written(dataset_of(), tmp_path / "torn")
+    save_dataset(dataset_of().select([]), tmp_path / "none")
+    torn = save_dataset(dataset_of(), tmp_path / "torn")
     (torn / "state.json").write_text("{", encoding="ascii")
     for name in ("torn.parquet", "text.arrow", "empty", "damaged.parquet", "torn"):
         message = refused(tmp_path / name, tmp_path)
