@@ -14,7 +14,7 @@ from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import bag_sums, codes_t_matmul
 
-_BLOCK_ELEMENTS = 2**19  # elements of w in one block, which stays in the cache between the product and the sum
+_BLOCK_ELEMENTS = 2**18  # elements of w in one block, which stays in the cache between the product and the sum
 _LONGEST_SUM = 256  # entries of a latent in one float32 sum; such sums are added in float64
 
 
@@ -76,11 +76,12 @@ def _add_product(w: Tensor, codes: SparseActivations, h: Tensor) -> None:
     is_long = grouped.offsets.diff() > _LONGEST_SUM
     in_long = is_long.repeat_interleave(grouped.offsets.diff()) if bool(is_long.any()) else None
     short = weights if in_long is None else weights.masked_fill(in_long, 0.0)
-    for latents in _blocks(w):
-        starts = grouped.offsets[latents.start : latents.stop + 1]
-        first, last = int(starts[0]), int(starts[-1])
+    blocks = list(_blocks(w))
+    ends = grouped.offsets[[0, *(latents.stop for latents in blocks)]].tolist()
+    for latents, first, last in zip(blocks, ends, ends[1:], strict=False):
         if first < last:
-            w[latents].add_(bag_sums(grouped.rows[first:last], h, starts[:-1] - first, short[first:last]))
+            starts = grouped.offsets[latents] - first
+            w[latents].add_(bag_sums(grouped.rows[first:last], h, starts, short[first:last]))
     if in_long is not None:
         long = is_long.nonzero().squeeze(1)
         sums = _sums_in_parts(grouped.rows[in_long], h, grouped.offsets.diff()[long], weights[in_long])
