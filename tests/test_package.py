@@ -31,6 +31,7 @@ FLOORS = {
     "distributed": 0,
     "files": 0,
     "precision": 0,
+    "waiting": 0,
     "terminal": 0,
     "version": 0,
     "sparse": 1,

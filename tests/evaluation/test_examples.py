@@ -184,8 +184,10 @@ def from_the_median_on(self: SampledRows, k: int) -> Examples:
     return Examples(sample.rows[:, start : start + k], sample.values[:, start : start + k])
 
 
-def inactive_rows_too(self: ExtremeRows, block: sparsity.EntryBlock) -> Tensor:
-    return block.values > -torch.inf
+def inactive_rows_too(self: ExtremeRows, activations: Any, first_row: int) -> None:
+    for entries in module.active_entries(activations, lambda block: block.values > -torch.inf):
+        keys = self._sign * module._bits(entries.values)
+        self._smallest.add(entries.latents, keys, entries.rows + first_row)
 
 
 def multiplied_only(numbers: Tensor) -> Tensor:
@@ -197,7 +199,7 @@ WRONG = {
     "of equal values the later row": (module._SmallestKeys, "add", reversed_ties),
     "the last batch only": (module._SmallestKeys, "add", no_earlier_batches),
     "above the median only": (SampledRows, "middle", from_the_median_on),
-    "rows where the latent is silent": (ExtremeRows, "_may_enter", inactive_rows_too),
+    "rows where the latent is silent": (ExtremeRows, "add", inactive_rows_too),
     "the first rows as a sample": (module, "splitmix64", lambda numbers: numbers),
     "a hash that is not mixed": (module, "splitmix64", multiplied_only),
 }

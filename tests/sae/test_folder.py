@@ -299,7 +299,7 @@ def test_the_mixin_leaves_no_trace_in_the_module():
     config = TopKConfig("topk", M, K, inputs=ALL_STEPS)
     sae = SparseAutoencoder(d_in=D, config=config, input_mean=torch.zeros(D), seed=3)
     added = vars(sae).keys() - vars(torch.nn.Module()).keys()
-    assert added == {"d_in", "config"}
+    assert added == {"d_in", "config", "_longest_idle"}
     assert "hub" not in repr(sae).lower()
     assert repr(sae).startswith("SparseAutoencoder(")
     assert isinstance(sae, torch.nn.Module)

@@ -12,6 +12,7 @@ from torch import Tensor
 from monoloss.functional.sparsity import EntryBlock, active_entries
 from monoloss.sparse import Activations
 from monoloss.sparse.activations import offsets_of_sorted_rows
+from monoloss.waiting import may_branch
 
 _NO_KEY = torch.iinfo(torch.int64).max  # marks an empty place
 
@@ -60,7 +61,8 @@ class ExtremeRows:
     def add(self, activations: Activations, first_row: int) -> None:
         """Add a batch whose first row has the given number."""
         for entries in active_entries(activations, self._may_enter):
-            self._smallest.add(entries.latents, self._sign * _bits(entries.values), entries.rows + first_row)
+            keys = _keys_of_active(entries.values, self._sign * _bits(entries.values))
+            self._smallest.add(entries.latents, keys, entries.rows + first_row)
 
     def examples(self) -> Examples:
         """Return the rows collected so far, ``(m, k)``."""
@@ -101,7 +103,8 @@ class SampledRows:
             return (block.values > 0) & (block.of_rows(upper) <= block.of_latents(last))
 
         for entries in active_entries(activations, may_be_drawn):
-            self._smallest.add(entries.latents, keys[entries.rows], _bits(entries.values), entries.rows + first_row)
+            drawn = _keys_of_active(entries.values, keys[entries.rows])
+            self._smallest.add(entries.latents, drawn, _bits(entries.values), entries.rows + first_row)
 
     def sample(self) -> Examples:
         """Return the sample of each latent, ``(m, size)``: the highest first, of equal values the earlier row."""
@@ -175,7 +178,7 @@ class _SmallestKeys:
         return self.keys[:, -1].contiguous()
 
     def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], *payloads: Int[Tensor, " _"]) -> None:
-        """Add entries in place; it is fastest to pass only entries whose keys are below ``last``."""
+        """Add entries in place; it is fastest to pass only entries whose keys are below ``last``. No key: no entry."""
         if not len(keys):
             return
         m, k = self.keys.shape
@@ -184,6 +187,9 @@ class _SmallestKeys:
         latents = latents[order]
         offsets = offsets_of_sorted_rows(latents, m)
         rank = torch.arange(len(order), device=order.device) - offsets[latents]
+        if not may_branch(keys.device):
+            self._merge_fixed(latents, rank, keys[order], [payload[order] for payload in payloads])
+            return
         counts = offsets.diff()
         touched = counts.nonzero().squeeze(1)
         row_of_latent = torch.empty_like(counts)
@@ -199,6 +205,25 @@ class _SmallestKeys:
             merged = payload.new_zeros(shape)
             merged[:, :k], merged[cells] = payload[touched], added[order]
             payload.index_copy_(0, touched, merged.gather(1, ranked[:, :k]))
+
+    def _merge_fixed(self, latents: Tensor, rank: Tensor, keys: Tensor, payloads: list[Tensor]) -> None:
+        """Merge entries sorted by latent and key, each with its rank in its latent, by tensors of fixed size alone."""
+        m, k = self.keys.shape
+        cells = (latents, k + rank.clamp(max=k))  # what cannot be among the k smallest falls into the last column
+        merged_keys = torch.cat([self.keys, self.keys.new_full((m, k + 1), _NO_KEY)], 1)
+        merged_keys[cells] = keys
+        merged_keys[:, -1] = _NO_KEY
+        merged_keys, ranked = merged_keys.sort(dim=1, stable=True)
+        self.keys.copy_(merged_keys[:, :k])
+        for payload, added in zip(self.payloads, payloads, strict=True):
+            merged = torch.cat([payload, payload.new_zeros(m, k + 1)], 1)
+            merged[cells] = added
+            payload.copy_(merged.gather(1, ranked[:, :k]))
+
+
+def _keys_of_active(values: Float[Tensor, " _"], keys: Int[Tensor, " _"]) -> Int[Tensor, " _"]:
+    """Return the keys; ``_NO_KEY`` for the values that are not above 0."""
+    return torch.where(values > 0, keys, _NO_KEY)
 
 
 def _bits(values: Float[Tensor, "..."]) -> Int[Tensor, "..."]:

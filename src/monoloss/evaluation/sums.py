@@ -15,7 +15,8 @@ from monoloss.functional.purity import ClassPurityResult
 from monoloss.functional.score import n_eff
 from monoloss.metrics import ClassPurity, MonoScore
 from monoloss.precision import sums_device
-from monoloss.sparse import Activations
+from monoloss.sparse import Activations, SparseActivations
+from monoloss.waiting import may_branch
 
 SAMPLE_SIZE = 4  # rows sampled for the median of a latent, in multiples of the number of examples
 
@@ -63,6 +64,8 @@ class LatentSums:
         if self.purity is not None and labels is not None:
             self.purity.update(activations, labels.to(activations.device))
         activation_histogram(activations, into=self.histogram)
+        if not isinstance(activations, SparseActivations) and not may_branch(activations.device):
+            activations = SparseActivations.from_dense(activations.clamp(min=0.0))  # the one wait for a GPU of a batch
         for rows in (self.highest, self.lowest, self.sampled):
             rows.add(activations, self.n_rows)
         self.n_rows += len(embeddings)

@@ -72,21 +72,17 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
     activations = activations.detach()
     if isinstance(activations, SparseActivations):
         latents, values = activations.flat_indices, activations.flat_values
-        active = (values > 0).nonzero().squeeze(1)
-        if len(active) < len(values):
-            latents, values = latents[active], values[active]
-        _count(latents.to(sums_dev) * N_BINS + _bins(values.to(sums_dev)), flat_counts)
+        latents, values = latents.to(sums_dev), values.to(sums_dev)
+        active = values > 0
+        cells = latents * N_BINS + _bins(torch.where(active, values, 0.0))
+        flat_counts.scatter_add_(0, cells, active.long())
         return into
     first_bins = torch.arange(m, device=sums_dev) * N_BINS
     for _, block in dense_blocks(activations):
-        _count((first_bins + _bins(block.clamp(min=0))).view(-1), flat_counts)  # entries <= 0 fall into bin 0
+        cells = (first_bins + _bins(block.clamp(min=0))).view(-1)  # entries <= 0 fall into bin 0
+        flat_counts.scatter_add_(0, cells, torch.ones_like(cells))
         into[:, 0] -= (block <= 0).sum(0)
     return into
-
-
-def _count(cells: Int[Tensor, " entries"], counts: Int[Tensor, " cells"]) -> None:
-    """Add 1 to ``counts`` at each of the positions ``cells``, in place."""
-    counts.scatter_add_(0, cells, torch.ones_like(cells))
 
 
 def _bins(values: Tensor) -> Int[Tensor, "..."]:

@@ -25,6 +25,7 @@ from monoloss.functional.score import is_defined, pair_weight, score_of
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul, sampled_matmul
+from monoloss.waiting import may_branch
 
 
 def mono_loss(
@@ -194,7 +195,7 @@ def _shared_minimum(
     """Count the rows (with ``sync`` of all processes) at each latent's minimum, ``(m,)``, 0 where it is 0, or None."""
     z = activations.detach()
     b = moments.b  # equal on all processes, so that all of them reduce the counts or none does
-    if b.device.type == "cpu" and not b.any():  # the codes of a ReLU: nothing to count
+    if may_branch(b.device) and not b.any():  # the codes of a ReLU: nothing to count
         return None
     at_minimum = _is_at_minimum(z, b)
     if isinstance(z, SparseActivations):
@@ -323,7 +324,7 @@ class _Batch:
             latents = self.codes.flat_indices
             u, factor, scores = (per_latent.index_select(0, latents) for per_latent in (self.u, factor, scores))
             a = self.values.reshape(-1).to(self.h.dtype)
-            if self.b.device.type != "cpu" or bool(self.b.any()):  # the minima are nearly always 0
+            if not may_branch(self.b.device) or bool(self.b.any()):  # the minima are nearly always 0
                 a = a - self.b.index_select(0, latents)
             a = a / u
             grad = factor * (self.similarities / u - a - scores * (1.0 - a))

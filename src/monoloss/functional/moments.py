@@ -15,6 +15,7 @@ from monoloss.functional.sparsity import refuse_not_finite
 from monoloss.precision import autocast_off, product_dtype, row_norms, sums_device
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_t_matmul
+from monoloss.waiting import may_branch
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
 _ROWS_LIFTED = 256  # rows of embeddings that are cast to float64 at a time, likewise
@@ -142,7 +143,7 @@ def rebase(moments: MonoMoments, b: Float[Tensor, " m"]) -> MonoMoments:
     """
     n = moments.n
     t = torch.where(n > 0, moments.b - b, 0.0)
-    if t.device.type == "cpu" and not t.any():  # nearly always: a ReLU's minimum is 0 from the first batch on
+    if may_branch(t.device) and not t.any():  # nearly always: a ReLU's minimum is 0 from the first batch on
         return replace(moments, b=b)
     return replace(
         moments,
@@ -178,7 +179,7 @@ def minimum(activations: Activations) -> Float[Tensor, " m"]:
             return activations.new_full((activations.shape[1],), torch.inf)
         return activations.amin(0)
     everywhere, values = stored_in_every_row(activations), activations.flat_values
-    if not bool(everywhere.any() | ~(values >= 0).all()):
+    if may_branch(values.device) and not bool(everywhere.any() | ~(values >= 0).all()):
         return values.new_zeros(activations.n_latents)  # nearly always: the entries not stored are the smallest
     start = torch.where(everywhere, torch.inf, 0.0).to(activations.dtype)
     return start.scatter_reduce(0, activations.flat_indices, activations.flat_values, "amin")
@@ -195,22 +196,30 @@ def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
         wide = part.to(sums_dev).double()
         u += wide.sum(0)
         v += wide.square().sum(0)
+    if dtype == torch.float64:
+        w = _product_in_parts(a, h)
+        return MonoMoments(n=_count(h, sums_dev), h_sum=_sum64(h), b=b.double(), u=u, v=v, w=w)
     large = _large(a, v.sqrt().to(a), (a > 0).sum(0))
-    rows, latents = large.nonzero(as_tuple=True)
-    w = _product_in_parts(a.masked_fill(large, 0.0) if len(rows) else a, h)
-    w.index_add_(0, latents.to(sums_dev), (a[rows, latents, None] * h[rows]).to(w))
-    n = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=sums_dev)
-    return MonoMoments(n=n, h_sum=_sum64(h), b=b.to(sums_dev).double(), u=u, v=v, w=w)
+    if may_branch(h.device):
+        rows, latents = large.nonzero(as_tuple=True)
+        w = _product_in_parts(a.masked_fill(large, 0.0) if len(rows) else a, h)
+        w.index_add_(0, latents.to(sums_dev), (a[rows, latents, None] * h[rows]).to(w))
+    else:
+        w = _product_in_parts(a.masked_fill(large, 0.0), h) + _product_in_parts(a.masked_fill(~large, 0.0), h)
+    return MonoMoments(n=_count(h, sums_dev), h_sum=_sum64(h), b=b.to(sums_dev).double(), u=u, v=v, w=w)
+
+
+def _count(h: Tensor, sums_dev: torch.device) -> Tensor:
+    """Return the number of rows as a float64 scalar, made on the device: ``torch.tensor`` would copy it there."""
+    return torch.full((), float(h.shape[0]), dtype=torch.float64, device=sums_dev)
 
 
 def _large(a: Tensor, root_v: Tensor, counts: Tensor, latents: Tensor | None = None) -> Tensor:
-    """Return a mask of the weights ``a`` whose square is over ``v / 16`` of their latent; all False in float64.
+    """Return a mask of the float32 weights ``a`` whose square is over ``v / 16`` of their latent.
 
     A float32 sum that starts with such a weight loses digits of all later terms, so they are added at the end. Only
     for latents with many entries (``counts``). ``latents``: the latent of each weight, if ``a`` is not dense.
     """
-    if a.dtype == torch.float64:
-        return torch.zeros_like(a, dtype=torch.bool)
     bound = torch.where(counts > _MANY_ENTRIES, root_v / 4.0, torch.inf)
     return a > (bound if latents is None else bound.index_select(0, latents))
 
@@ -236,8 +245,9 @@ def _sparse_moments(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> Mono
     """Compute the moments of a batch of sparse activations ``z`` on unit rows ``h``."""
     batch = weigh_sparse(h, z, dtype)
     w = codes_t_matmul(z.with_values(batch.rest.reshape(z.values.shape)), batch.h)
-    entries = batch.large
-    w = w.index_add_(0, z.flat_indices[entries], batch.weights[entries, None] * batch.h[z.rows[entries]])
+    if batch.large is not None:
+        entries = batch.large
+        w = w.index_add_(0, z.flat_indices[entries], batch.weights[entries, None] * batch.h[z.rows[entries]])
     w = w.to(batch.h_sum.device)
     if batch.below is not None:
         w = torch.addr(w, batch.below, batch.h_sum)
@@ -252,7 +262,7 @@ class WeighedBatch(NamedTuple):
         h: the unit rows, in the dtype that the product runs in.
         weights: of the stored entries, row after row: ``z - b`` where every row stores the latent, else ``z``.
         below: weight of a row that does not store a latent, ``(m,)`` float64; None if all are 0.
-        large: positions of the entries with large weights, which are added to the product at the end.
+        large: positions of the entries with large weights, which are added to the product at the end; None in float64.
         rest: ``weights`` with 0 at the positions ``large``.
     """
 
@@ -264,26 +274,31 @@ class WeighedBatch(NamedTuple):
     h: Tensor
     weights: Tensor
     below: Tensor | None
-    large: Tensor
+    large: Tensor | None
     rest: Tensor
 
 
 def weigh_sparse(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> WeighedBatch:
-    """Compute the sums over a sparse batch and the weights of its entries, but not the product ``w``. O(entries)."""
-    sums_dev = sums_device(h.device)
+    """Compute the sums over a sparse batch and the weights of its entries, but not the product ``w``. O(entries).
+
+    All in float64, with ``below``, where no branch is wanted (`may_branch`): right whatever the minima are.
+    """
+    branches, sums_dev = may_branch(h.device), sums_device(h.device)
+    if not branches and dtype != torch.float64:
+        return weigh_sparse(h.double(), z, torch.float64)
     values, latents = z.flat_values.to(dtype), z.flat_indices
     counts = z.by_latent.offsets.diff()
     b = minimum(z).to(dtype)
     below = None
-    if bool(b.any()):  # else all minima are 0, and entries not stored have no weight
+    if not branches or bool(b.any()):  # else all minima are 0, and entries not stored have no weight
         # A latent stored in every row: its weights are z - b. Else b <= 0, and an entry not stored weighs -b
         everywhere = counts == h.shape[0]
         above, under = torch.where(everywhere, b, 0.0), torch.where(everywhere, 0.0, -b)
         values = values - above.index_select(0, latents)
-        below = under if bool((under > 0).any()) else None
+        below = under if not branches or bool((under > 0).any()) else None
     if dtype != torch.float64 and (h.shape[0] > _ROWS_PER_PRODUCT or below is not None):
         return weigh_sparse(h.double(), z, torch.float64)  # the two parts of w can cancel: float64 keeps its digits
-    n, h_sum = torch.tensor(float(h.shape[0]), dtype=torch.float64, device=sums_dev), _sum64(h)
+    n, h_sum = _count(h, sums_dev), _sum64(h)
     latents, a = latents.to(sums_dev), values.to(sums_dev).double()
     u = v = torch.zeros(z.n_latents, dtype=torch.float64, device=sums_dev)
     if below is not None:
@@ -292,7 +307,9 @@ def weigh_sparse(h: Tensor, z: SparseActivations, dtype: torch.dtype) -> Weighed
         unstored = n - counts.to(sums_dev).double()
         u, v = unstored * below, unstored * below.square()
     u, v = u.index_add(0, latents, a), v.index_add(0, latents, a.square())
-    is_large = _large(values, v.sqrt().to(values), counts, z.flat_indices)
-    large = is_large.nonzero().squeeze(1)
-    rest = values.masked_fill(is_large, 0.0) if len(large) else values
+    large, rest = None, values
+    if dtype != torch.float64:
+        is_large = _large(values, v.sqrt().to(values), counts, z.flat_indices)
+        large = is_large.nonzero().squeeze(1)
+        rest = values.masked_fill(is_large, 0.0) if len(large) else values
     return WeighedBatch(n, h_sum, b.to(sums_dev).double(), u, v, h, values, below, large, rest)

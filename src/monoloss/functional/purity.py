@@ -15,6 +15,8 @@ from monoloss.errors import InputError
 from monoloss.functional.sparsity import ActiveEntries, active_entries, check_activations, count_not_finite
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.sparse.products import codes_t_matmul
+from monoloss.waiting import may_branch
 
 _BLOCK_ENTRIES = 2**18  # dense activations in one block of latents, so that the sums of the block stay in the cache
 
@@ -31,6 +33,7 @@ class PurityCounts:
         n_active: active rows, each once, ``(m,)``.
         active_mass: sum of ``z`` over the active rows, each once, ``(m,)``.
         n_not_finite: number of NaN and infinite activations, scalar; above 0 the other sums are of no use.
+        n_outside: number of labels out of range, scalar, likewise; 0 on a CPU, which refuses them.
     """
 
     rows: Float[Tensor, "m c"]
@@ -38,6 +41,7 @@ class PurityCounts:
     n_active: Float[Tensor, " m"]
     active_mass: Float[Tensor, " m"]
     n_not_finite: Float[Tensor, ""]
+    n_outside: Float[Tensor, ""]
 
     @classmethod
     def zeros(cls, n_latents: int, n_classes: int, device: torch.device | None = None) -> PurityCounts:
@@ -47,7 +51,8 @@ class PurityCounts:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         rows, mass = zeros(n_latents, n_classes), zeros(n_latents, n_classes)
-        return cls(rows=rows, mass=mass, n_active=zeros(n_latents), active_mass=zeros(n_latents), n_not_finite=zeros())
+        n_active, active_mass = zeros(n_latents), zeros(n_latents)
+        return cls(rows, mass, n_active, active_mass, n_not_finite=zeros(), n_outside=zeros())
 
     def __add__(self, other: PurityCounts) -> PurityCounts:
         if self.rows.shape != other.rows.shape:
@@ -148,7 +153,7 @@ def class_counts(
 
     Raises:
         InputError: as ``class_purity``, before ``into`` is changed; also ``into`` of another size. On a GPU activations
-            that are not finite are only counted, and ``purity_from_counts`` raises.
+            that are not finite and labels out of range are only counted, and ``purity_from_counts`` raises.
     """
     check_activations(activations)
     _check_labels(labels, n_classes, activations)
@@ -158,6 +163,12 @@ def class_counts(
     n_not_finite = count_not_finite(activations)
     counts = PurityCounts.zeros(n_latents, n_classes, sums_dev) if into is None else into
     counts.n_not_finite.add_(n_not_finite)
+    if not may_branch(labels.device):
+        if labels.ndim == 2:
+            _count_by_products(activations, labels, counts)
+            return counts
+        counts.n_outside.add_(((labels < 0) | (labels >= n_classes)).sum())
+        labels = labels.clamp(0, n_classes - 1)
     table = _label_table(labels.to(sums_dev))
     if isinstance(activations, SparseActivations):
         _count_sparse(activations, table, counts)
@@ -166,33 +177,55 @@ def class_counts(
     return counts
 
 
+def _count_by_products(activations: Activations, labels: Tensor, counts: PurityCounts) -> None:
+    """Add a batch with several labels a row to ``counts`` in place, by products of fixed size: O(m c) and more."""
+    of_class = labels.double()
+    of_any = labels.any(1).double()[:, None]
+    values = (activations.values if isinstance(activations, SparseActivations) else activations).detach().double()
+    active = (values > 0).double()
+
+    def summed(values: Tensor, factor: Tensor) -> Tensor:
+        """Return the sum over the rows of ``values``, of the entries of ``activations``, times ``factor``."""
+        if isinstance(activations, SparseActivations):
+            return codes_t_matmul(activations.with_values(values), factor)
+        return values.t() @ factor
+
+    mass = torch.where(values > 0, values, 0.0)
+    counts.rows.add_(summed(active, of_class))
+    counts.mass.add_(summed(mass, of_class))
+    counts.n_active.add_(summed(active, of_any).squeeze(1))
+    counts.active_mass.add_(summed(mass, of_any).squeeze(1))
+
+
 def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: PurityCounts) -> None:
     """Add the active entries of sparse activations to ``counts`` in place."""
     n_classes = counts.rows.shape[1]
     rows_of_class, mass_of_class = counts.rows.view(-1), counts.mass.view(-1)
-    one_class = bool((table.n_labels == 1).all())
     for entries in active_entries(activations):
         latents, values = entries.latents, entries.values
-        if one_class:
-            classes, weights, labelled = table.classes[entries.rows], values, torch.ones_like(values)
+        if table.one_class:
+            classes, weights, labelled = table.classes[entries.rows], values, (values > 0).double()
+            each = labelled
         else:
             n_labels = table.n_labels[entries.rows]
             labelled = (n_labels > 0).double()
             copies, classes = _classes_of_entries(entries, n_labels, table)
             latents, weights = latents[copies], values[copies]
+            each = torch.ones_like(weights)
             values = values * labelled
         counts.n_active.index_add_(0, entries.latents, labelled)
         counts.active_mass.index_add_(0, entries.latents, values)
         cells = latents * n_classes + classes
-        rows_of_class.scatter_add_(0, cells, torch.ones_like(weights))
+        rows_of_class.scatter_add_(0, cells, each)
         mass_of_class.scatter_add_(0, cells, weights)
 
 
 def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) -> None:
     """Add dense activations to ``counts`` in place, block by block of latents; terms in the order of _count_sparse."""
     sums_dev, labelled = counts.rows.device, table.n_labels > 0
-    one_class = bool((table.n_labels == 1).all())
-    copies = torch.arange(len(labelled), device=sums_dev).repeat_interleave(table.n_labels)
+    copies = torch.arange(len(labelled), device=sums_dev)
+    if not table.one_class:
+        copies = copies.repeat_interleave(table.n_labels)
     n_latents = max(1, _BLOCK_ENTRIES // max(1, len(copies)))
     for start in range(0, activations.shape[1], n_latents):
         latents = slice(start, start + n_latents)
@@ -201,7 +234,7 @@ def _count_dense(activations: Tensor, table: _LabelTable, counts: PurityCounts) 
         counts.n_active[latents] += active.sum(0)
         counts.active_mass[None, latents].index_add_(0, torch.zeros_like(labelled, dtype=torch.int64), z)
         for class_sums, row_values in ((counts.rows, active), (counts.mass, z)):
-            label_values = row_values.t() if one_class else row_values.t()[:, copies]  # a row once for each label
+            label_values = row_values.t() if table.one_class else row_values.t()[:, copies]  # a row once for each label
             class_sums[latents].index_add_(1, table.classes, label_values)
 
 
@@ -210,8 +243,11 @@ def purity_from_counts(counts: PurityCounts) -> ClassPurityResult:
     """Compute class purity from the sums over all rows. Cost O(m c).
 
     Raises:
-        InputError: some activations were not finite.
+        InputError: some activations were not finite; on a GPU, some labels were out of range.
     """
+    if counts.n_outside > 0:
+        expected = f"labels from 0 to {counts.rows.shape[1] - 1}"
+        raise InputError("labels", f"{int(counts.n_outside)} outside", expected)
     if counts.n_not_finite > 0:
         raise InputError("activations", f"{int(counts.n_not_finite)} that are NaN or infinite", "finite numbers")
     n_active, mass = counts.n_active, counts.active_mass
@@ -255,14 +291,16 @@ class _LabelTable(NamedTuple):
     classes: Tensor
     n_labels: Tensor
     first: Tensor
+    one_class: bool
+    """Whether every row has exactly one class."""
 
 
 def _label_table(labels: Tensor) -> _LabelTable:
     if labels.ndim == 1:
-        classes, n_labels = labels.long(), torch.ones_like(labels, dtype=torch.int64)
-    else:
-        classes, n_labels = labels.nonzero(as_tuple=True)[1], labels.sum(1)
-    return _LabelTable(classes, n_labels, n_labels.cumsum(0) - n_labels)
+        one_each = torch.ones_like(labels, dtype=torch.int64)
+        return _LabelTable(labels.long(), one_each, one_each.cumsum(0) - 1, one_class=True)
+    classes, n_labels = labels.nonzero(as_tuple=True)[1], labels.sum(1)
+    return _LabelTable(classes, n_labels, n_labels.cumsum(0) - n_labels, one_class=bool((n_labels == 1).all()))
 
 
 def _classes_of_entries(entries: ActiveEntries, n_labels: Tensor, table: _LabelTable) -> tuple[Tensor, Tensor]:
@@ -309,7 +347,9 @@ def _check_labels(labels: Tensor, n_classes: int, activations: Activations) -> N
         if labels.shape[1] != n_classes:
             raise InputError("labels", f"{labels.shape[1]} columns", f"one for each of {n_classes} classes")
         return
-    outside = ((labels < 0) | (labels >= n_classes)).nonzero()  # waits for a GPU, which a label outside would crash
+    if not may_branch(labels.device):
+        return
+    outside = ((labels < 0) | (labels >= n_classes)).nonzero()
     if outside.shape[0]:
         row = int(outside[0])
         raise InputError("labels", f"{int(labels[row])} (row {row})", f"labels from 0 to {n_classes - 1}")

@@ -172,7 +172,7 @@ def _sums_of_block(x: Tensor, y: Tensor, first_row: int) -> ReconstructionSums:
         _refuse_first("reconstruction", bad_reconstructions, error, first_row)
     mean = x.mean(0)
     return ReconstructionSums(
-        n=torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device),
+        n=torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device),
         mean=mean,
         m2=(x - mean).square().sum(0),
         sse=squared_error.sum(0),

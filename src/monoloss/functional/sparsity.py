@@ -13,12 +13,13 @@ from monoloss.checks.tensors import check_matrix
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.waiting import may_branch
 
 _BLOCK_ENTRIES = 2**20  # entries in one block: about 30 MB of row numbers, latents and float64 values
 
 
 class ActiveEntries(NamedTuple):
-    """Entries of a batch with ``z > 0``; float64 values, on ``sums_device``."""
+    """Entries of a batch with ``z > 0``, or 0 for an entry that does not count; float64 values, on ``sums_device``."""
 
     rows: Int[Tensor, " entries"]
     latents: Int[Tensor, " entries"]
@@ -47,8 +48,8 @@ def activation_counts(activations: Activations) -> Int[Tensor, " m"]:
     if activations.device.type == "cpu":
         count_not_finite(activations)
     if isinstance(activations, SparseActivations):
-        active = activations.flat_indices[activations.flat_values > 0]
-        return torch.bincount(active, minlength=activations.n_latents)
+        counts = torch.zeros(activations.n_latents, dtype=torch.int64, device=activations.device)
+        return counts.scatter_add_(0, activations.flat_indices, (activations.flat_values > 0).long())
     return (activations > 0).sum(0)
 
 
@@ -165,6 +166,9 @@ def active_entries(
 ) -> Iterator[ActiveEntries]:
     """Yield the entries ``z > 0`` in row order, block by block, so that a dense batch is not copied as a whole.
 
+    Of sparse activations where no branch is wanted (`may_branch`): all stored entries at once, with the value 0 where
+    they are not chosen.
+
     Args:
         activations: activations ``(n, m)`` of any sign, dense or sparse.
         chosen: a function that returns the mask of the values to yield from a block, True only where ``> 0``. Called
@@ -173,6 +177,10 @@ def active_entries(
     activations = activations.detach()
     sums_dev = sums_device(activations.device)
     chosen = chosen or _is_active
+    if isinstance(activations, SparseActivations) and not may_branch(activations.device):
+        rows, latents, values = activations.rows, activations.flat_indices, activations.flat_values
+        yield ActiveEntries(rows, latents, torch.where(chosen(EntryBlock(values, rows, latents)), values, 0.0).double())
+        return
     if isinstance(activations, SparseActivations):
         parts = (
             part.split(_BLOCK_ENTRIES) for part in (activations.rows, activations.flat_indices, activations.flat_values)

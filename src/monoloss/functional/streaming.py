@@ -13,6 +13,7 @@ from monoloss.functional.sparsity import count_not_finite
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import bag_sums, codes_t_matmul
+from monoloss.waiting import may_branch
 
 _BLOCK_ELEMENTS = 2**18  # elements of w in one block, which stays in the cache between the product and the sum
 _LONGEST_SUM = 256  # entries of a latent in one float32 sum; such sums are added in float64
@@ -52,16 +53,16 @@ def _add_sparse(total: MonoMoments, h: Tensor, z: SparseActivations) -> MonoMome
     fall = torch.where(total.n > 0, total.b - b, 0.0)
     floor = torch.where(batch.n > 0, batch.b - b, 0.0) + (0.0 if batch.below is None else batch.below)
     for t, h_sum in ((fall, total.h_sum), (floor, batch.h_sum)):
-        if bool(t.any()):
+        if not may_branch(w.device) or bool(t.any()):
             for latents in _blocks(w):
                 w[latents].addr_(t[latents], h_sum)
     codes = z.with_values(batch.rest.reshape(z.values.shape))
-    if h.device.type == "cpu":
+    if h.device.type == "cpu" and may_branch(h.device):
         _add_product(w, codes, batch.h)
     else:
         w.add_(codes_t_matmul(codes, batch.h).to(w.device))
     entries = batch.large
-    if len(entries):
+    if entries is not None and len(entries):
         weights, rows = batch.weights[entries].to(w), batch.h[z.rows[entries]].to(w)
         w.index_add_(0, z.flat_indices[entries].to(w.device), weights[:, None] * rows)
     return MonoMoments(total.n + batch.n, total.h_sum + batch.h_sum, b, before.u + added.u, before.v + added.v, w)

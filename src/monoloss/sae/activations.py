@@ -14,6 +14,7 @@ from monoloss.precision import product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.activations import offsets_of_sorted_rows
 from monoloss.sparse.selection import above_threshold, entries_above, largest_of_batch, largest_of_rows
+from monoloss.waiting import may_branch
 
 _NEAR = 0.501  # bandwidths below the threshold: the kernel reaches 0.5, and rounding may not lose an entry
 
@@ -31,7 +32,8 @@ def batch_topk_codes(pre_activations: Float[Tensor, "n m"], k: int) -> SparseAct
     Among equal entries the lowest row wins, then the lowest latent.
     """
     n, m = pre_activations.shape
-    return _codes_at(pre_activations, largest_of_batch(pre_activations.detach(), k * n), m)
+    codes = _codes_at(pre_activations, largest_of_batch(pre_activations.detach(), k * n), m)
+    return codes.with_values(codes.values.relu())  # on a GPU entries <= 0 fill up the k n entries
 
 
 def threshold_codes(pre_activations: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) -> SparseActivations:
@@ -133,9 +135,10 @@ class BatchTopK(_InFloat32):
         """Return codes, any number in a row; in ``eval()`` an error until `calibrate_` has set the threshold."""
         if self.training:
             return batch_topk_codes(pre_activations, self.k)
-        if torch.isnan(self.threshold):
+        codes = threshold_codes(pre_activations, self.threshold)
+        if not len(codes.values) and torch.isnan(self.threshold):  # in this order, because a GPU waits to tell
             raise InputError("threshold", "no calibrated value", "calibrate_ on training rows before eval()")
-        return threshold_codes(pre_activations, self.threshold)
+        return codes
 
     @torch.no_grad()
     def calibrate_(self, parts: Iterable[Float[Tensor, "_ m"]], n_rows: int) -> None:
@@ -167,11 +170,14 @@ class JumpRelu(_InFloat32):
         threshold is below 0 (an entry of 0 would be active) or NaN.
         """
         bound = self.threshold.detach()
-        if not bool((bound >= 0).all()):
+        valid = (bound >= 0).all()
+        if may_branch(bound.device) and not bool(valid):
             return None
         if near:
             lowest = bound - _NEAR * self.bandwidth
             bound = lowest.nextafter(torch.full_like(lowest, -torch.inf)).clamp(min=0.0)
+        if not may_branch(bound.device):
+            bound = torch.where(valid, bound, -torch.inf)  # else every entry counts as above
         positions = entries_above(pre_activations, bound, most)
         return None if positions is None else _codes_at(pre_activations, positions, pre_activations.shape[1])
 

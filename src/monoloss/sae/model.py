@@ -19,9 +19,11 @@ from monoloss.precision import autocast_off, product_dtype
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.folder import SaeFolderMixin
+from monoloss.sae.idle import LongestIdle
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul
+from monoloss.waiting import may_branch
 
 _STD_FLOOR = 1e-5
 # At inference smaller batches are padded: their products sum in another order, and the code of a row would differ
@@ -126,6 +128,7 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
         self.activation = _activation_of(config)
         self.register_buffer("input_mean", input_mean)
         self.register_buffer("samples_since_active", torch.zeros(m, dtype=torch.int64))
+        self._longest_idle = LongestIdle(self.samples_since_active)
         self.constrain_()
 
     @property
@@ -136,9 +139,29 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
     @property
     def dead(self) -> Bool[Tensor, " m"]:
         """Mask ``(m,)`` of the latents that were not active on the last ``dead_after_samples`` training rows."""
+        return self.samples_since_active >= self._dead_after
+
+    @property
+    def _dead_after(self) -> int:
         config = self.config
         limits = config.aux if isinstance(config, TopKConfig | BatchTopKConfig) else config
-        return self.samples_since_active >= limits.dead_after_samples
+        return limits.dead_after_samples
+
+    @property
+    def may_have_dead(self) -> bool:
+        """Whether a latent may be dead. On a GPU known from the rows counted so far, without waiting; True if unknown.
+
+        Exact after `read_idle`.
+        """
+        if may_branch(self.samples_since_active.device):
+            return bool(self.dead.any())
+        bound = self._longest_idle.bound(self.samples_since_active)
+        return bound is None or bound >= self._dead_after
+
+    def read_idle(self) -> None:
+        """Read from a GPU how long latents have been idle, so that `may_have_dead` is exact for now. Waits for it."""
+        if not may_branch(self.samples_since_active.device):
+            self._longest_idle.read(self.samples_since_active)
 
     def scale(self, inputs: Float[Tensor, "n d_in"]) -> ScaledInputs:
         """Scale input rows by each step of ``config.inputs``, in the precision of the weights, at least float32."""
@@ -223,11 +246,14 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
         codes = self._stored(pre_activations.detach(), most, near and torch.is_grad_enabled())
         if codes is None:
             return self.activation(pre_activations), pre_activations
-        is_jump_relu = isinstance(self.activation, JumpRelu)
         if torch.is_grad_enabled():
-            weight, shift = self.encoder_weight.t().to(scaled.dtype), None if is_jump_relu else self.decoder_bias
-            codes = stored_linear(codes, scaled, shift, weight, self.encoder_bias)
-        return self.activation(codes) if is_jump_relu else codes, pre_activations.detach()
+            codes = self.on_graph(codes, scaled)
+        return self.activation(codes) if isinstance(self.activation, JumpRelu) else codes, pre_activations.detach()
+
+    def on_graph(self, codes: SparseActivations, scaled: Float[Tensor, "n d_in"]) -> SparseActivations:
+        """Return ``codes``, pre-activations of ``scaled`` rows at some entries, on the graph of encoder and rows."""
+        shift = None if isinstance(self.activation, JumpRelu) else self.decoder_bias
+        return stored_linear(codes, scaled, shift, self.encoder_weight.t().to(scaled.dtype), self.encoder_bias)
 
     def _stored(self, pre_activations: Tensor, most: int, near: bool) -> SparseActivations | None:
         """Return the entries to store, for JumpReLU before the jump; None where more than ``most`` are active."""
@@ -261,7 +287,9 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
             active = strongest.scatter_reduce_(0, codes.flat_indices, codes.flat_values.detach(), "amax") > 0
         else:
             active = (codes > 0).any(0)
+        before = self._longest_idle.bound(self.samples_since_active)
         self.samples_since_active.add_(codes.shape[0]).masked_fill_(active, 0)
+        self._longest_idle.add(self.samples_since_active, codes.shape[0], before)
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:

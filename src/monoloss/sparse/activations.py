@@ -165,7 +165,8 @@ class EntriesByLatent:
 def offsets_of_sorted_rows(rows: Int[Tensor, " entries"], n: int) -> Int[Tensor, " n_plus_1"]:
     """Return the offsets ``(n + 1,)`` of ``n`` rows in a sorted list: row ``i`` has ``offsets[i]:offsets[i + 1]``."""
     offsets = rows.new_zeros(n + 1)
-    torch.cumsum(torch.bincount(rows, minlength=n), 0, out=offsets[1:])
+    counts = rows.new_zeros(n).scatter_add_(0, rows, torch.ones_like(rows))  # bincount would wait for a GPU
+    torch.cumsum(counts, 0, out=offsets[1:])
     return offsets
 
 

@@ -136,9 +136,8 @@ def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor)
         grouped = values.index_select(0, entries.order)
         if dense.device.type == "cpu" and dense.dtype == torch.float32 and len(grouped):  # faster than CSR in this case
             return bag_sums(entries.rows, dense, entries.offsets[:-1], grouped)
-        out = dense.new_empty(codes.n_latents, dense.shape[1])
-        # torch.sparse.mm gives the same, but fills and copies a result of this size first: three times the time
-        return torch.addmm(out, _transposed_csr(codes, grouped), dense, beta=0.0, out=out)
+        product: Tensor = _csr_matmul(entries.offsets, entries.rows, grouped, dense)
+        return product
     out = dense.new_zeros(codes.n_latents, dense.shape[1])
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(values.shape[0], dense.shape[1]):
@@ -166,9 +165,8 @@ def _sampled(codes: SparseActivations, left: Tensor, right: Tensor) -> Tensor:
     """Compute ``left @ right^T`` at the stored entries; not differentiable."""
     out = left.new_empty(codes.flat_indices.shape[0])
     if has_sparse_kernels(left.device):
-        pattern = _transposed_csr(codes, torch.zeros_like(out))
-        product = torch.sparse.sampled_addmm(pattern, right, left.t(), beta=0.0)
-        return out.scatter_(0, codes.by_latent.order, product.values())
+        entries = codes.by_latent
+        return out.scatter_(0, entries.order, _csr_sampled_matmul(entries.offsets, entries.rows, right, left))
     rows, indices = codes.rows, codes.flat_indices
     for part in _blocks(out.shape[0], left.shape[1]):
         out[part] = (left[rows[part]] * right[indices[part]]).sum(1)
@@ -181,18 +179,47 @@ def _blocks(n_entries: int, width: int) -> list[slice]:
     return [slice(start, min(start + step, n_entries)) for start in range(0, n_entries, step)]
 
 
-def _transposed_csr(codes: SparseActivations, grouped_values: Tensor) -> Tensor:
-    """Return ``codes^T`` as a CSR tensor, with values in the order of ``codes.by_latent``."""
-    entries = codes.by_latent
+# Operators of torch.library, because torch.compile and fake tensors know no CSR tensors: to them each is one product
+
+
+@torch.library.custom_op(
+    "monoloss::csr_matmul",
+    mutates_args=(),
+    schema="(Tensor offsets, Tensor columns, Tensor values, Tensor dense) -> Tensor",
+)
+def _csr_matmul(offsets: Tensor, columns: Tensor, values: Tensor, dense: Tensor) -> Tensor:
+    """Compute ``csr @ dense``, ``(rows, d)``, of a matrix with the rows ``offsets[i]:offsets[i + 1]`` of entries."""
+    out = dense.new_empty(offsets.shape[0] - 1, dense.shape[1])
+    # torch.sparse.mm gives the same, but fills and copies a result of this size first: three times the time
+    return torch.addmm(out, _csr(offsets, columns, values, dense.shape[0]), dense, beta=0.0, out=out)
+
+
+@_csr_matmul.register_fake
+def _(offsets: Tensor, _columns: Tensor, _values: Tensor, dense: Tensor) -> Tensor:
+    return dense.new_empty(offsets.shape[0] - 1, dense.shape[1])
+
+
+@torch.library.custom_op(
+    "monoloss::csr_sampled_matmul",
+    mutates_args=(),
+    schema="(Tensor offsets, Tensor columns, Tensor left, Tensor right) -> Tensor",
+)
+def _csr_sampled_matmul(offsets: Tensor, columns: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Compute ``left @ right^T`` at the entries of a CSR matrix only, in their order, ``(entries,)``."""
+    pattern = _csr(offsets, columns, left.new_zeros(columns.shape[0]), right.shape[0])
+    return torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
+
+
+@_csr_sampled_matmul.register_fake
+def _(_offsets: Tensor, columns: Tensor, left: Tensor, _right: Tensor) -> Tensor:
+    return left.new_empty(columns.shape[0])
+
+
+def _csr(offsets: Tensor, columns: Tensor, values: Tensor, n_columns: int) -> Tensor:
     with warnings.catch_warnings():  # of CSR in beta, about which a user of this library can do nothing
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        return torch.sparse_csr_tensor(
-            entries.offsets,
-            entries.rows,
-            grouped_values,
-            size=(codes.n_latents, codes.shape[0]),
-            check_invariants=False,
-        )
+        size = (offsets.shape[0] - 1, n_columns)
+        return torch.sparse_csr_tensor(offsets, columns, values, size=size, check_invariants=False)
 
 
 def _same_dtype(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

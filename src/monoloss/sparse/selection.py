@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from monoloss.sparse.activations import offsets_of_sorted_rows
+from monoloss.waiting import may_branch
 
 _GROUP = 32  # neighbours in a group
 _FEWEST_GROUPS = 2  # groups per entry to select; with fewer, groups save little time
@@ -25,7 +26,7 @@ def largest_of_rows(values: Float[Tensor, "n m"], k: int) -> Int[Tensor, "n k"]:
     """Return the columns of the ``k`` largest entries of every row, in no particular order."""
     n, m = values.shape
     size = _group_size(m, k)
-    if values.device.type == "cpu" and size > 1 and n > 0:
+    if values.device.type == "cpu" and may_branch(values.device) and size > 1 and n > 0:
         grouped = values.reshape(-1, size)
         maxima = grouped.amax(1)
         least = maxima.reshape(n, -1).topk(k, dim=1, sorted=False).values.amin(1)
@@ -44,12 +45,15 @@ def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " 
     """Return the flat positions, rising, of the ``count`` largest entries > 0; fewer if there are fewer entries > 0.
 
     Among equal entries those of the lowest row, then of the lowest column, are taken. A row may hold any number of the
-    entries. NaN counts as the largest number, so that it reaches the loss.
+    entries. NaN counts as the largest number, so that it reaches the loss. Without branches (`may_branch`) always
+    ``count`` positions, of which some may have entries <= 0; among equal entries any are taken.
     """
     flat = values.reshape(-1)
     count = min(count, flat.shape[0])
     if count == 0:
         return torch.zeros(0, dtype=torch.int64, device=values.device)
+    if not may_branch(values.device):
+        return flat.topk(count, sorted=False).indices.sort().values
     grouped = flat.reshape(-1, _group_size(flat.shape[0], count))
     maxima = grouped.amax(1)
     least = _nth_largest(maxima, count)
@@ -67,6 +71,8 @@ def largest_of_batch(values: Float[Tensor, "n m"], count: int) -> Int[Tensor, " 
 
 def above_threshold(values: Float[Tensor, "n m"], threshold: Float[Tensor, ""]) -> Int[Tensor, " entries"]:
     """Return the flat positions, rising, of the entries above ``threshold``; NaN does not count as above."""
+    if not may_branch(values.device):
+        return (values > threshold).reshape(-1).nonzero().squeeze(1)  # the only wait for a GPU
     grouped = values.reshape(-1, _group_size(values.numel(), 1))
     maxima = grouped.amax(1)
     if torch.isnan(maxima.sum()):  # NaN, or infinities of both signs, for which this changes nothing

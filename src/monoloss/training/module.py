@@ -105,6 +105,7 @@ class SaeTrainingModule(LightningModule):
                 if not torch.isfinite(loss.detach()):
                     raise _diverged(name, f"a loss of {float(loss.detach())} in step {self.global_step + 1}")
                 measures = {"loss": loss.detach()} | _measures(embeddings, sae, output, terms)
+                sae.read_idle()  # where the process waits for a GPU anyway
                 self.log_dict({f"{name}/{key}": value for key, value in measures.items()})
         return total
 
