@@ -25,14 +25,29 @@ class CopyError(AssertionError):
     """An operation whose tensors are on two kinds of devices."""
 
 
-class _NoCopies(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
+    """Refuses copies, and lists the places where ``nonzero`` waits; its results have some fixed number of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            self.waits.append(f"nonzero at {_place(traceback.extract_stack())}")
+            return torch.empty(max(1, args[0].numel() // 100), args[0].ndim, dtype=torch.int64, device=args[0].device)
         result = func(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs, result))
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
         if len(devices) > 1:
             raise CopyError(f"{func} between {' and '.join(sorted(devices))}")
         return result
+
+
+def _place(lines: traceback.StackSummary) -> str:
+    """Return file, number and text of the innermost line of the library."""
+    ours = [line for line in lines if "/src/monoloss/" in line.filename]
+    return f"{ours[-1].filename.rsplit('/monoloss/', 1)[1]}:{ours[-1].lineno}: {ours[-1].line}" if ours else "?"
 
 
 @contextmanager
@@ -42,17 +57,18 @@ def fake_cuda() -> Iterator[None]:
         yield
 
 
-def first_wait(call: Callable[[], object]) -> str | None:
-    """Return what makes ``call()`` wait or copy first, and the line of the library that does; None if nothing does."""
-    try:
-        with _NoCopies():
+def waits_of(call: Callable[[], object]) -> list[str]:
+    """Return what makes ``call()`` wait or copy, each with its line of the library.
+
+    After ``nonzero`` it goes on; the first of any other kind is the last of the list.
+    """
+    with _Watch() as watch:
+        try:
             call()
-    except (*WAITS, CopyError) as error:
-        lines = traceback.extract_tb(error.__traceback__)
-        ours = [line for line in lines if "/monoloss/" in line.filename and "/tests/" not in line.filename]
-        place = f"{ours[-1].filename.rsplit('/monoloss/', 1)[1]}:{ours[-1].lineno} {ours[-1].line}" if ours else "?"
-        return f"{type(error).__name__} {getattr(error, 'func', error)} at {place}"
-    return None
+        except (*WAITS, CopyError) as error:
+            place = _place(traceback.extract_tb(error.__traceback__))
+            return [*watch.waits, f"{getattr(error, 'func', error)} at {place}"]
+    return watch.waits
 
 
 def backward(loss: Tensor) -> None:
@@ -73,22 +89,31 @@ def backward(loss: Tensor) -> None:
                     leaf = node.variable
                     leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
                 continue
-            results: Any = ()
-            if given:
-                run = node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
-                results = run(*(given.get(i) for i in range(max(given) + 1)))
-                results = results if isinstance(results, tuple) else (results,)
-            for i, (following, position) in enumerate(node.next_functions):
-                if following is None:
-                    continue
-                if i < len(results) and results[i] is not None:
+            for (following, position), result in _edges(node, given):
+                if result is not None:
                     expected = following._input_metadata[position]
-                    result = results[i].sum_to_size(expected.shape).to(expected.dtype)  # as the engine does
+                    gradient = result.sum_to_size(expected.shape).to(expected.dtype)  # as the engine does
                     at = gradients.setdefault(following, {})
-                    at[position] = at[position] + result if position in at else result
+                    at[position] = at[position] + gradient if position in at else gradient
                 waiting[following] -= 1
                 if waiting[following] == 0:
                     ready.append(following)
+
+
+def _edges(node: Any, given: dict[int, Tensor]) -> list[tuple[tuple[Any, int], Tensor | None]]:
+    """Return the edges that lead on from a node, each with the gradient that goes along it."""
+    edges = list(node.next_functions)
+    if not given:
+        return [(edge, None) for edge in edges if edge[0] is not None]
+    arguments = [given.get(i) for i in range(max(given) + 1)]
+    if not isinstance(node, torch.autograd.function.BackwardCFunction):
+        results = node(*arguments)
+        results = results if isinstance(results, tuple) else (results,)
+        return [(edge, result) for edge, result in zip(edges, results, strict=True) if edge[0] is not None]
+    results = node.apply(*arguments)  # one for each argument of `forward`; edges there are for tensors alone
+    results = results if isinstance(results, tuple) else (results,)
+    wanted = [result for result, needed in zip(results, node.needs_input_grad, strict=True) if needed]
+    return list(zip((edge for edge in edges if edge[0] is not None), wanted, strict=True))
 
 
 def _n_users(root: Any) -> dict[Any, int]:

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 # and the optimisers' fused steps are left alone: they round in one way everywhere, or are not vectorised.
 PRODUCTS = {
     "_sparse_mm", "_sparse_mm_reduce_impl", "_trilinear", "addbmm", "addmm", "addmv", "baddbmm",
-    "bmm", "cdist", "csr_matmul", "csr_sampled_matmul", "dot", "inner", "linear", "matmul", "mm", "mv", "sparse_sampled_addmm", "tensordot",
-    "vdot",
+    "bmm", "cdist", "csr_matmul", "csr_sampled_matmul", "dot", "inner", "linear", "matmul", "mm", "mv",
+    "sparse_sampled_addmm", "tensordot", "vdot",
 }  # fmt: skip
 REDUCTIONS = {
     "_embedding_bag", "_embedding_bag_forward_only", "_embedding_bag_per_sample_weights_backward", "embedding_bag",

@@ -212,7 +212,7 @@ class _SmallestKeys:
         cells = (latents, k + rank.clamp(max=k))  # what cannot be among the k smallest falls into the last column
         merged_keys = torch.cat([self.keys, self.keys.new_full((m, k + 1), _NO_KEY)], 1)
         merged_keys[cells] = keys
-        merged_keys[:, -1] = _NO_KEY
+        merged_keys[:, -1].fill_(_NO_KEY)
         merged_keys, ranked = merged_keys.sort(dim=1, stable=True)
         self.keys.copy_(merged_keys[:, :k])
         for payload, added in zip(self.payloads, payloads, strict=True):
