@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from monoloss import ActivationRegularizer, MonoLoss, MonoScore, mono_loss, mono_score
+from monoloss import ActivationRegularizer, FeatureStore, MonoLoss, MonoScore, mono_loss, mono_score
 from monoloss.evaluation.protocol import encode_batch
 from monoloss.evaluation.sums import EvaluationOptions, LatentSums
 from monoloss.functional import moments
@@ -24,8 +24,6 @@ from monoloss.sparse import SparseActivations, selection
 from monoloss.training.config import SaeTraining
 from monoloss.training.module import SaeTrainingModule, TrainedSae
 from support.fake_cuda import backward, fake_cuda, waits_of
-
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # torch's own deepcopy
 
 N, D, M, K = 256, 16, 512, 4
 AUX = AuxLoss(k=8, dead_after_samples=1)  # dead latents may be there from the second step on
@@ -57,6 +55,12 @@ def ragged_codes() -> SparseActivations:
 
 CODES = {"dense": dense_codes, "fixed": fixed_codes, "ragged": ragged_codes}
 Codes = Callable[[], Any]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """A store with the sizes that sums are made for; no row of it is used."""
+    return FeatureStore.create(tmp_path_factory.mktemp("a") / "store", torch.eye(D), labels=torch.arange(D) % 7)
 
 
 def rows(n: int = N, *, grad: bool = False) -> Tensor:
@@ -156,11 +160,10 @@ class TestSaes:
                 assert len(waits) == STORED[variant] + ragged, waits
 
     @pytest.mark.parametrize("several_labels", [False, True])
-    def test_a_batch_of_an_evaluation(self, variant: str, several_labels: bool) -> None:
+    def test_a_batch_of_an_evaluation(self, variant: str, several_labels: bool, store: FeatureStore) -> None:
         """Two batches, with what the first leaves in the examples; one wait more where the codes are dense."""
         with fake_cuda(), torch.no_grad():
             sae = some_sae(variant).eval()
-            store: Any = SimpleNamespace(width=D, n_classes=7)
             sums = LatentSums(M, torch.device("cuda"), store, EvaluationOptions(True, torch.zeros(D), 3, None))
             quality = Reconstruction(D, sync_on_compute=False).to("cuda")
             labels = torch.zeros(N, 7, dtype=torch.bool) if several_labels else torch.zeros(N, dtype=torch.int64)
@@ -176,12 +179,10 @@ class TestSaes:
                 assert len(waits) == STORED[variant] + (variant == "batch_topk"), waits
 
 
-def test_dense_activations_in_an_evaluation_wait_once() -> None:
+def test_dense_activations_in_an_evaluation_wait_once(store: FeatureStore) -> None:
     """For the number of their active entries, among which examples are sought."""
     with fake_cuda(), torch.no_grad():
-        sums = LatentSums(
-            M, torch.device("cuda"), SimpleNamespace(width=D, n_classes=7), EvaluationOptions(True, None, 3, None)
-        )
+        sums = LatentSums(M, torch.device("cuda"), store, EvaluationOptions(True, None, 3, None))
         waits = waits_of(lambda: sums.add(rows(), dense_codes(), torch.zeros(N, dtype=torch.int64)))
         assert [wait.split(":")[0] for wait in waits] == ["nonzero at sparse/activations.py"]
 

@@ -11,10 +11,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,7 +59,8 @@ def _place(lines: traceback.StackSummary) -> str:
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Make tensors and modules inside on a GPU without values; factories put them there unless a device is named."""
-    with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"):
+    cloned = patch.object(FakeTensor, "__deepcopy__", lambda tensor, _memo: tensor.clone(), create=True)
+    with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"), cloned:  # torch's own copies their memory
         yield
 
 
@@ -105,7 +112,7 @@ def _edges(node: Any, given: dict[int, Tensor]) -> list[tuple[tuple[Any, int], T
     edges = list(node.next_functions)
     if not given:
         return [(edge, None) for edge in edges if edge[0] is not None]
-    arguments = [given.get(i) for i in range(max(given) + 1)]
+    arguments = [given.get(i) for i in range(len(node._input_metadata))]  # nodes in C++ do not check their number
     if not isinstance(node, torch.autograd.function.BackwardCFunction):
         results = node(*arguments)
         results = results if isinstance(results, tuple) else (results,)

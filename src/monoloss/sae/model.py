@@ -321,8 +321,10 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
 
 
 def _initial_weight(d_in: int, m: int, seed: int) -> Tensor:
-    """Draw an encoder weight ``(d_in, m)``, uniform within ``sqrt(6 / m)``."""
-    return nn.init.kaiming_uniform_(torch.empty(d_in, m), generator=torch.Generator().manual_seed(seed))
+    """Draw an encoder weight ``(d_in, m)``, uniform within ``sqrt(6 / m)``: on the CPU, the same for every device."""
+    weight = torch.empty(d_in, m, device="cpu")
+    nn.init.kaiming_uniform_(weight, generator=torch.Generator().manual_seed(seed))
+    return weight.to(torch.get_default_device())
 
 
 def _activation_of(config: SaeConfig) -> nn.Module:

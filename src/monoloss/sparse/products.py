@@ -207,7 +207,8 @@ def _(offsets: Tensor, _columns: Tensor, _values: Tensor, dense: Tensor) -> Tens
 def _csr_sampled_matmul(offsets: Tensor, columns: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Compute ``left @ right^T`` at the entries of a CSR matrix only, in their order, ``(entries,)``."""
     pattern = _csr(offsets, columns, left.new_zeros(columns.shape[0]), right.shape[0])
-    return torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
+    product: Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0)
+    return product.values()
 
 
 @_csr_sampled_matmul.register_fake
