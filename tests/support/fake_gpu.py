@@ -15,6 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from monoloss.data import transfer
+from monoloss.training import batches as batches_module
+from monoloss.training.batches import ShuffledBatches
+
 GPU = torch.device("cuda", 0)
 _to = torch.Tensor.to
 
@@ -146,3 +150,32 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor.clone().as_subclass(Pinned))
     monkeypatch.setattr(Tensor, "record_stream", record_stream)
     return gpu
+
+
+class CopiesOnCpu:
+    """In place of `DeviceCopies`: copies that stay on the CPU, where a model can be trained on them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def send(self, batch: Tensor) -> Callable[[], Tensor]:
+        copy = batch.clone()
+        return lambda: copy
+
+
+def send_training_batches(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Let SAE training on the CPU send its batches as to a GPU, one ahead; return the list of batches that are read."""
+    read: list[Tensor] = []
+
+    def to_gpu(batches: ShuffledBatches, _: torch.device) -> ShuffledBatches:
+        return to(batches, GPU)
+
+    def kept(rows: Tensor, _: torch.device) -> Tensor:
+        read.append(rows)
+        return rows
+
+    to = ShuffledBatches.to
+    monkeypatch.setattr(ShuffledBatches, "to", to_gpu)
+    monkeypatch.setattr(batches_module, "pinned", kept)
+    monkeypatch.setattr(transfer, "DeviceCopies", CopiesOnCpu)
+    return read
