@@ -14,7 +14,7 @@ from monoloss import FeatureStore, InputError, SparseAutoencoder
 from monoloss.runs import checkpoints
 from monoloss.runs.folder import RunFolder
 from monoloss.training.run import train_saes
-from support import fake_gpu
+from support import gpu_streams
 from support.resumed_runs import (
     ALL_FOUR,
     Killed,
@@ -77,7 +77,7 @@ def test_killed_at_any_batch(store, whole, tmp_path, batch):
 
 @pytest.mark.parametrize("batch", [4, 7, 18])
 def test_killed_while_the_next_batch_is_on_its_way_to_a_gpu(store, whole, tmp_path, monkeypatch, batch):
-    read = fake_gpu.send_training_batches(monkeypatch)
+    read = gpu_streams.send_training_batches(monkeypatch)
     config = config_of(**OFTEN)
     train_until_killed(store, config, tmp_path, batch)
     assert len(read) > batch or batch % 6 == 0  # an epoch has no batch after its sixth

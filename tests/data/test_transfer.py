@@ -15,15 +15,15 @@ from monoloss.data import transfer
 from monoloss.data.store import StoredBatch
 from monoloss.data.transfer import DeviceCopies, on_device, on_devices, pinned, queue_copy, started_ahead
 from monoloss.errors import InputError
-from support import fake_gpu
-from support.fake_gpu import GPU, FakeGpu, OnGpu, Pinned
+from support import gpu_streams
+from support.gpu_streams import GPU, FakeGpu, OnGpu, Pinned
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return fake_gpu.install(monkeypatch)
+    return gpu_streams.install(monkeypatch)
 
 
 def batch_of(number: int) -> StoredBatch:
@@ -253,7 +253,7 @@ def test_the_stand_in_rejects_wrong_copies(gpu, monkeypatch, wrong):
         with pytest.raises(AssertionError, match="memory that is not pinned"):
             list(on_device([torch.zeros(1)], GPU))
     elif wrong == "no wait":
-        monkeypatch.setattr(fake_gpu.Stream, "wait_event", lambda *_: None)
+        monkeypatch.setattr(gpu_streams.Stream, "wait_event", lambda *_: None)
         (batch,) = on_device([torch.zeros(1)], GPU)
         assert batch.values().isnan().all()
     else:

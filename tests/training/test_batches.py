@@ -15,8 +15,8 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.runs.shuffling import block_shuffled, shuffled
 from monoloss.training.batches import ShuffledBatches
-from support import fake_gpu
-from support.fake_gpu import GPU, OnGpu
+from support import gpu_streams
+from support.gpu_streams import GPU, OnGpu
 from support.small_blocks import shrink_blocks
 
 
@@ -204,7 +204,7 @@ def test_the_position_is_that_of_the_batch_handed_out(store, monkeypatch, loaded
 
     expected = epochs(ShuffledBatches(opened(), 5, seed=1), 3)
     flat = [batch for epoch in expected for batch in epoch]
-    gpu = fake_gpu.install(monkeypatch)
+    gpu = gpu_streams.install(monkeypatch)
     batches, on_cpu = ShuffledBatches(opened(), 5, seed=1).to(GPU), ShuffledBatches(opened(), 5, seed=1)
     given, left = [], n_given
     while left:
@@ -226,7 +226,7 @@ def test_the_position_is_that_of_the_batch_handed_out(store, monkeypatch, loaded
 
 
 def test_for_a_gpu_rows_are_read_and_pinned_in_a_thread(store, monkeypatch):
-    fake_gpu.install(monkeypatch)
+    gpu_streams.install(monkeypatch)
     pin, names = Tensor.pin_memory, []
     monkeypatch.setattr(
         Tensor, "pin_memory", lambda rows: (names.append(threading.current_thread().name), pin(rows))[1]

@@ -62,6 +62,7 @@ class ShuffledBatches:
         first = self.n_given
         parts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(first, len(self)))
         device = self.store.device if self._device is None else self._device
+        # For a GPU in a thread, in memory too: gathering and pinning take from its time, as a GPU alone can show
         to_gpu = device.type == "cuda" and self.store.device.type == "cpu"
         batches = read_ahead(self._rows, parts, ahead=to_gpu or not self.store.is_loaded)
         for position, batch in enumerate(on_device(batches, device), start=first):  # counts none that is read ahead

@@ -18,9 +18,9 @@ from monoloss.data.images.source import SourceImage
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.writer import FeatureStoreWriter
 from monoloss.errors import InputError
-from support import fake_gpu
+from support import gpu_streams
 from support.extraction import FakeEncoder, ListSource, contents_of, silent
-from support.fake_gpu import GPU, FakeGpu, OnGpu
+from support.gpu_streams import GPU, FakeGpu, OnGpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ OnCall = Callable[[int, Tensor], Tensor]
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return fake_gpu.install(monkeypatch)
+    return gpu_streams.install(monkeypatch)
 
 
 def gpu_encoder(on_call: OnCall | None = None, **options: Any) -> FakeEncoder:
@@ -149,7 +149,7 @@ def test_on_the_cpu_a_shard_is_written_before_the_next_one_is_encoded(
     silent(ListSource(8), FakeEncoder(on_call=encoded), tmp_path / "s")
     assert log == ["encode 0", "encode 1", "write 0", "encode 2", "encode 3", "write 1"]
     log.clear()
-    fake_gpu.install(monkeypatch)
+    gpu_streams.install(monkeypatch)
     silent(ListSource(8), gpu_encoder(encoded), tmp_path / "gpu")
     assert log == ["encode 0", "encode 1", "encode 2", "encode 3", "write 0", "write 1"]
     assert FeatureStore(tmp_path / "gpu").fingerprint == FeatureStore(tmp_path / "s").fingerprint

@@ -19,8 +19,8 @@ from monoloss.finetune.data import FineTuneData
 from monoloss.finetune.images.batches import ImageBatch, TrainingBatches, _outlive_signals
 from monoloss.finetune.images.labelled import LabelledImages
 from monoloss.finetune.run import open_data, training_batches, validation_batches
-from support import bounds, fake_gpu
-from support.fake_gpu import GPU, OnGpu
+from support import bounds, gpu_streams
+from support.gpu_streams import GPU, OnGpu
 from support.image_folders import PREPROCESSING, embeddings_of, picture_folder, store_of
 
 EVERYTHING = AugmentationConfig(trivial_augment=True, random_erasing=0.3, mixup=0.2, cutmix=1.0)
@@ -235,7 +235,7 @@ def test_on_a_gpu_the_position_is_that_of_the_batch_handed_out(
     run: Run, monkeypatch: pytest.MonkeyPatch, n_given: int
 ) -> None:
     expected = epochs(run.batches())
-    fake_gpu.install(monkeypatch)
+    gpu_streams.install(monkeypatch)
     batches, same = run.batches().to(GPU), run.batches()
     given: list[ImageBatch] = []
     while len(given) < n_given:
@@ -251,14 +251,14 @@ def test_on_a_gpu_the_position_is_that_of_the_batch_handed_out(
 def test_on_a_gpu_validation_is_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run.config()
     expected = list(validation_batches(config, run.data(config), PREPROCESSING))
-    gpu = fake_gpu.install(monkeypatch)
+    gpu = gpu_streams.install(monkeypatch)
     batches = validation_batches(config, run.data(config), PREPROCESSING).to(GPU)
     check_equal([on_cpu(batch) for batch in batches], expected)
     assert gpu.log.count("compute waits for stream 1") == len(expected)
 
 
 def test_on_a_gpu_a_broken_image_stops_where_its_batch_is_due(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = fake_gpu.install(monkeypatch)
+    gpu = gpu_streams.install(monkeypatch)
     config = run.config()
     batches = iter(validation_batches(config, run.data(config), PREPROCESSING).to(GPU))
     broken = run.images.ids[5]  # of the second batch

@@ -237,7 +237,7 @@ def _prepared(
         sampler=planned,  # its items are the arguments of `_Prepared.__getitem__`
         num_workers=workers,
         collate_fn=_identical,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(),  # for `on_device`; only a GPU shows that it pins nothing twice
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: its streams run late, so that whatever is read before its copy has been waited for is wrong.
+"""A stand-in for the streams of a GPU, which run late, so that what is read before its copy is waited for is wrong.
 
 Only copies are imitated. A tensor "on the GPU" is an `OnGpu` in the machine's memory, full of NaN (integers: -1) until
 the copy to it has run. The stream that computes runs at once; others run their copies when an event behind them is
