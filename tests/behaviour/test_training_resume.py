@@ -14,6 +14,7 @@ from monoloss import FeatureStore, InputError, SparseAutoencoder
 from monoloss.runs import checkpoints
 from monoloss.runs.folder import RunFolder
 from monoloss.training.run import train_saes
+from support import gpu_streams
 from support.resumed_runs import (
     ALL_FOUR,
     Killed,
@@ -71,6 +72,15 @@ def test_killed_at_any_batch(store, whole, tmp_path, batch):
     assert not (tmp_path / "saes").exists()
     n_saved = len(list((tmp_path / "checkpoints").glob("*")))
     assert n_saved == min(batch - 1, config.keep_checkpoints)
+    check_equal(whole, tmp_path, train_saes(store, config, tmp_path, resume=True, progress=False))
+
+
+@pytest.mark.parametrize("batch", [4, 7, 18])
+def test_killed_while_the_next_batch_is_on_its_way_to_a_gpu(store, whole, tmp_path, monkeypatch, batch):
+    read = gpu_streams.send_training_batches(monkeypatch)
+    config = config_of(**OFTEN)
+    train_until_killed(store, config, tmp_path, batch)
+    assert len(read) > batch or batch % 6 == 0  # an epoch has no batch after its sixth
     check_equal(whole, tmp_path, train_saes(store, config, tmp_path, resume=True, progress=False))
 
 

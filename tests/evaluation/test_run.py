@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 import reference
+from monoloss.data import transfer
+from monoloss.data.store import StoredBatch
 from monoloss.errors import InputError
+from monoloss.evaluation import run as evaluation_run
 from monoloss.evaluation.result import Evaluation
 from monoloss.evaluation.run import evaluate
 from monoloss.sae.model import SparseAutoencoder
@@ -230,3 +233,47 @@ def test_error_texts(stores, tmp_path: Path):
         assert str(caught.value) == text
     unlabelled = structured_store(tmp_path / "other", 20)
     assert "purity_binary" in evaluate(unlabelled, {"a": topk}).popitem()[1].summary
+
+
+def test_a_batch_reaches_the_device_of_each_model_once_and_one_ahead(tmp_path, monkeypatch):
+    """GPUs are imitated: the copies to them are made on the CPU, with a mark."""
+    store = structured_store(tmp_path / "s", N, seed=3, rows_per_shard=96)
+    names = {"topk": "cuda:0", "vanilla": "cuda:1", "dense": "cpu", "jump_relu": "cuda:0"}
+    devices = {name: torch.device(device) for name, device in names.items()}
+    models = {name: MODELS[name] for name in names}
+    expected = evaluate(store, models, batch_size=32, n_examples=3)
+    log: list[str] = []
+    sent: dict[int, torch.device] = {}
+
+    class Copies:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def send(self, batch: StoredBatch) -> Any:
+            log.append(f"{batch.start} to {self.device}")
+            copy = batch._replace(embeddings=batch.embeddings.clone(), labels=batch.labels.clone())
+            sent.update({id(part): self.device for part in (copy.embeddings, copy.labels)})
+            kept.append(copy)
+            return lambda: copy
+
+    def added(self: Any, batch: StoredBatch) -> None:
+        assert sent[id(batch.embeddings)] == sent[id(batch.labels)] == devices[self.name]
+        log.append(f"{batch.start} in {self.name}")
+        add(self, batch)
+
+    kept: list[StoredBatch] = []
+    add = evaluation_run._Accumulator.add
+    monkeypatch.setattr(transfer, "DeviceCopies", Copies)
+    monkeypatch.setattr(evaluation_run._Accumulator, "add", added)
+    name_of = {id(model): name for name, model in models.items()}
+    monkeypatch.setattr(evaluation_run, "device_of", lambda model, _: devices[name_of[id(model)]])
+    given = evaluate(store, models, batch_size=32, n_examples=3)
+    starts = [0, 32, 64, 96, 128]
+    copies = {start: [f"{start} to {device}" for device in ("cuda:0", "cuda:1", "cpu")] for start in starts}
+    uses = {start: [f"{start} in {name}" for name in names] for start in starts}
+    steps = [line for start in starts[1:] for line in copies[start] + uses[start - 32]]
+    assert log == copies[0] + steps + uses[128]
+    for name, evaluation in expected.items():
+        assert given[name].summary == pytest.approx(evaluation.summary, rel=0, abs=0, nan_ok=True)
+        assert torch.equal(given[name].examples.rows, evaluation.examples.rows)
+        torch.testing.assert_close(given[name].latents, evaluation.latents, rtol=0, atol=0, equal_nan=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from monoloss.finetune.measures import top_counts
+from support.fake_cuda import fake_cuda, waits_of
 
 
 def test_counts_by_hand():
@@ -28,3 +29,9 @@ def test_counts_are_those_of_sorted_rows(n_classes):
 
 def test_no_rows_count_nothing():
     assert top_counts(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_counting_does_not_wait_for_a_gpu():
+    with fake_cuda():
+        logits, targets = torch.zeros(6, 9), torch.zeros(6, dtype=torch.int64)
+        assert waits_of(lambda: top_counts(logits, targets)) == []

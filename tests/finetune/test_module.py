@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,9 @@ from monoloss.finetune.module import FineTuneModule
 from monoloss.finetune.optimiser import SgdRecipe
 from monoloss.functional.loss import mono_loss
 from monoloss.functional.purity import class_purity
+from monoloss.metrics import ClassPurity, MonoScore
 from support import bounds
+from support.fake_cuda import fake_cuda, waits_of
 from support.finetune_models import CLASSES, LORA, small_model, stirred
 from support.finetune_modules import D, N, batch, fit, module_for, settings, validate
 
@@ -151,6 +155,25 @@ def test_validation_twice_gives_the_same_and_changes_no_state():
     first = validate(module, [batch()])
     assert validate(module, [batch()]) == first
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # torch's own deepcopy
+def test_a_batch_of_validation_neither_waits_for_a_gpu_nor_copies_from_it():
+    with fake_cuda(), torch.no_grad():
+        output = SimpleNamespace(logits=torch.zeros(N, 7), activations=torch.ones(N, 16))
+        module = SimpleNamespace(
+            model=SimpleNamespace(forward_both=lambda _: output),
+            purity=ClassPurity(16, 7).to("cuda"),
+            score=MonoScore(D, 16).to("cuda"),
+            _sums=torch.zeros(4, dtype=torch.float64),
+        )
+        images = {
+            "images": torch.zeros(1),
+            "targets": torch.zeros(N, dtype=torch.int64),
+            "embeddings": torch.ones(N, D),
+        }
+        for _ in range(2):
+            assert waits_of(lambda: FineTuneModule.validation_step(module, images, 0)) == []
 
 
 def test_the_state_is_model_and_memory_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
 from monoloss.runs.shuffling import block_shuffled, shuffled
 from monoloss.training.batches import ShuffledBatches
+from support import gpu_streams
+from support.gpu_streams import GPU, OnGpu
 from support.small_blocks import shrink_blocks
 
 
@@ -184,3 +187,59 @@ def test_an_unknown_order_is_refused(store):
     batches = ShuffledBatches(store, 5, seed=1)
     with pytest.raises(InputError, match=r"state\['order'\]: got random; expected one of 'rows', 'blocks'"):
         batches.load_state_dict({**batches.state_dict(), "order": "random"})
+
+
+# Batches on a GPU (a stand-in), which are read and copied one ahead
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("n_given", [1, 3, 4, 6])
+def test_the_position_is_that_of_the_batch_handed_out(store, monkeypatch, loaded, n_given):
+    """A state saved while the next batch is on its way to the GPU loses none and repeats none."""
+
+    def opened() -> FeatureStore:
+        one = FeatureStore(store.folder)
+        return one.load() if loaded else one
+
+    expected = epochs(ShuffledBatches(opened(), 5, seed=1), 3)
+    flat = [batch for epoch in expected for batch in epoch]
+    gpu = gpu_streams.install(monkeypatch)
+    batches, on_cpu = ShuffledBatches(opened(), 5, seed=1).to(GPU), ShuffledBatches(opened(), 5, seed=1)
+    given, left = [], n_given
+    while left:
+        for batch, same in itertools.islice(zip(batches, on_cpu, strict=False), left):
+            assert isinstance(batch, OnGpu)
+            given += numbers([batch.values()])
+            assert given[-1] == numbers([same])[0]
+            assert batches.state_dict() == on_cpu.state_dict()
+            left -= 1
+    assert sum("copies" in line for line in gpu.log) == n_given + (n_given % 4 > 0)  # one ahead within an epoch
+    assert given == flat[:n_given]
+    state = json.loads(json.dumps(batches.state_dict()))
+    for device in (GPU, torch.device("cpu")):
+        other = ShuffledBatches(opened(), 5, seed=99).to(device)
+        other.load_state_dict(state)
+        rest = [batch for _ in range(3) for batch in other]
+        found = numbers([batch.values() if device is GPU else batch for batch in rest])
+        assert found[: 12 - n_given] == flat[n_given:]
+
+
+def test_for_a_gpu_rows_are_read_and_pinned_in_a_thread(store, monkeypatch):
+    gpu_streams.install(monkeypatch)
+    pin, names = Tensor.pin_memory, []
+    monkeypatch.setattr(
+        Tensor, "pin_memory", lambda rows: (names.append(threading.current_thread().name), pin(rows))[1]
+    )
+    loaded = FeatureStore(store.folder).load()
+    assert len(list(ShuffledBatches(loaded, 5, seed=1).to(GPU))) == 4
+    assert len(names) == 4
+    assert all(name.startswith("read_ahead") for name in names)
+
+
+def test_on_the_cpu_batches_of_a_loaded_store_need_no_thread(store, monkeypatch):
+    loaded, names = FeatureStore(store.folder).load(), []
+    rows_of = loaded.rows
+    monkeypatch.setattr(loaded, "rows", lambda rows: (names.append(threading.current_thread().name), rows_of(rows))[1])
+    assert len(list(ShuffledBatches(loaded, 5, seed=1).to(torch.device("cpu")))) == 4
+    assert names == [threading.current_thread().name] * 4

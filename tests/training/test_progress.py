@@ -18,6 +18,7 @@ class ATrainer(Trainer):
     """Just what the progress bar reads of one."""
 
     estimated_stepping_batches, max_epochs, global_step, current_epoch, logged_metrics = 20, 2, 0, 0, None
+    log_every_n_steps = 1
 
     def __init__(self, step: int, **figures: float) -> None:
         self.global_step, self.current_epoch, self.logged_metrics = step, step // 10, figures
@@ -43,6 +44,26 @@ def test_shows_steps_epochs_and_the_last_figures_of_each_sae(progress):
     assert last[1].split() == ["score", "expl.", "variance", "L0", "dead"]
     assert last[2].split() == ["base", "0.532", "-0.500", "16.0", "1234"]
     assert last[3].split() == ["mono.1"]  # nothing logged yet: empty, not 0
+
+
+def test_reads_no_measure_after_a_step_that_is_not_logged(progress):
+    """Reading one waits for a GPU."""
+
+    class Measure(float):
+        n_reads = 0
+
+        def __float__(self) -> float:
+            Measure.n_reads += 1
+            return 0.5
+
+    progress.on_train_start(ATrainer(0), LightningModule())
+    for step, n_reads in ((1, 0), (4, 0), (5, 1), (6, 1), (10, 2)):
+        trainer = ATrainer(step, **{"base/score": Measure()})
+        trainer.log_every_n_steps = 5
+        progress.on_train_batch_end(trainer, None, None, None, step - 1)
+        assert Measure.n_reads == n_reads
+    progress.on_train_end(None, None)
+    assert "0.500" in text_of(progress)
 
 
 @pytest.mark.parametrize("how", ["on_train_end", "on_exception"])

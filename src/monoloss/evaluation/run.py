@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monoloss import terminal
 from monoloss.checks import check_number, check_type
 from monoloss.data.store import FeatureStore, StoredBatch
+from monoloss.data.transfer import on_devices
 from monoloss.errors import InputError
 from monoloss.evaluation.classes import TopClasses
 from monoloss.evaluation.examples import Examples
@@ -71,9 +72,9 @@ def evaluate(
 
     Each row is read once and encoded once by each model, in stored order and in ``eval()`` mode; the training modes of
     the models are restored, and no tensor of a model changes. One process reads the whole store: nothing is summed over
-    ranks. Memory beyond the models: one batch, and the rows of the next one unless the store is loaded; for each model
-    with m latents and c classes ``m (d + 2 c + 16 n_examples + 80)`` numbers of 8 bytes (``latents_per_pass`` takes the
-    place of m).
+    ranks. Memory beyond the models: one batch, and the next one unless store and models share their memory; for each
+    model with m latents and c classes ``m (d + 2 c + 16 n_examples + 80)`` numbers of 8 bytes (``latents_per_pass``
+    takes the place of m).
 
     Args:
         store: the rows: the embeddings that the score compares, and the inputs of the models.
@@ -123,20 +124,23 @@ def evaluate(
         options = EvaluationOptions(has_purity, center, n_examples, latents_per_pass)
         accumulators = {name: _Accumulator(name, model, store, options) for name, model in models.items()}
         while unfinished := [accumulator for accumulator in accumulators.values() if not accumulator.is_finished]:
-            for batch in _batches(store, batch_size, progress):
+            devices = [accumulator.device for accumulator in unfinished]
+            for batches in _batches(store, batch_size, devices, progress):
                 for accumulator in unfinished:
-                    accumulator.add(batch)
+                    accumulator.add(batches[accumulator.device])
             for accumulator in unfinished:
                 accumulator.end_pass()
     return {name: accumulator.evaluation() for name, accumulator in accumulators.items()}
 
 
-def _batches(store: FeatureStore, batch_size: int, progress: bool) -> Iterator[StoredBatch]:
-    """Yield the batches of a store; with ``progress`` a progress bar counts the rows."""
+def _batches(
+    store: FeatureStore, batch_size: int, devices: Collection[torch.device], progress: bool
+) -> Iterator[Mapping[torch.device, StoredBatch]]:
+    """Yield the batches of a store, each by device; with ``progress`` a progress bar counts the rows."""
     with terminal.progress("evaluating", store.n_rows, "rows", shown=progress) as advance:
-        for batch in store.batches(batch_size):
-            yield batch
-            advance(len(batch.embeddings))
+        for batches in on_devices(store.batches(batch_size), devices):
+            yield batches
+            advance(len(next(iter(batches.values())).embeddings))
 
 
 @contextmanager
@@ -157,6 +161,7 @@ class _Accumulator:
 
     def __init__(self, name: str, model: Encoder | ByPosition, store: FeatureStore, options: EvaluationOptions) -> None:
         self.name, self.model, self.store, self.options = name, model, store, options
+        self.device = device_of(model, store.device)
         self.n_latents: int | None = None  # unknown before the first batch
         self.chance = torch.tensor(torch.nan)
         self.blocks: list[LatentMeasures] = []
@@ -170,9 +175,11 @@ class _Accumulator:
         return self.first == self.n_latents
 
     def add(self, batch: StoredBatch) -> None:
-        """Encode a batch and add its activations of this pass's latents; in the first pass also its reconstruction."""
-        device = device_of(self.model, batch.embeddings.device)
-        embeddings = batch.embeddings.to(device)
+        """Encode a batch and add its activations of this pass's latents; in the first pass also its reconstruction.
+
+        The batch, with its labels, is on ``device``.
+        """
+        embeddings = batch.embeddings
         activations, reconstruction, target = encode_batch(
             self.name, self.model, embeddings, batch.start, decode=self.first == 0
         )

@@ -24,6 +24,7 @@ from monoloss.data.array_files import (
     reading,
     to_tensor,
 )
+from monoloss.data.transfer import queue_copy
 from monoloss.errors import InputError
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
@@ -94,7 +95,7 @@ class StoredActivations:
                 row, latent = bad[0].tolist()
                 got = f"{float(part[row, latent])} (row {start + row}, latent {latent})"
                 raise InputError(str(self.path), got, "finite numbers")
-        return part.to(self.device)
+        return queue_copy(part, self.device)
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -23,13 +23,14 @@ from monoloss.finetune.images.order import StoredOrder
 from monoloss.finetune.images.transforms import evaluation_transform
 from monoloss.finetune.measures import top_counts
 from monoloss.finetune.model.model import FineTuneModel
+from monoloss.precision import sums_device
 
 
 class _Pass(NamedTuple):
     """The state of one pass over the rows of a store."""
 
     batches: Iterator[ImageBatch]
-    """Batches of images that the model has not seen yet."""
+    """Batches of images that the model has not seen yet, on its device."""
     next_row: int
     """Row after the last one returned."""
     buffered: Tensor
@@ -116,7 +117,7 @@ class ImageActivations(nn.Module):
         current, parts = self._pass, [self._pass.buffered]
         while sum(map(len, parts)) < stop - start:
             parts.append(self._activations(next(current.batches)))
-        activations = torch.cat([part.to(self.device) for part in parts])
+        activations = torch.cat(parts)
         self._pass = current._replace(next_row=stop, buffered=activations[stop - start :])
         return activations[: stop - start]
 
@@ -141,16 +142,17 @@ class ImageActivations(nn.Module):
         """Begin a pass at a row: images are read from that row on, and the accuracy starts anew."""
         rest = dataclasses.replace(self._data, positions=self._data.positions[row:])
         batches = ValidationBatches(rest, StoredOrder(len(rest), self.batch_size), self._transform, self.workers)
-        self._pass = _Pass(iter(batches), row, torch.zeros(0, self.model.width))
-        self._counts = torch.zeros(3, dtype=torch.float64)
+        self._pass = _Pass(iter(batches.to(self.device)), row, torch.zeros(0, self.model.width, device=self.device))
+        self._counts = torch.zeros(3, dtype=torch.float64, device=sums_device(self.device))
+        if self._class_numbers is not None:
+            self._class_numbers = self._class_numbers.to(self.device)
 
     @torch.no_grad()
     def _activations(self, batch: ImageBatch) -> Tensor:
         """Return the activations of a batch, and count its correct classifications."""
-        output = self.model.forward_both(batch["images"].to(self.device))
+        output = self.model.forward_both(batch["images"])
         if self._class_numbers is not None:
-            targets = self._class_numbers[batch["targets"]].to(self.device)
-            self._counts += top_counts(output.logits, targets)
+            self._counts += top_counts(output.logits, self._class_numbers[batch["targets"]])
         return output.activations.float()
 
 

@@ -115,7 +115,7 @@ class FineTuneModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Reset the sums of the validation."""
         self.measures = {}
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=sums_device(self.device))
         self.purity.reset()
         if self.score is not None:
             self.score.reset()
@@ -124,7 +124,7 @@ class FineTuneModule(LightningModule):
         """Add a batch to the sums of the validation."""
         output, targets = self.model.forward_both(batch["images"]), batch["targets"]
         logits = output.logits.float()
-        loss = F.cross_entropy(logits, targets, reduction="sum").double().cpu()
+        loss = F.cross_entropy(logits, targets, reduction="sum").to(self._sums.device).double()
         self._sums += torch.cat([loss[None], top_counts(logits, targets)])
         activations = output.activations.float()
         with _divergence("in the validation"):
@@ -134,8 +134,7 @@ class FineTuneModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures over all rows of all processes."""
-        sums = self._sums.to(sums_device(self.device))
-        loss, n, top1, top5 = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        loss, n, top1, top5 = self.trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
         if not n:
             raise InputError("validation", "no images", "at least one")
         if not math.isfinite(loss):

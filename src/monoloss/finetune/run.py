@@ -299,7 +299,7 @@ def _fit_and_finish(parts: _Parts, folder: RunFolder, identity: Mapping[str, Any
 
 
 def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool) -> Trainer:
-    """Build the Trainer of a run that logs to the folder `run`, over all of its processes."""
+    """Build the Trainer of a run that logs to the folder `run`, over all of its processes; batches go to its device."""
     config, n_ranks = parts.config, parts.ranks.n_ranks
     options: dict[str, Any] = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
     options["check_val_every_n_epoch"] = config.validate_every_epochs
@@ -309,7 +309,11 @@ def _trainer(parts: _Parts, run: Path, callbacks: list[Callback], progress: bool
     if progress:
         options["enable_progress_bar"] = True
         callbacks = [*callbacks, RichProgressBar()]
-    return make_trainer(config, run, callbacks, **options)
+    trainer = make_trainer(config, run, callbacks, **options)
+    for batches in (parts.train, parts.validation):
+        if batches is not None:
+            batches.to(trainer.strategy.root_device)
+    return trainer
 
 
 def _shared_settings(record: FineTuneRecord) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from monoloss.checks import check_number
 from monoloss.data.store import FeatureStore
 from monoloss.data.store.read_ahead import read_ahead
+from monoloss.data.transfer import on_device, pinned
 from monoloss.errors import InputError
 from monoloss.runs.shuffling import block_shuffled, shuffled
 
@@ -24,6 +26,8 @@ class ShuffledBatches:
 
     ``order`` is chosen at its first use: "rows" (``shuffled``) if the store is in memory then; otherwise "blocks"
     (``block_shuffled``), which a disk reads fast, a batch ahead in a thread. Up to 65536 rows the two are the same.
+
+    After ``to`` batches come on a device; for a GPU the next one is read and copied while the caller works on one.
 
     Raises:
         InputError: the batches of a step are larger than the data.
@@ -41,6 +45,7 @@ class ShuffledBatches:
         self.epoch = 0
         self.n_given = 0
         self._order: str | None = None
+        self._device: torch.device | None = None
 
     def __len__(self) -> int:
         return self.store.n_rows // (self.batch_size * self.accumulate) * self.accumulate
@@ -56,12 +61,20 @@ class ShuffledBatches:
         order = _ORDERS[self.order](self.store.n_rows, self.seed, self.epoch)
         first = self.n_given
         parts = (order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(first, len(self)))
-        batches = read_ahead(self.store.rows, parts, ahead=not self.store.is_loaded)
-        for position, batch in enumerate(batches, start=first):
+        device = self.store.device if self._device is None else self._device
+        # For a GPU in a thread, in memory too: gathering and pinning take from its time, as a GPU alone can show
+        to_gpu = device.type == "cuda" and self.store.device.type == "cpu"
+        batches = read_ahead(self._rows, parts, ahead=to_gpu or not self.store.is_loaded)
+        for position, batch in enumerate(on_device(batches, device), start=first):  # counts none that is read ahead
             self.n_given = position + 1
             if self.n_given == len(self):  # before the last batch: a sized iterator is never asked again
                 self.epoch, self.n_given = self.epoch + 1, 0
             yield batch
+
+    def to(self, device: torch.device) -> ShuffledBatches:
+        """Give the batches on ``device`` from the next iteration on, instead of where the store has its rows."""
+        self._device = device
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the iteration, as plain values."""
@@ -82,6 +95,10 @@ class ShuffledBatches:
             raise InputError("state['order']", order, f"one of {', '.join(map(repr, _ORDERS))}")
         self._order = order
         self.seed, self.epoch, self.n_given = state["seed"], state["epoch"], state["n_given"]
+
+    def _rows(self, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Read rows by number; in pinned memory if they are copied to a GPU."""
+        return pinned(self.store.rows(rows), self._device)
 
     def _identity(self) -> dict[str, Any]:
         """Return the settings that a state to load must share."""

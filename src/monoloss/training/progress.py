@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,15 +39,16 @@ class TrainingProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar and the table."""
         self._progress.update(self._task, total=int(trainer.estimated_stepping_batches))
-        self._live = Live(self._render(trainer), console=self.console, refresh_per_second=4)
+        self._live = Live(Group(self._progress, self._table_of({})), console=self.console, refresh_per_second=4)
         self._live.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Advance the bar and update the table."""
+        """Advance the bar; update the table after a logged step alone, as reading measures waits for a GPU."""
         epoch = f"{trainer.current_epoch + 1} of {trainer.max_epochs}"
         self._progress.update(self._task, completed=trainer.global_step, epoch=epoch)
-        if self._live is not None:
-            self._live.update(self._render(trainer))
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined] # Lightning sets it from elsewhere
+        if self._live is not None and trainer.global_step % every == 0:
+            self._live.update(Group(self._progress, self._table_of(trainer.logged_metrics)))
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """End the display, with its last state left on the screen."""
@@ -65,13 +66,13 @@ class TrainingProgress(Callback):
             if not self.console.is_terminal:
                 self.console.line()
 
-    def _render(self, trainer: Trainer) -> Group:
-        """Build what the terminal shows: the progress bar above the last logged measures of each SAE."""
+    def _table_of(self, measures: Mapping[str, Any]) -> Table:
+        """Build the table of each SAE's measures, which have been logged as ``NAME/MEASURE``."""
         table = Table(box=None, pad_edge=False)
         table.add_column("")
         for title, _ in MEASURES.values():
             table.add_column(title, justify="right")
         for name in self.names:
-            logged = [(trainer.logged_metrics.get(f"{name}/{key}"), style) for key, (_, style) in MEASURES.items()]
+            logged = [(measures.get(f"{name}/{key}"), style) for key, (_, style) in MEASURES.items()]
             table.add_row(name, *("" if value is None else f"{float(value):{style}}" for value, style in logged))
-        return Group(self._progress, table)
+        return table

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 
 from monoloss.checks import check_type
 from monoloss.data.store import FeatureStore
+from monoloss.data.transfer import on_device
 from monoloss.evaluation.run import evaluate
 from monoloss.files.dataclasses import to_plain
 from monoloss.files.model_folder import Provenance
@@ -139,7 +140,7 @@ def _fit(
         callbacks.append(Checkpoints(folder.checkpoints, schedule, module.n_steps, batches, identity, stop, calibrated))
         trainer = make_trainer(config, folder.path, callbacks)
         if not resume_at_end(module, start, module.n_steps):
-            fit(trainer, module, batches, start, stop, folder.path)
+            fit(trainer, module, batches.to(trainer.strategy.root_device), start, stop, folder.path)
         return trainer.strategy.root_device
 
 
@@ -176,4 +177,4 @@ def calibrate(module: SaeTrainingModule, store: FeatureStore, seed: int, batch_s
     rows = shuffled(store.n_rows, seed, -1)[:_CALIBRATION_ROWS]
     for sae in module.by_name().values():
         device = sae.encoder_weight.device
-        sae.calibrate_(store.rows(part).to(device) for part in rows.split(batch_size))
+        sae.calibrate_(on_device(map(store.rows, rows.split(batch_size)), device))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from monoloss.data.store import FeatureStore
 from monoloss.errors import InputError
-from support import bounds
+from support import bounds, gpu_streams
+from support.gpu_streams import GPU, OnGpu
 from support.stores import ODD_IDS, rows_of
 
 
@@ -283,3 +284,18 @@ def test_what_is_loaded_stays(store: FeatureStore, monkeypatch: pytest.MonkeyPat
     store.load()
     monkeypatch.setattr(type(store._shards), "load", lambda *_: pytest.fail("loaded again"))
     store.load_if_small()
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_reading_a_store_that_a_gpu_holds_waits_for_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, multi: bool
+) -> None:
+    labels = torch.eye(10, dtype=torch.bool) if multi else torch.arange(10)
+    store = FeatureStore.create(tmp_path / "s", rows_of(10), labels, rows_per_shard=4)
+    expected = store.rows(torch.tensor([7, 1])), store.embeddings(2, 5), store.labels(2, 9)
+    gpu = gpu_streams.install(monkeypatch)
+    shards = store.load()._shards
+    shards._loaded, shards.device = shards._loaded.as_subclass(OnGpu), GPU  # the stand-in refuses to wait for a copy
+    given = store.rows(torch.tensor([7, 1])), store.embeddings(2, 5), store.labels(2, 9)
+    assert all(torch.equal(on_gpu.values(), kept) for on_gpu, kept in zip(given, expected, strict=True))
+    assert gpu.log == ["compute copies to the GPU"] * 2  # numbers of rows, and labels

@@ -19,7 +19,8 @@ from monoloss.finetune.data import FineTuneData
 from monoloss.finetune.images.batches import ImageBatch, TrainingBatches, _outlive_signals
 from monoloss.finetune.images.labelled import LabelledImages
 from monoloss.finetune.run import open_data, training_batches, validation_batches
-from support import bounds
+from support import bounds, gpu_streams
+from support.gpu_streams import GPU, OnGpu
 from support.image_folders import PREPROCESSING, embeddings_of, picture_folder, store_of
 
 EVERYTHING = AugmentationConfig(trivial_augment=True, random_erasing=0.3, mixup=0.2, cutmix=1.0)
@@ -219,3 +220,50 @@ def test_workers_end_with_the_last_batch(run: Run) -> None:
         next(iterator)
     assert not torch.multiprocessing.active_children()
     del iterator
+
+
+# Batches on a GPU (a stand-in), which are copied one ahead
+
+
+def on_cpu(batch: ImageBatch) -> ImageBatch:
+    assert all(isinstance(tensor, OnGpu) for tensor in batch.values())
+    return {name: tensor.values() for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("n_given", [1, 2, 3, 4])
+def test_on_a_gpu_the_position_is_that_of_the_batch_handed_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch, n_given: int
+) -> None:
+    expected = epochs(run.batches())
+    gpu_streams.install(monkeypatch)
+    batches, same = run.batches().to(GPU), run.batches()
+    given: list[ImageBatch] = []
+    while len(given) < n_given:
+        for batch, _ in islice(zip(batches, same, strict=False), n_given - len(given)):
+            given.append(on_cpu(batch))
+            assert batches.state_dict() == same.state_dict()
+    check_equal(given, expected[:n_given])
+    other = run.batches().to(GPU)
+    other.load_state_dict(batches.state_dict())
+    check_equal([on_cpu(batch) for batch in epochs(other)][: 6 - n_given], expected[n_given:])
+
+
+def test_on_a_gpu_validation_is_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run.config()
+    expected = list(validation_batches(config, run.data(config), PREPROCESSING))
+    gpu = gpu_streams.install(monkeypatch)
+    batches = validation_batches(config, run.data(config), PREPROCESSING).to(GPU)
+    check_equal([on_cpu(batch) for batch in batches], expected)
+    assert gpu.log.count("compute waits for stream 1") == len(expected)
+
+
+def test_on_a_gpu_a_broken_image_stops_where_its_batch_is_due(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = gpu_streams.install(monkeypatch)
+    config = run.config()
+    batches = iter(validation_batches(config, run.data(config), PREPROCESSING).to(GPU))
+    broken = run.images.ids[5]  # of the second batch
+    (Path(run.spec.removeprefix("imagefolder:")) / broken).write_bytes(b"broken")
+    assert len(next(batches)["images"]) == 4
+    with pytest.raises(InputError):
+        next(batches)
+    assert gpu.log.count("compute waits for stream 1") == 1

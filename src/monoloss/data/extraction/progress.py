@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from monoloss.data.store.format import DTYPES
 from monoloss.errors import InputError, needs_extra
@@ -16,6 +16,8 @@ from monoloss.terminal import progress, size_text, time_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Item = TypeVar("Item")
 
 _LINE_BYTES, _SHARD_BYTES = 200, 20_000  # upper estimates: an id with its path, the header of a shard
 _WARM_UP_S = 5.0  # from the first batch to the estimate of the time that is left
@@ -72,6 +74,15 @@ class Timing:
             now = time.perf_counter()
             setattr(self, part, getattr(self, part) + now - started)
             self.total_s = now - self._started
+
+    def waits_for(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield the items; the time until each comes is added to `wait_s`."""
+        while True:
+            with self.of("wait_s"):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     @property
     def images_per_s(self) -> float:

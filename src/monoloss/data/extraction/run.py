@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -14,11 +15,11 @@ from torch import Tensor
 from monoloss.checks import check_number
 from monoloss.data.extraction.batches import (
     ImagePreparation,
-    PreparedBatch,
     ShardBatches,
     default_workers,
     prepared_batches,
 )
+from monoloss.data.extraction.encoding import encoded_batches
 from monoloss.data.extraction.progress import ExtractionReport, Timing, bytes_of_an_image, check_disk
 from monoloss.data.extraction.resume import check_listing, check_shard, recorded_source
 from monoloss.data.extraction.shards import ShardBuilder, ShardShape
@@ -220,20 +221,20 @@ class Extraction:
         pinned = self.encoder.device.type == "cuda"
         timing = self.timing = Timing()
         with closing(prepared_batches(batches, preparation, self.workers, pin_memory=pinned)) as prepared:
-            with timing.of("wait_s"):
-                batch = next(prepared, None)  # worker processes start before the bar has a thread
+            waited = timing.waits_for(prepared)
+            first = iter(list(islice(waited, 1)))  # now: worker processes start before the bar has a thread
+            device = self.encoder.device
+            encoded = encoded_batches(chain(first, waited), self.encoder, device, self.batch_size, timing)
             with report.bar(*self._share(writer, ranks)) as advance:
-                while batch is not None:
+                for batch, rows in encoded:  # a batch that is encoded ahead counts for nothing yet
                     if shards.needs_writing(batch):
                         with timing.of("write_s"):
                             shards.write()
                     with timing.of("model_s"):
-                        embeddings = self._embed(batch)
+                        embeddings = rows()
                     timing.n_skipped += shards.add(batch, embeddings)
                     timing.n_images += batch.n_source
                     advance(batch.n_source)
-                    with timing.of("wait_s"):
-                        batch = next(prepared, None)
                 with timing.of("write_s"):
                     shards.write()
 
@@ -244,16 +245,6 @@ class Extraction:
         assigned = [shard for shard in range(self._n_shards(self.source.n_images)) if ranks.writes(shard)]
         written = [shard for shard in writer.written if ranks.writes(shard)]
         return sum(map(self._n_images_of, assigned)), sum(map(self._n_images_of, written))
-
-    def _embed(self, batch: PreparedBatch) -> Tensor | None:
-        """Return the rows of a batch on the CPU; None for a batch without images."""
-        if batch.pixels is None:
-            return None
-        try:
-            return self.encoder(batch.pixels).cpu()
-        except torch.OutOfMemoryError as error:
-            got = f"{self.batch_size}, which does not fit into the memory of {self.encoder.device}"
-            raise InputError("batch_size", got, "a smaller one") from error
 
     def _finish(self, writer: FeatureStoreWriter, n_images: int) -> None:
         """Write the manifest of a store of all shards of `n_images` images."""
@@ -294,8 +285,8 @@ def extract(
         batch_size: number of images that the encoder gets at a time; by default 64.
         workers: number of processes that decode images, 0 to decode in this one; by default one for each processor, up
             to 8, and a quarter of that where the model runs on the CPU.
-        rows_per_shard: number of images in a shard; a killed run loses at most one shard. By default 4096, less for
-            wide patches and large thumbnails.
+        rows_per_shard: number of images in a shard; a killed run loses at most one shard (on a GPU, and two batches).
+            By default 4096, less for wide patches and large thumbnails.
         origin: the source as the store records it; by default the source's description. A run that resumes with the
             same folder of images keeps the first record.
         progress: show the estimate, a progress bar and the timing of the run (the default); needs the extra `cli`.

@@ -11,6 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from monoloss.data.store.format import MANIFEST, Manifest, open_tensors, shard_names
+from monoloss.data.transfer import queue_copy
 from monoloss.errors import InputError
 
 _SHARED = ("width", "dtype", "scale", "labels", "patch_grid", "thumbnails")  # must be equal in shards and manifest
@@ -104,7 +105,7 @@ class MappedShards:
         if len(indices) and (indices.min() < 0 or indices.max() >= self.offsets[-1]):
             raise InputError("indices", f"values from {int(indices.min())} to {int(indices.max())}", expected)
         if self._loaded is not None and name == "embeddings":
-            return self._loaded.index_select(0, indices.to(self.device))
+            return self._loaded.index_select(0, queue_copy(indices, self.device))
         indices = indices.to("cpu", torch.int64)
         like = self._shards[0][name]
         if len(self._shards) == 1:

@@ -32,6 +32,7 @@ from monoloss.data.store.read_ahead import read_ahead
 from monoloss.data.store.reader import MappedShards
 from monoloss.data.store.stream import RowColumns, usual_dtype, write_rows
 from monoloss.data.store.writer import StoreOptions, manifest_of
+from monoloss.data.transfer import queue_copy
 from monoloss.errors import InputError
 from monoloss.files.atomic import check_new_folder, sha256
 
@@ -146,7 +147,7 @@ class FeatureStore:
         if not self.has_labels:
             raise InputError("labels", f"{self.folder}, a store without labels", "a store that was written with labels")
         if not self.multi_label:
-            return self._shards.range("labels", start, stop).to(self.device, copy=True)
+            return queue_copy(self._shards.range("labels", start, stop).clone(), self.device)
         labels_of_shards = []
         for shard, first, last in self._shards.parts(start, stop):
             offsets = shard["label_offsets"][first : last + 1]
@@ -154,7 +155,7 @@ class FeatureStore:
             rows = torch.arange(last - first).repeat_interleave(offsets.diff())
             labels[rows, shard["label_values"][offsets[0] : offsets[-1]]] = True
             labels_of_shards.append(labels)
-        return torch.cat(labels_of_shards).to(self.device)
+        return queue_copy(torch.cat(labels_of_shards), self.device)
 
     def rows(self, indices: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Return the rows with the numbers `indices` (repeats allowed), in that order, `(n, d)` float32, on `device`.

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monoloss.data.store import FeatureStore
+from monoloss.data.transfer import on_device
 from monoloss.errors import InputError
 from monoloss.finetune.images.labelled import LabelledImages
 from monoloss.finetune.images.mixing import BatchMixing
@@ -111,6 +112,7 @@ class TrainingBatches:
         self.data, self.order, self.workers = data, order, workers
         self._transform, self._mixing = transform, mixing
         self._fingerprint = data.fingerprint
+        self._device = torch.device("cpu")
         self.epoch = 0
         self.n_given = 0
 
@@ -120,11 +122,17 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[ImageBatch]:
         first = self.n_given
         planned = list(self.order.batches(self.epoch, first))
-        for i, batch in enumerate(_prepared(self._batch, planned, self.workers), start=first):
+        batches = on_device(_prepared(self._batch, planned, self.workers), self._device)
+        for i, batch in enumerate(batches, start=first):  # counts none that is prepared ahead
             self.n_given = i + 1
             if self.n_given == len(self):  # before the last yield: Lightning never asks a sized iterator again
                 self.epoch, self.n_given = self.epoch + 1, 0
             yield batch
+
+    def to(self, device: torch.device) -> TrainingBatches:
+        """Give the batches on ``device`` from the next iteration on; to a GPU each is copied a batch ahead."""
+        self._device = device
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, the batches given in it, and what identifies the data: sizes, seed and fingerprint."""
@@ -186,12 +194,18 @@ class ValidationBatches:
     def __init__(self, data: JoinedImages, order: StoredOrder, transform: Transform, workers: int = 0) -> None:
         self.data, self.order, self.workers = data, order, workers
         self._transform = transform
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        return _prepared(self._batch, list(self.order.batches()), self.workers)
+        return on_device(_prepared(self._batch, list(self.order.batches()), self.workers), self._device)
+
+    def to(self, device: torch.device) -> ValidationBatches:
+        """Give the batches on ``device`` from the next iteration on; to a GPU each is copied a batch ahead."""
+        self._device = device
+        return self
 
     def _batch(self, planned: BatchRows) -> ImageBatch:
         return self.data.batch(planned.rows, lambda _, picture: self._transform(picture))
@@ -223,7 +237,7 @@ def _prepared(
         sampler=planned,  # its items are the arguments of `_Prepared.__getitem__`
         num_workers=workers,
         collate_fn=_identical,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available(),  # for `on_device`; only a GPU shows that it pins nothing twice
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
     )
