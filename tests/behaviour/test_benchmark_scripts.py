@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = sorted(FOLDER.rglob("*.py"))
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(FOLDER).with_suffix("").as_posix())
 def test_names_of_the_library_exist(script):
     """Nothing but a run of hours would notice a name that has moved."""
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from monoloss import BatchTopKConfig, InputError, MonoLoss, SparseAutoencoder, TopKConfig, mono_score
+from monoloss import (
+    BatchTopKConfig,
+    InputError,
+    JumpReluConfig,
+    MonoLoss,
+    SparseAutoencoder,
+    TopKConfig,
+    VanillaConfig,
+    mono_score,
+)
 from monoloss.benchmark.dense import (
     ADAM_EPS,
     DenseSae,
@@ -67,7 +76,12 @@ def test_no_defined_latent_is_a_loss_of_1_without_gradient():
     assert not activations.grad.any()
 
 
-CONFIGS = {"topk": TopKConfig("topk", M, K), "batch_topk": BatchTopKConfig("batch_topk", M, K)}
+CONFIGS = {
+    "topk": TopKConfig("topk", M, K),
+    "batch_topk": BatchTopKConfig("batch_topk", M, K),
+    "jump_relu": JumpReluConfig("jump_relu", M, bandwidth=0.2),  # wide, so that entries of 30 rows are within it
+    "vanilla": VanillaConfig("vanilla", M, l1_weight=0.01),
+}
 
 
 def some_rows(seed=0, n=N):
@@ -165,3 +179,9 @@ def test_settings_are_those_of_training():
 def test_a_tied_sae_has_no_dense_opponent():
     with pytest.raises(InputError, match="untied"):
         DenseSae(SparseAutoencoder(D, TopKConfig("topk", M, K, tied=True)))
+
+
+@pytest.mark.door
+def test_a_jump_relu_with_a_target_has_no_dense_opponent():
+    with pytest.raises(InputError, match="without target_l0"):
+        DenseSae(SparseAutoencoder(D, JumpReluConfig("jump_relu", M, target_l0=4.0)))

@@ -7,7 +7,7 @@ the same work from the same initial weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from monoloss.benchmark.pairwise import loss, scaled, score
 from monoloss.errors import InputError
-from monoloss.sae.config import BatchTopKConfig, TopKConfig
+from monoloss.sae.config import BatchTopKConfig, JumpReluConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SparseAutoencoder
 
 ADAM_EPS = 6.25e-10  # as in the paper's runs, and the default of SaeTraining
@@ -30,14 +30,15 @@ class DensePass(NamedTuple):
     reconstruction: Float[Tensor, "n d"]
     target: Float[Tensor, "n d"]
     """Unit rows that the reconstruction approximates."""
+    penalty: Float[Tensor, ""]
+    """Weighted sparsity term of the loss: of L0 for JumpReLU, of L1 for Vanilla, else 0."""
 
 
 class DenseSae(nn.Module):
-    """TopK or BatchTopK SAE with codes as dense tensors.
+    """SAE of any variant with codes as dense tensors, and gradients of the size of the codes.
 
     Args:
-        sae: an untied TopK or BatchTopK SAE; its weights are copied. Rows are scaled to length 1, and standardised if
-            `sae` does so.
+        sae: an untied SAE; its weights are copied. Rows are scaled to length 1, and standardised if `sae` does so.
 
     Raises:
         InputError: another variant, or settings that the paper's runs do not have.
@@ -46,24 +47,26 @@ class DenseSae(nn.Module):
     def __init__(self, sae: SparseAutoencoder) -> None:
         super().__init__()
         config = sae.config
-        has_unit_rows = isinstance(config, TopKConfig | BatchTopKConfig) and config.inputs.unit_norm
-        if not has_unit_rows or config.inputs.center or sae.decoder_weight is None:
-            raise InputError("sae", repr(config), "an untied TopK or BatchTopK on unit rows, not centred")
-        assert isinstance(config, TopKConfig | BatchTopKConfig)  # noqa: S101 - for the type checker
+        if not config.inputs.unit_norm or config.inputs.center or sae.decoder_weight is None:
+            raise InputError("sae", repr(config), "an untied SAE on unit rows, not centred")
+        if isinstance(config, JumpReluConfig) and config.target_l0 is not None:
+            raise InputError("sae", repr(config), "a JumpReLU without target_l0, as in the paper")
         self.config = config
         self.encoder_weight = nn.Parameter(sae.encoder_weight.detach().clone(memory_format=torch.contiguous_format))
         self.encoder_bias = None if sae.encoder_bias is None else nn.Parameter(sae.encoder_bias.detach().clone())
         self.decoder_weight = nn.Parameter(sae.decoder_weight.detach().clone())
         self.decoder_bias = nn.Parameter(sae.decoder_bias.detach().clone())
+        thresholds = {name: nn.Parameter(value.detach().clone()) for name, value in sae.activation.named_parameters()}
+        self.activation = nn.ParameterDict(thresholds)  # of JumpReLU; all parameters have the names of those of `sae`
         self.register_buffer("samples_since_active", sae.samples_since_active.clone())
         self.samples_since_active: Tensor
 
     def forward(self, inputs: Float[Tensor, "n d"]) -> DensePass:
-        """Scale, encode, select the largest activations, decode, scale back."""
+        """Scale, encode, activate (TopK and BatchTopK: select the largest), decode, scale back."""
         x, target, shift, spread = self._scaled(inputs)
-        codes = self._largest(self._pre_activations(x))
+        codes, penalty = self._activated(self._pre_activations(x))
         reconstruction = torch.addmm(self.decoder_bias, codes, self.decoder_weight)
-        return DensePass(codes, reconstruction * spread + shift, target)
+        return DensePass(codes, reconstruction * spread + shift, target, penalty)
 
     def as_in_training(self, inputs: Float[Tensor, "n d"]) -> tuple[DensePass, Float[Tensor, "3"]]:
         """Return the pass of plain training code, and its mean squared error, L1 and L0.
@@ -72,12 +75,12 @@ class DenseSae(nn.Module):
         updated, as in research code that evaluates with its training pass.
         """
         x, target, shift, spread = self._scaled(inputs)
-        codes = self._largest(self._pre_activations(x).relu())
+        codes, penalty = self._activated(self._pre_activations(x).relu())
         reconstruction = (codes @ self.decoder_weight + self.decoder_bias) * spread + shift
         active = codes > 0
         self.samples_since_active.add_(len(inputs)).masked_fill_(active.any(0), 0)
         measures = [(reconstruction - target).square().mean(), codes.abs().sum(1).mean(), active.float().sum(1).mean()]
-        return DensePass(codes, reconstruction, target), torch.stack(measures)
+        return DensePass(codes, reconstruction, target, penalty), torch.stack(measures)
 
     def _scaled(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the encoder's input, the unit rows, and the mean and deviation that scale a reconstruction back."""
@@ -85,11 +88,24 @@ class DenseSae(nn.Module):
         shift, spread = target.new_zeros(()), target.new_ones(())
         if self.config.inputs.standardise:
             shift, spread = target.mean(1, keepdim=True), target.std(1, keepdim=True) + 1e-5
-        return (target - shift) / spread - self.decoder_bias, target, shift, spread
+        scaled_rows = (target - shift) / spread
+        x = scaled_rows if isinstance(self.config, JumpReluConfig) else scaled_rows - self.decoder_bias
+        return x, target, shift, spread
 
     def _pre_activations(self, x: Tensor) -> Tensor:
         bias = self.encoder_bias
         return x @ self.encoder_weight if bias is None else torch.addmm(bias, x, self.encoder_weight)
+
+    def _activated(self, pre_activations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes, and the weighted sparsity term of the loss."""
+        match self.config:
+            case JumpReluConfig(l0_weight=weight, bandwidth=bandwidth):
+                codes, count = _JumpRelu.apply(pre_activations.relu(), self.activation["threshold"], bandwidth)
+                return codes, weight * count / len(codes)
+            case VanillaConfig(l1_weight=weight):
+                codes = pre_activations.relu()
+                return codes, weight * codes.sum() / len(codes)
+        return self._largest(pre_activations), pre_activations.new_zeros(())
 
     def _largest(self, pre_activations: Tensor) -> Tensor:
         """Keep the k largest of each row (TopK) or the k n largest of the batch (BatchTopK), after a ReLU; others 0."""
@@ -97,8 +113,31 @@ class DenseSae(nn.Module):
             flat = pre_activations.relu().flatten()
             top = flat.topk(self.config.k * len(pre_activations), sorted=False)
             return torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(pre_activations)
+        assert isinstance(self.config, TopKConfig)  # noqa: S101 - for the type checker
         top = pre_activations.topk(self.config.k, dim=1, sorted=False)
         return torch.zeros_like(pre_activations).scatter(1, top.indices, top.values.relu())
+
+
+class _JumpRelu(torch.autograd.Function):
+    """Codes ``pre * (pre > theta)`` and their number, with the straight-through gradient of theta.
+
+    With the rectangle kernel K, 1 within half a bandwidth: ``-theta K / bandwidth`` of a code, ``-K / bandwidth`` of
+    the number (arXiv 2407.14435). ``pre`` >= 0; entries of 0 take no part.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        active = pre > theta
+        ctx.save_for_backward(pre, theta, active)
+        ctx.bandwidth = bandwidth
+        return pre * active, active.sum().to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_codes: Tensor, grad_count: Tensor) -> tuple[Tensor, Tensor, None]:
+        pre, theta, active = ctx.saved_tensors
+        kernel = ((pre - theta).abs() < ctx.bandwidth / 2) & (pre > 0)
+        grad_theta = ((theta * grad_codes + grad_count) * kernel).sum(0) / -ctx.bandwidth
+        return grad_codes * active, grad_theta, None
 
 
 def dense_scores(u: Float[Tensor, " m"], v: Float[Tensor, " m"], w: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
@@ -124,11 +163,12 @@ class TwoPassSums:
         d: width of the embeddings.
         m: number of latents.
         dtype: dtype of all buffers.
+        device: device of all buffers; None for the CPU.
     """
 
-    def __init__(self, d: int, m: int, dtype: torch.dtype = torch.float32) -> None:
-        self.low, self.high, self.u, self.v = torch.zeros(4, m, dtype=dtype).unbind()
-        self.w = torch.zeros(m, d, dtype=dtype)
+    def __init__(self, d: int, m: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> None:
+        self.low, self.high, self.u, self.v = torch.zeros(4, m, dtype=dtype, device=device).unbind()
+        self.w = torch.zeros(m, d, dtype=dtype, device=device)
 
     def reset(self) -> None:
         """Set all buffers to their state before the first pass."""
@@ -199,9 +239,10 @@ def two_pass_score_of_sae(
 class DenseTraining:
     """Training on dense tensors with the paper's losses and settings, all gradients by autograd.
 
-    A step: squared error (TopK: of each row, divided by its squared length; BatchTopK: mean) plus MonoLoss; gradients,
-    the decoder's without the part along its rows; norm of the gradients clipped at 1; Adam; decoder rows scaled to
-    length 1. Without the aux loss, which is 0 until a latent is dead, that is within the first ten million rows.
+    A step: squared error (TopK: of each row, divided by its squared length; others: mean) plus the sparsity term and
+    MonoLoss; gradients, the decoder's without the part along its rows; norm of the gradients clipped at 1; Adam;
+    decoder rows scaled to length 1, thresholds kept >= 0. Without the aux loss, which is 0 until a latent is dead, that
+    is within the first ten million rows.
 
     Args:
         sae: the model.
@@ -224,13 +265,13 @@ class DenseTraining:
     def step(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """Train on one batch and return its loss; the clipped gradients stay on the parameters."""
         sae = self.sae
-        codes, reconstruction, target = sae(inputs)
+        codes, reconstruction, target, penalty = sae(inputs)
         squared = (reconstruction - target).square()
         total: Tensor
         if isinstance(sae.config, TopKConfig):
             total = (squared.sum(1) / target.square().sum(1)).mean()
         else:
-            total = squared.mean()
+            total = squared.mean() + penalty
         if self.mono_loss is not None:
             total = total + self.mono_weight * self.mono_loss(target, codes)
         sae.samples_since_active.add_(len(inputs)).masked_fill_(codes.detach().amax(0) > 0, 0)
@@ -244,4 +285,6 @@ class DenseTraining:
         self.adam.step()
         with torch.no_grad():
             decoder.div_(decoder.norm(dim=1, keepdim=True))
+            for threshold in sae.activation.values():
+                threshold.clamp_(min=0.0)
         return total.detach()
