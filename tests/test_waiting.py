@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monoloss.waiting import branch_free, may_branch
+from monoloss.waiting import branch_free, may_branch, may_check
 
 
-def test_only_the_cpu_branches():
-    assert may_branch(torch.device("cpu"))
-    assert not may_branch(torch.device("cuda"))
-    assert not may_branch(torch.device("mps"))
+def test_where_values_are_at_hand():
+    assert [may_branch(torch.device(name)) for name in ("cpu", "mps", "cuda")] == [True, True, False]
+    assert [may_check(torch.device(name)) for name in ("cpu", "mps", "cuda")] == [True, False, False]
+
+
+def test_neither_in_code_that_is_traced():
+    cpu = torch.device("cpu")
+    traced = torch.compile(lambda x: x + may_branch(cpu) + may_check(cpu), backend="eager", fullgraph=True)
+    assert float(traced(torch.zeros(()))) == 0.0
 
 
 def test_branch_free_ends_with_its_block_and_after_an_error():
@@ -22,6 +27,7 @@ def test_branch_free_ends_with_its_block_and_after_an_error():
             assert not may_branch(cpu)
         assert not may_branch(cpu)
     assert may_branch(cpu)
+    assert may_check(cpu)
     with pytest.raises(RuntimeError, match="inside"), branch_free():
         raise RuntimeError("inside")
     assert may_branch(cpu)

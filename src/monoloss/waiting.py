@@ -11,11 +11,17 @@ _branch_free_everywhere = False  # a plain global, which torch.compile guards; s
 
 
 def may_branch(device: torch.device) -> bool:
-    """Return whether reading values on ``device`` is free: True on the CPU, except within `branch_free`.
+    """Return whether code may branch on values on ``device``; where not, it takes fixed shapes, masks and float64.
 
-    Where False, code does without: fixed shapes, masks, ``torch.where``, float64; and values are not checked.
+    True on the CPU, and on MPS, whose float64 sums are on the CPU anyway; but not in code that torch.compile traces,
+    nor within `branch_free`.
     """
-    return device.type == "cpu" and not _branch_free_everywhere
+    return device.type in ("cpu", "mps") and not _branch_free_everywhere and not torch.compiler.is_compiling()
+
+
+def may_check(device: torch.device) -> bool:
+    """Return whether bad values on ``device`` are refused at once: on the CPU, but not in traced code."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @contextmanager

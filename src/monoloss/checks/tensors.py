@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monoloss.errors import InputError
+from monoloss.waiting import may_check
 
 
 def check_matrix(name: str, value: Any, *, rows: int | None = None, width: int | None = None) -> None:
@@ -29,7 +30,7 @@ def check_vector(name: str, value: Any, width: int | None = None) -> None:
         raise InputError(name, type(value).__name__, expected)
     if value.ndim != 1 or value.shape[0] != (width or value.shape[0]) or not value.is_floating_point():
         raise InputError(name, f"shape {tuple(value.shape)}, dtype {value.dtype}", expected)
-    if value.device.type == "cpu" and not torch.isfinite(value).all():
+    if may_check(value.device) and not torch.isfinite(value).all():
         raise InputError(name, "NaN or infinity", "finite numbers")
 
 

@@ -13,6 +13,7 @@ from monoloss.errors import InputError
 from monoloss.functional.sparsity import check_activations, count_not_finite, dense_blocks
 from monoloss.precision import sums_device
 from monoloss.sparse import Activations, SparseActivations
+from monoloss.waiting import may_check
 
 _LOWEST, _HIGHEST = -20, 20  # octaves: the bins reach from 2^-20 to 2^20
 N_BINS = 2 * (_HIGHEST - _LOWEST)
@@ -66,7 +67,7 @@ def activation_histogram(activations: Activations, into: Int[Tensor, "m bins"] |
         into = torch.zeros(m, N_BINS, dtype=torch.int64, device=sums_dev)
     elif into.shape != (m, N_BINS) or into.dtype != torch.int64:
         raise InputError("into", f"shape {tuple(into.shape)}, dtype {into.dtype}", f"int64 counts ({m}, {N_BINS})")
-    if activations.device.type == "cpu":
+    if may_check(activations.device):
         count_not_finite(activations)
     flat_counts = into.view(-1)
     activations = activations.detach()

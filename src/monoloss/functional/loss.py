@@ -25,7 +25,7 @@ from monoloss.functional.score import is_defined, pair_weight, score_of
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul, sampled_matmul
-from monoloss.waiting import may_branch
+from monoloss.waiting import may_branch, may_check
 
 
 def mono_loss(
@@ -226,7 +226,7 @@ def _takes_part(total: MonoMoments) -> Tensor:
 
 def _check_not_negative(lowest: Tensor) -> None:
     """Raise InputError, on all processes alike, if a minimum is below 0. On the CPU only: no GPU is waited for."""
-    if lowest.device.type == "cpu" and bool((lowest < 0).any()):
+    if may_check(lowest.device) and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
         got = f"{float(lowest[latent]):.4g} on latent {latent}"
         raise InputError("activations", got, "values of at least 0, because of memory")

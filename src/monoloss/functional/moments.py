@@ -15,7 +15,7 @@ from monoloss.functional.sparsity import refuse_not_finite
 from monoloss.precision import autocast_off, product_dtype, row_norms, sums_device
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_t_matmul
-from monoloss.waiting import may_branch
+from monoloss.waiting import may_branch, may_check
 
 _ROWS_IN_FLOAT64 = 64  # rows of dense activations that are squared in float64 at a time: they stay in the cache
 _ROWS_LIFTED = 256  # rows of embeddings that are cast to float64 at a time, likewise
@@ -73,7 +73,7 @@ def unit_rows(embeddings: Float[Tensor, "n d"], center: Float[Tensor, " d"] | No
         if center is not None:
             rows = rows - center.to(rows)
         norms = row_norms(rows)[:, None].to(rows.dtype)
-        if norms.device.type == "cpu":
+        if may_check(norms.device):
             check_norms(norms, centred=center is not None)
         unit: Tensor = rows / norms
         return unit
@@ -110,7 +110,7 @@ def batch_moments(unit_embeddings: Float[Tensor, "n d"], activations: Activation
         else:
             moments = _dense_moments(h, z, dtype)
         moments = replace(moments, w=moments.w.to(dtype))  # on all processes alike, for the all-reduce
-    if moments.u.device.type == "cpu" and not torch.isfinite(moments.u).all():
+    if may_check(moments.u.device) and not torch.isfinite(moments.u).all():
         refuse_not_finite(z)
     return moments
 

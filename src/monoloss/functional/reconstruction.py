@@ -11,6 +11,7 @@ from torch import Tensor
 from monoloss.checks.tensors import check_matrix, check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import sums_device
+from monoloss.waiting import may_check
 
 _BLOCK_ELEMENTS = 2**16  # elements cast to float64 at a time: 512 kB an array, which stays in the cache
 _LEAST_VARIATION = 1e-24  # share of a dimension's sum of squares; variation below it is the rounding of a constant
@@ -167,7 +168,7 @@ def _sums_of_block(x: Tensor, y: Tensor, first_row: int) -> ReconstructionSums:
     error, norm = squared_error.sum(1), x.square().sum(1)
     bad_inputs = ~(torch.isfinite(norm) & (norm > 0))
     bad_reconstructions = ~torch.isfinite(error) & ~bad_inputs
-    if x.device.type == "cpu":
+    if may_check(x.device):
         _refuse_first("inputs", bad_inputs, norm, first_row)
         _refuse_first("reconstruction", bad_reconstructions, error, first_row)
     mean = x.mean(0)

@@ -13,7 +13,7 @@ from monoloss.checks.tensors import check_matrix
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype, sums_device
 from monoloss.sparse import Activations, SparseActivations
-from monoloss.waiting import may_branch
+from monoloss.waiting import may_branch, may_check
 
 _BLOCK_ENTRIES = 2**20  # entries in one block: about 30 MB of row numbers, latents and float64 values
 
@@ -45,7 +45,7 @@ def activation_counts(activations: Activations) -> Int[Tensor, " m"]:
         The L0 of arXiv 2602.12403, extended to latents of any sign.
     """
     check_activations(activations)
-    if activations.device.type == "cpu":
+    if may_check(activations.device):
         count_not_finite(activations)
     if isinstance(activations, SparseActivations):
         counts = torch.zeros(activations.n_latents, dtype=torch.int64, device=activations.device)
@@ -117,7 +117,7 @@ def count_not_finite(activations: Activations) -> Float[Tensor, ""]:
     """
     values = activations.flat_values if isinstance(activations, SparseActivations) else activations
     values = values.detach()
-    if values.device.type != "cpu":
+    if not may_check(values.device):
         return (~torch.isfinite(values)).sum().to(sums_device(values.device)).double()
     if not torch.isfinite(values.sum()):
         refuse_not_finite(activations)

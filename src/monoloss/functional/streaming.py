@@ -13,7 +13,7 @@ from monoloss.functional.sparsity import count_not_finite
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import bag_sums, codes_t_matmul
-from monoloss.waiting import may_branch
+from monoloss.waiting import may_branch, may_check
 
 _BLOCK_ELEMENTS = 2**18  # elements of w in one block, which stays in the cache between the product and the sum
 _LONGEST_SUM = 256  # entries of a latent in one float32 sum; such sums are added in float64
@@ -33,7 +33,7 @@ def add_batch(total: MonoMoments, unit_embeddings: Float[Tensor, "n d"], activat
     """
     h, z = unit_embeddings.detach(), activations.detach()
     with autocast_off(h.device):
-        if h.device.type == "cpu":
+        if may_check(h.device):
             count_not_finite(z)  # raises before anything is added
         dtype = product_dtype(h.dtype, z.dtype)
         h = h.to(dtype)

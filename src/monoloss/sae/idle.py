@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -31,5 +32,7 @@ class LongestIdle:
 
 
 def _version(counts: Tensor) -> tuple[int, int] | None:
-    """Return what changes when a tensor is replaced or changed in place; None where torch does not count that."""
-    return None if counts.is_inference() else (id(counts), counts._version)  # noqa: SLF001 - torch's own, documented
+    """Return what changes when a tensor is replaced or changed in place; None where torch does not tell."""
+    if torch.compiler.is_compiling() or counts.is_inference():
+        return None
+    return id(counts), counts._version  # noqa: SLF001 - torch's own, documented

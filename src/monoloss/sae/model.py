@@ -23,7 +23,7 @@ from monoloss.sae.idle import LongestIdle
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul
-from monoloss.waiting import may_branch
+from monoloss.waiting import may_branch, may_check
 
 _STD_FLOOR = 1e-5
 # At inference smaller batches are padded: their products sum in another order, and the code of a row would differ
@@ -350,7 +350,7 @@ def _unit_inputs(inputs: Tensor) -> Tensor:
 
 def _finite_inputs(inputs: Tensor) -> Tensor:
     """Return the rows unchanged; on the CPU raise an error if one has NaN or infinity."""
-    if inputs.device.type == "cpu" and not torch.isfinite(inputs.sum()):
+    if may_check(inputs.device) and not torch.isfinite(inputs.sum()):
         bad = (~torch.isfinite(inputs)).any(1).nonzero()
         if len(bad):
             raise InputError("inputs", f"NaN or infinity (row {int(bad[0])})", "finite numbers")

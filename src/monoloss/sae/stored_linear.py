@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monoloss.precision import autocast_off
 from monoloss.sparse import SparseActivations
-from monoloss.sparse.products import codes_matmul, codes_t_matmul
+from monoloss.sparse.products import codes_matmul, codes_t_matmul, grouped_early
 
 
 def stored_linear(
@@ -26,7 +26,7 @@ def stored_linear(
     A ``shift`` or ``bias`` of None counts as 0. Neither pass makes a tensor of shape ``(n, m)``; the backward pass
     costs O(entries d). Entries with the value 0 pass no gradient.
     """
-    values: Tensor = _StoredLinear.apply(inputs, shift, weight, bias, codes)
+    values: Tensor = _StoredLinear.apply(inputs, shift, weight, bias, grouped_early(codes))
     return codes.with_values(values)
 
 

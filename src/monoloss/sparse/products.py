@@ -14,6 +14,7 @@ from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sparse.activations import SparseActivations
 
+_HAS_MKL = torch.backends.mkl.is_available()
 _BLOCK_ELEMENTS = 2**24  # elements of an (entries, d) block, on devices without sparse kernels: 64 MB in float32
 
 
@@ -25,7 +26,7 @@ def codes_t_matmul(codes: SparseActivations, dense: Float[Tensor, "n d"]) -> Flo
     _check_factor("dense", dense, codes, rows=codes.shape[0])
     with autocast_off(codes.device):
         values, dense = _same_dtype(codes.flat_values, dense)
-        result: Tensor = _CodesTransposedTimesDense.apply(values, dense, codes)
+        result: Tensor = _CodesTransposedTimesDense.apply(values, dense, grouped_early(codes))
     return result
 
 
@@ -37,7 +38,7 @@ def codes_matmul(codes: SparseActivations, dense: Float[Tensor, "m d"]) -> Float
     _check_factor("dense", dense, codes, rows=codes.n_latents)
     with autocast_off(codes.device):
         values, dense = _same_dtype(codes.flat_values, dense)
-        result: Tensor = _CodesTimesDense.apply(values, dense, codes)
+        result: Tensor = _CodesTimesDense.apply(values, dense, grouped_early(codes))
     return result
 
 
@@ -54,7 +55,7 @@ def sampled_matmul(
         raise InputError("right", f"width {right.shape[1]}", f"the width of left, {left.shape[1]}")
     with autocast_off(codes.device):
         left, right = _same_dtype(left, right)
-        result: Tensor = _SampledProduct.apply(left, right, codes)
+        result: Tensor = _SampledProduct.apply(left, right, grouped_early(codes))
     return result
 
 
@@ -124,9 +125,16 @@ def bag_sums(
     return sums
 
 
+def grouped_early(codes: SparseActivations) -> SparseActivations:
+    """Return ``codes``; in code that torch.compile traces, grouped by latent before a Function would do that inside."""
+    if torch.compiler.is_compiling():
+        _ = codes.by_latent
+    return codes
+
+
 def has_sparse_kernels(device: torch.device) -> bool:
     """Return whether torch has sparse products for ``device``: a CPU with MKL, or CUDA."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.backends.mkl.is_available())
+    return device.type == "cuda" or (device.type == "cpu" and _HAS_MKL)
 
 
 def _transposed_product(codes: SparseActivations, values: Tensor, dense: Tensor) -> Tensor:
