@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -14,38 +13,21 @@ from torch import Tensor, nn
 from monoloss.checks import check_number, check_type
 from monoloss.checks.tensors import check_matrix, check_same_device, check_vector
 from monoloss.errors import InputError
-from monoloss.functional.moments import unit_rows
 from monoloss.precision import autocast_off, product_dtype
 from monoloss.sae.activations import BatchTopK, JumpRelu, TopK, positive_entries
 from monoloss.sae.config import SAE_CONFIGS, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.folder import SaeFolderMixin
 from monoloss.sae.idle import LongestIdle
+from monoloss.sae.scaling import ScaledInputs, scale_inputs
 from monoloss.sae.stored_linear import stored_linear
 from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_matmul
-from monoloss.waiting import may_branch, may_check
+from monoloss.waiting import may_branch
 
-_STD_FLOOR = 1e-5
 # At inference smaller batches are padded: their products sum in another order, and the code of a row would differ
 _MIN_ROWS_OF_A_PRODUCT = 64
 _SPARSE_UP_TO = 1 / 16  # share of stored entries; on a CPU core a sparse step is as fast as a dense one at about 1 / 5
 MIN_CALIBRATION_ROWS = 4096
-
-
-class ScaledInputs(NamedTuple):
-    """Input rows before and after centring and standardising: ``scaled = (target - shift) / scale``.
-
-    Attributes:
-        scaled: input of the encoder, ``(n, d_in)``.
-        target: the rows that the reconstruction is compared with, at length 1 if ``unit_norm``, ``(n, d_in)``.
-        shift: subtracted means: ``(n, 1)`` of each row, ``(d_in,)`` of the training rows, their sum, or 0.
-        scale: divisor of each row, ``(n, 1)``, or 1.
-    """
-
-    scaled: Float[Tensor, "n d_in"]
-    target: Float[Tensor, "n d_in"]
-    shift: Tensor
-    scale: Tensor
 
 
 class SaeOutput(NamedTuple):
@@ -167,19 +149,8 @@ class SparseAutoencoder(nn.Module, SaeFolderMixin):
         """Scale input rows by each step of ``config.inputs``, in the precision of the weights, at least float32."""
         check_matrix("inputs", inputs, width=self.d_in)
         check_same_device("inputs", inputs.device, "the model", self.encoder_weight.device)
-        inputs, scaling = inputs.to(product_dtype(self.encoder_weight.dtype)), self.config.inputs
-        target = _unit_inputs(inputs) if scaling.unit_norm else _finite_inputs(inputs)
-        scaled, shift, spread = target, target.new_zeros(()), target.new_ones(())
-        if self.input_mean is not None:
-            shift = self.input_mean.to(target.dtype)
-            scaled = scaled - shift
-        if scaling.standardise:
-            mean = scaled.mean(1, keepdim=True)
-            centred = scaled - mean
-            std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(self.d_in - 1)
-            spread = std + _STD_FLOOR
-            scaled, shift = centred / spread, shift + mean
-        return ScaledInputs(scaled, target, shift, spread)
+        rows = inputs.to(product_dtype(self.encoder_weight.dtype))
+        return scale_inputs(rows, self.config.inputs, self.input_mean)
 
     def pre_activations(
         self, scaled: Float[Tensor, "n d_in"], latents: Int[Tensor, " _"] | None = None
@@ -338,20 +309,3 @@ def _activation_of(config: SaeConfig) -> nn.Module:
             return JumpRelu(config.n_latents, config.bandwidth, config.initial_threshold)
         case VanillaConfig():
             return nn.ReLU()
-
-
-def _unit_inputs(inputs: Tensor) -> Tensor:
-    """Scale rows to length 1; an error names the argument ``inputs``."""
-    try:
-        return unit_rows(inputs)
-    except InputError as error:  # names the argument "embeddings"
-        raise InputError("inputs", error.got, error.expected) from None
-
-
-def _finite_inputs(inputs: Tensor) -> Tensor:
-    """Return the rows unchanged; on the CPU raise an error if one has NaN or infinity."""
-    if may_check(inputs.device) and not torch.isfinite(inputs.sum()):
-        bad = (~torch.isfinite(inputs)).any(1).nonzero()
-        if len(bad):
-            raise InputError("inputs", f"NaN or infinity (row {int(bad[0])})", "finite numbers")
-    return inputs
