@@ -15,8 +15,9 @@ from torch import Tensor
 
 from monoloss import waiting
 from monoloss.errors import InputError
-from monoloss.functional import moments
+from monoloss.functional import moments, purity
 from monoloss.functional.moments import batch_moments, unit_rows
+from monoloss.functional.purity import class_purity
 from monoloss.functional.score import mono_score
 from monoloss.metrics import ClassPurity
 from monoloss.sae import objectives
@@ -155,6 +156,26 @@ def test_a_negative_threshold_stores_everything():
     assert stored is not None
     assert torch.equal(activation(stored).to_dense(), activation(z))
     assert activation.stored(z, 53, near=False) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_labels_of_short_types(dtype):
+    """The number of classes need not fit into the type of the labels."""
+    z, labels = torch.rand(9, 3), torch.arange(9) % 3
+    for n_classes in (128, 256, 40_000):
+        got, expected = (class_purity(z, each, n_classes) for each in (labels.to(dtype), labels))
+        assert torch.equal(got.binary, expected.binary)
+        with with_branches():
+            assert torch.equal(class_purity(z, labels.to(dtype), n_classes).binary, expected.binary)
+
+
+def test_dense_activations_with_several_labels_go_by_blocks(monkeypatch):
+    z, labels = torch.rand(40, 30), torch.rand(40, 7) > 0.6
+    whole = class_purity(z, labels)
+    monkeypatch.setattr(purity, "_BLOCK_OF_PRODUCTS", 40 * 8)
+    blocks = class_purity(z, labels)
+    torch.testing.assert_close(blocks.weighted, whole.weighted, rtol=1e-14, atol=0)
+    assert torch.equal(blocks.binary, whole.binary)
 
 
 def test_labels_out_of_range_are_an_error_of_the_result():

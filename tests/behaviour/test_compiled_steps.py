@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -63,6 +64,39 @@ def test_mono_loss(layout: str, memory: float) -> None:
     expected_losses, expected = run(as_graph=False)
     torch.testing.assert_close(losses, expected_losses, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("config", SAES.values(), ids=SAES)
+def test_a_loop_of_steps_is_compiled_once(config: SaeConfig) -> None:
+    """With the counters of a training loop, compiled or not; a guard on what they change would compile each step."""
+    n_graphs = 0
+
+    def counted(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., Any]:
+        nonlocal n_graphs
+        n_graphs += 1
+        return graph.forward
+
+    sae, mono = SparseAutoencoder(8, config), MonoLoss()
+    optimiser = torch.optim.SGD(sae.parameters(), lr=1e-3)
+
+    @partial(torch.compile, fullgraph=True, backend=counted)
+    def step(rows: Tensor) -> tuple[Tensor, SparseActivations]:
+        output = sae(rows)
+        assert isinstance(output.codes, SparseActivations)
+        return objective(sae, output).total + 0.1 * mono(unit_rows(rows), output.codes), output.codes
+
+    for seed in range(12):
+        loss, codes = step(some_embeddings(N, D, dtype=torch.float32) + seed)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        sae.count_activity_(codes)
+        sae.constrain_()
+    assert n_graphs == 1
+    counting = torch.compile(sae.count_activity_, fullgraph=True, backend=counted)
+    for _ in range(3):
+        counting(codes.detach())
+    assert sae.may_have_dead == bool(sae.dead.any())
 
 
 @pytest.mark.parametrize("n_dead", [0, 3, 20])

@@ -200,6 +200,13 @@ def test_activation_regularizer(memory: float) -> None:
             assert waits_of(step) == []
 
 
+def put(h: Tensor, mask: Tensor) -> Tensor:
+    """Assign to the rows of a mask."""
+    h = h.clone()
+    h[mask] = torch.zeros(h.shape[1])
+    return h
+
+
 def put_back(what: str, patch: pytest.MonkeyPatch) -> None:
     """Put one wait or copy back into the hot path."""
     count = moments._count
@@ -210,6 +217,8 @@ def put_back(what: str, patch: pytest.MonkeyPatch) -> None:
         "cpu": lambda h, dev: count(h, dev) + h.sum().cpu().to(dev),
         "tensor": lambda h, dev: torch.tensor(float(len(h)), dtype=torch.float64, device=dev),
         "scalar on the CPU": lambda h, dev: count(h, dev) * torch.ones((), device="cpu", dtype=torch.float64),
+        "mask assigned": lambda h, dev: count(h, dev) + put(h, h[:, 0] > 0).sum(),
+        "printed": lambda h, dev: count(h, dev) * len(f"{h.sum()}"),
         "bincount": lambda h, dev: count(h, dev) + torch.bincount(h[:, 0].long(), minlength=3).sum(),
     }
     if what == "nonzero":
@@ -222,7 +231,19 @@ def put_back(what: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(moments, "_count", faults[what])
 
 
-FAULTS = ("item", "bool", "mask", "cpu", "tensor", "scalar on the CPU", "bincount", "nonzero", "indices on the CPU")
+FAULTS = (
+    "item",
+    "bool",
+    "mask",
+    "mask assigned",
+    "printed",
+    "cpu",
+    "tensor",
+    "scalar on the CPU",
+    "bincount",
+    "nonzero",
+    "indices on the CPU",
+)
 
 
 @pytest.mark.parametrize("what", FAULTS)

@@ -79,6 +79,18 @@ def test_an_exception_comes_where_its_item_is_due(bad, in_start):
     assert list(results) == []
 
 
+def test_a_start_that_runs_out_does_not_end_the_items():
+    """`next` of something empty in ``start``: taken for the end, it would drop the item and all after it."""
+
+    def start(item: int) -> int:
+        return next(iter(())) if item == 2 else item
+
+    results = started_ahead(start, [1, 2, 3])
+    assert next(results) == 1
+    with pytest.raises(RuntimeError, match="generator raised StopIteration"):
+        next(results)
+
+
 def test_an_interrupt_comes_at_once():
     def items() -> Iterator[int]:
         yield 0

@@ -24,6 +24,18 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# `t[mask] = values` and operators that wait to tell whether they have failed: fake tensors let both pass
+_PUTS = (torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_)
+_SYNCHRONISING = (
+    torch.ops.aten.linalg_inv_ex,
+    torch.ops.aten.linalg_cholesky_ex,
+    torch.ops.aten.linalg_solve_ex,
+    torch.ops.aten._linalg_solve_ex,
+    torch.ops.aten._linalg_eigh,
+    torch.ops.aten.multinomial,
+    torch.ops.aten.nonzero_static,
+    torch.ops.aten.masked_scatter,
+)
 WAITS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -42,12 +54,24 @@ class _Watch(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default:
             self.waits.append(f"nonzero at {_place(traceback.extract_stack())}")
             return torch.empty(max(1, args[0].numel() // 100), args[0].ndim, dtype=torch.int64, device=args[0].device)
+        if func.overloadpacket in _PUTS and any(_is_mask(index) for index in args[1]):
+            self.waits.append(f"a mask as index at {_place(traceback.extract_stack())}")
+        if func.overloadpacket in _SYNCHRONISING:
+            self.waits.append(f"{func} at {_place(traceback.extract_stack())}")
         result = func(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs, result))
         devices = {leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)}
         if len(devices) > 1:
             raise CopyError(f"{func} between {' and '.join(sorted(devices))}")
         return result
+
+
+def _is_mask(index: object) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _printed(_tensor: object, *_: object) -> str:
+    raise CopyError("a tensor is printed")
 
 
 def _place(lines: traceback.StackSummary) -> str:
@@ -67,9 +91,10 @@ def fake_cuda() -> Iterator[None]:
 def waits_of(call: Callable[[], object]) -> list[str]:
     """Return what makes ``call()`` wait or copy, each with its line of the library.
 
-    After ``nonzero`` it goes on; the first of any other kind is the last of the list.
+    After ``nonzero`` it goes on; the first of most other kinds is the last of the list. Nothing is seen of what happens
+    inside the operators of ``monoloss.sparse.products``, nor of events that the caller waits for.
     """
-    with _Watch() as watch:
+    with _Watch() as watch, patch.multiple(FakeTensor, __repr__=_printed, __format__=_printed):
         try:
             call()
         except (*WAITS, CopyError) as error:

@@ -42,6 +42,13 @@ def on_devices(batches: Iterable[Batch], devices: Iterable[torch.device]) -> Ite
     return map(receive, started_ahead(send, batches) if needs_time else map(send, batches))
 
 
+class _End:
+    """Follows the last item."""
+
+
+_END = _End()
+
+
 def started_ahead(start: Callable[[Item], Started], items: Iterable[Item]) -> Iterator[Started]:
     """Yield ``start(item)`` for each item, in order; the next one is started before the caller gets the current one.
 
@@ -51,9 +58,10 @@ def started_ahead(start: Callable[[Item], Started], items: Iterable[Item]) -> It
     started: list[Started] = []
     while True:
         try:
-            started.append(start(next(remaining)))
-        except StopIteration:
-            break
+            item = next(remaining, _END)
+            if isinstance(item, _End):
+                break
+            started.append(start(item))
         except Exception:
             yield from started
             raise

@@ -35,6 +35,7 @@ class AveragedWeights(EMAWeightAveraging):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the average every `update_every_steps`; in the warm-up, replace it by the weights instead."""
+        # torch's AveragedModel asks for `n_averaged` in an update: a wait where that counter is on a GPU
         if trainer.global_step <= self._n_warmup and self._average_model is not None:
             self._average_model.n_averaged.zero_()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from monoloss.checks.tensors import check_same_device
+from monoloss.checks.labels import check_label_kind, check_labels
 from monoloss.errors import InputError
 from monoloss.functional.sparsity import ActiveEntries, active_entries, check_activations, count_not_finite
 from monoloss.precision import sums_device
@@ -18,6 +18,7 @@ from monoloss.sparse import Activations, SparseActivations
 from monoloss.sparse.products import codes_t_matmul
 from monoloss.waiting import may_branch
 
+_BLOCK_OF_PRODUCTS = 2**24  # dense activations in one block of a GPU: 128 MB in float64
 _BLOCK_ENTRIES = 2**18  # dense activations in one block of latents, so that the sums of the block stay in the cache
 
 
@@ -132,6 +133,16 @@ def class_purity(
     return purity_from_counts(class_counts(activations, labels, n_classes))
 
 
+def _count_classes(labels: Tensor) -> int:
+    """Return the width of multi-label ``labels``, else the largest label + 1."""
+    check_label_kind(labels)
+    if labels.ndim == 2:
+        return labels.shape[1]
+    if labels.shape[0] == 0:
+        raise InputError("n_classes", "None and no rows", "the number of classes")
+    return max(int(labels.max()) + 1, 1)
+
+
 @torch.no_grad()
 def class_counts(
     activations: Activations,
@@ -156,10 +167,11 @@ def class_counts(
             that are not finite and labels out of range are only counted, and ``purity_from_counts`` raises.
     """
     check_activations(activations)
-    _check_labels(labels, n_classes, activations)
+    check_labels(labels, n_classes, activations.shape[0], activations.device)
     n_latents, sums_dev = activations.shape[1], sums_device(activations.device)
     if into is not None and into.rows.shape != (n_latents, n_classes):
         raise InputError("into", f"counts of shape {tuple(into.rows.shape)}", f"shape {(n_latents, n_classes)}")
+    labels = labels if labels.dtype == torch.bool else labels.long()  # a short type cannot hold `n_classes` itself
     n_not_finite = count_not_finite(activations)
     counts = PurityCounts.zeros(n_latents, n_classes, sums_dev) if into is None else into
     counts.n_not_finite.add_(n_not_finite)
@@ -180,18 +192,21 @@ def class_counts(
 def _count_by_products(activations: Activations, labels: Tensor, counts: PurityCounts) -> None:
     """Add a batch with several labels a row to ``counts`` in place, by products: O(m c) and more, but no wait."""
     of_class = torch.cat([labels, labels.any(1)[:, None]], 1).double()
-    values = (activations.values if isinstance(activations, SparseActivations) else activations).detach().double()
-    active = values > 0
-    for class_sums, sums, weights in (
-        (counts.rows, counts.n_active, active.double()),
-        (counts.mass, counts.active_mass, torch.where(active, values, 0.0)),
-    ):
-        if isinstance(activations, SparseActivations):
-            products = codes_t_matmul(activations.with_values(weights), of_class)
-        else:
-            products = weights.t() @ of_class
-        class_sums.add_(products[:, :-1])
-        sums.add_(products[:, -1])
+    codes = activations if isinstance(activations, SparseActivations) else None
+    n_latents = counts.rows.shape[0]
+    step = n_latents if codes is not None else max(1, _BLOCK_OF_PRODUCTS // max(1, len(labels)))
+    for start in range(0, n_latents, step):
+        latents = slice(start, start + step)
+        part = activations.values if isinstance(activations, SparseActivations) else activations[:, latents]
+        values = part.detach().double()
+        active = values > 0
+        for class_sums, sums, weights in (
+            (counts.rows, counts.n_active, active.double()),
+            (counts.mass, counts.active_mass, torch.where(active, values, 0.0)),
+        ):
+            product = weights.t() @ of_class if codes is None else codes_t_matmul(codes.with_values(weights), of_class)
+            class_sums[latents].add_(product[:, :-1])
+            sums[latents].add_(product[:, -1])
 
 
 def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: PurityCounts) -> None:
@@ -309,44 +324,3 @@ def _classes_of_entries(entries: ActiveEntries, n_labels: Tensor, table: _LabelT
     copies = torch.arange(n_labels.shape[0], device=n_labels.device).repeat_interleave(n_labels)
     nth_class = torch.arange(copies.shape[0], device=copies.device) - (ends - n_labels)[copies]
     return copies, table.classes[table.first[entries.rows[copies]] + nth_class]
-
-
-def _count_classes(labels: Tensor) -> int:
-    """Return the width of multi-label ``labels``, else the largest label + 1."""
-    _check_label_kind(labels)
-    if labels.ndim == 2:
-        return labels.shape[1]
-    if labels.shape[0] == 0:
-        raise InputError("n_classes", "None and no rows", "the number of classes")
-    return max(int(labels.max()) + 1, 1)
-
-
-def _check_label_kind(labels: Tensor) -> None:
-    """Check that labels are 1-D integers or a 2-D bool table."""
-    expected = "integers (n,), one class a row, or bool (n, n_classes), any number of classes a row"
-    if not isinstance(labels, Tensor):
-        raise InputError("labels", type(labels).__name__, f"a tensor of {expected}")
-    is_bool = labels.dtype == torch.bool
-    integers = not (is_bool or labels.is_floating_point() or labels.is_complex())
-    if not ((labels.ndim == 1 and integers) or (labels.ndim == 2 and is_bool)):
-        raise InputError("labels", f"shape {tuple(labels.shape)}, dtype {labels.dtype}", expected)
-
-
-def _check_labels(labels: Tensor, n_classes: int, activations: Activations) -> None:
-    _check_label_kind(labels)
-    n = activations.shape[0]
-    if n_classes < 1:
-        raise InputError("n_classes", n_classes, "at least 1")
-    if labels.shape[0] != n:
-        raise InputError("labels", f"{labels.shape[0]} rows", f"as many as activations has, {n}")
-    check_same_device("labels", labels.device, "activations", activations.device)
-    if labels.ndim == 2:
-        if labels.shape[1] != n_classes:
-            raise InputError("labels", f"{labels.shape[1]} columns", f"one for each of {n_classes} classes")
-        return
-    if not may_branch(labels.device):
-        return
-    outside = ((labels < 0) | (labels >= n_classes)).nonzero()
-    if outside.shape[0]:
-        row = int(outside[0])
-        raise InputError("labels", f"{int(labels[row])} (row {row})", f"labels from 0 to {n_classes - 1}")

@@ -36,7 +36,8 @@ class SaeOutput(NamedTuple):
     Attributes:
         codes: activations of the latents, ``(n, m)``: sparse for TopK and BatchTopK; for JumpReLU and Vanilla sparse
             where at most one entry in 16 is stored, else dense. Stored entries may be 0: those just below the
-            thresholds of JumpReLU, which have a gradient from them.
+            thresholds of JumpReLU, which have a gradient from them, and on a GPU those that fill up the ``k n`` of
+            BatchTopK.
         reconstruction: the rebuilt rows, in the space of ``target``, ``(n, d_in)``.
         target: the rows to rebuild: the inputs, at length 1 if ``config.inputs.unit_norm``, ``(n, d_in)``.
         pre_activations: input of the activation, ``(n, m)``; without a graph beside sparse codes, whose graph goes

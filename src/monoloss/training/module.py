@@ -128,7 +128,7 @@ class SaeTrainingModule(LightningModule):
         for _, settings, sae, _ in self.parts():
             sae.constrain_()
             every = settings.redraw_dead_every_steps
-            if every is not None and n_steps % every == 0 and sae.dead.any():
+            if every is not None and n_steps % every == 0 and sae.may_have_dead and sae.dead.any():
                 _redraw_dead(sae, optimizer, seed=settings.seed + n_steps)
 
     def check_finite(self) -> None:
