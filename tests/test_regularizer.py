@@ -188,7 +188,7 @@ def test_activations_that_cannot_learn_are_refused(why):
 @pytest.mark.parametrize(
     ("layer", "pool", "text"),
     [
-        ("stem", "first", "the output of 'stem': got shape (12, 6, 3, 4) for pool 'first'; expected a tensor (n, c), "),
+        ("stem", "first", "the output of 'stem': got shape (12, 6, 3, 4) for pool 'first'; expected tokens (n, t"),
         ("tokens", lambda tokens: tokens, "the output of 'tokens' after pool: got shape (12, 12, 7); expected a float"),
         ("rows", lambda rows: rows is None, "the output of 'rows' after pool: got bool; expected a float"),
     ],

@@ -18,6 +18,7 @@ from monoloss.errors import InputError
 from monoloss.losses import MonoLoss
 
 Pool = Literal["mean", "first"] | Callable[[Any], Tensor]
+Channels = Literal["first", "last"]
 _N_NEAR = 3  # similar names of layers in an error
 
 
@@ -27,9 +28,12 @@ class ActivationRegularizer:
     Call ``regularizer(embeddings)`` after each forward pass of the model; it uses the activations of that pass.
     Forward passes without gradients (validation under ``torch.no_grad()``) may lie in between; they are not counted.
 
-    The output of the layer for one image becomes one row. Rows ``(n, c)`` are used unchanged; maps ``(n, c, h, w)`` are
-    averaged over their positions; so are token sequences ``(n, t, c)`` with ``pool="mean"``, while ``pool="first"``
-    takes their first token, in most vision transformers the class token. For other outputs ``pool`` is a function.
+    The output of the layer for one image becomes one row. Rows ``(n, c)`` are used unchanged; sequences and maps,
+    ``(n, c, t)``, ``(n, t, c)``, ``(n, c, h, w)`` or ``(n, h, w, c)``, are averaged over their positions, while
+    ``pool="first"`` takes the first token of ``(n, t, c)``, in most vision transformers the class token. For other
+    outputs ``pool`` is a function. Which axis holds the channels follows from the layer's type, or from the numbers of
+    channels of the modules in it or around it; where both axes fit, or none, an error asks for ``channels``. In a
+    ``nn.TransformerEncoder`` with ``batch_first=False`` tokens are ``(t, n, c)``.
 
     Activations of any sign can be regularised: a latent counts as active by how far it is above its minimum in the
     batch. With ``MonoLoss(memory=...)`` they must be at least 0: name the layer behind a ReLU, or put one into
@@ -54,6 +58,7 @@ class ActivationRegularizer:
             ``train()`` or ``eval()`` as the model was in the forward pass, so that validation does not change its
             memory. Save ``regularizer.loss.state_dict()``, which holds the memory, with the model.
         pool: "mean", "first", or a function that makes rows ``(n, m)``, one for each image, of the layer's output.
+        channels: the axis of the channels in sequences and maps, "first" (behind the images) or "last"; None: as above.
 
     Raises:
         InputError: at construction, no layer of that name (the error lists similar names); at the call, no forward
@@ -80,6 +85,7 @@ class ActivationRegularizer:
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
         pool: Pool = "mean",
+        channels: Channels | None = None,
     ) -> None:
         check_type("model", model, nn.Module, "a torch.nn.Module")
         check_type("layer", layer, str, "the name of a layer")
@@ -87,11 +93,14 @@ class ActivationRegularizer:
         module = _named(self._model, layer)
         if not callable(pool):
             check_choice("pool", pool, ("mean", "first"))
+        if channels is not None:
+            check_choice("channels", channels, ("first", "last"))
         if loss is not None and not callable(loss):
             raise InputError("loss", f"a {type(loss).__name__}", "a function of embeddings and activations, or None")
         self.layer = layer
         self.loss = MonoLoss() if loss is None else loss
         self.pool = pool
+        self._layout = _layout_of(self._model, layer, module, channels)
         self.is_open = True
         self._with_gradient: _Run | None = None
         self._without_gradient: _Run | None = None
@@ -139,7 +148,7 @@ class ActivationRegularizer:
 
     def _store(self, output: Any) -> None:
         """Pool the layer's output to rows and store them for the next call."""
-        rows = _pooled(output, self.pool, self.layer)
+        rows = _pooled(output, self.pool, self.layer, self._layout)
         # torch.utils.checkpoint runs the layer again in the backward pass, which must pool again but is no new run
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # noqa: SLF001
             return
@@ -208,26 +217,94 @@ def _next(before: _Run | None, rows: Tensor, training: bool) -> _Run:
     return _Run(rows, training, before.n_runs + 1 if same_mode and before is not None else 1)
 
 
-def _pooled(output: Any, pool: Pool, layer: str) -> Tensor:
+class _Layout(NamedTuple):
+    """What is known of the axes of a layer's output before it is seen."""
+
+    channels: Channels | None  # None where only the sizes can tell
+    sizes: tuple[frozenset[int], ...]  # numbers of channels of the modules in the layer, in its parent, and so on
+    images: Literal["first", "second"] | None  # the axis of the images in sequences; None where nothing tells
+
+
+_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+_TRANSFORMERS = (nn.TransformerEncoderLayer, nn.TransformerEncoder, nn.TransformerDecoderLayer, nn.TransformerDecoder)
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_N_CHANNELS = ("out_channels", "out_features", "num_features", "num_channels", "embed_dim", "embedding_dim")
+
+
+def _layout_of(model: nn.Module, layer: str, module: nn.Module, channels: Channels | None) -> _Layout:
+    """Return what a layer's type and the modules in it and around it say of its output."""
+    if channels is None and type(module) in _FIRST:  # not of a subclass: a LayerNorm2d has its channels first
+        channels = "first"
+    elif channels is None and type(module) in _LAST:
+        channels = "last"
+    names = layer.split(".")
+    path = [module, *(model.get_submodule(".".join(names[:n])) for n in range(len(names) - 1, -1, -1))]
+    return _Layout(channels, tuple(_numbers_of_channels(level) for level in path), _images_of(path))
+
+
+def _images_of(path: list[nn.Module]) -> Literal["first", "second"] | None:
+    """Return the axis of the images in tokens of the layer ``path[0]``, whose parent is ``path[1]``, and so on."""
+    for level in path:
+        attention = [part for part in level.modules() if isinstance(part, nn.MultiheadAttention)]
+        if attention and any(not part.batch_first for part in attention):
+            if type(level) in _TRANSFORMERS:
+                return "second"
+            return None if level is not path[-1] else "first"  # the whole model: most of it may lie before the tokens
+    return "first"
+
+
+def _numbers_of_channels(module: nn.Module) -> frozenset[int]:
+    """Return the numbers of channels that a module and the modules in it put out."""
+    numbers = {getattr(part, name, None) for part in module.modules() for name in _N_CHANNELS}
+    numbers |= {part.normalized_shape[-1] for part in module.modules() if isinstance(part, nn.LayerNorm | nn.RMSNorm)}
+    return frozenset(number for number in numbers if isinstance(number, int))
+
+
+def _channels_of(shape: torch.Size, layout: _Layout, name: str) -> Channels:
+    """Return which axis of a sequence or of maps holds the channels; raise InputError where that is open."""
+    if layout.channels is not None:
+        return layout.channels
+    for sizes in layout.sizes:
+        first, last = shape[1] in sizes, shape[-1] in sizes
+        if first and last:
+            break
+        if first or last:
+            return "first" if first else "last"
+    expected = f"channels='first' ({shape[1]} channels) or channels='last' ({shape[-1]}), or a function as pool"
+    raise InputError(name, f"shape {tuple(shape)}, of which nothing says where the channels are", expected)
+
+
+def _pooled(output: Any, pool: Pool, layer: str, layout: _Layout) -> Tensor:
     """Return one row for each image, as a new tensor, which in-place changes of the layer's output do not reach."""
     name = f"the output of {layer!r}"
     if callable(pool):
         rows = pool(output)
         check_matrix(f"{name} after pool", rows)
         return rows
-    expected = "a tensor (n, c), (n, t, c) or (n, c, h, w), or a function as pool that returns a row for each image"
+    expected = "a tensor (n, c), (n, t, c), (n, c, t), (n, c, h, w) or (n, h, w, c), "
+    expected += "or a function as pool that returns a row for each image"
     if not isinstance(output, Tensor):
         raise InputError(name, f"a {type(output).__name__}", expected)
     if not output.is_floating_point():
         raise InputError(name, f"dtype {output.dtype}", "floating-point numbers")
     if output.ndim == 2:
         return output.clone()
-    if output.ndim == 3 and pool == "first":
-        return output[:, 0].clone()
-    if output.ndim not in (3, 4) or pool == "first":
+    if output.ndim not in (3, 4):
         raise InputError(name, f"shape {tuple(output.shape)} for pool {pool!r}", expected)
+    if output.ndim == 3 and layout.images is None:
+        got = f"shape {tuple(output.shape)} of a transformer with batch_first=False, of any order"
+        raise InputError(name, got, "a function as pool, such as lambda tokens: tokens.mean(0) for (tokens, n, c)")
+    if output.ndim == 3 and layout.images == "second":
+        output, channels = output.transpose(0, 1), layout.channels or "last"
+    else:
+        channels = _channels_of(output.shape, layout, name)
+    if pool == "first":
+        if output.ndim == 4 or channels == "first":
+            raise InputError(name, f"shape {tuple(output.shape)} for pool {pool!r}", "tokens (n, t, c); or " + expected)
+        return output[:, 0].clone()
     wide = torch.promote_types(output.dtype, torch.float32)
-    return output.mean((2, 3), dtype=wide) if output.ndim == 4 else output.mean(1, dtype=wide)
+    positions = tuple(range(2, output.ndim)) if channels == "first" else tuple(range(1, output.ndim - 1))
+    return output.mean(positions, dtype=wide)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monoloss import SparseActivations
+from monoloss import MonoLoss, SparseActivations, SparseAutoencoder, TopKConfig, mono_loss, mono_score
 from monoloss.checks.tensors import check_matrix, check_rows, check_same_device, check_vector
 from monoloss.errors import InputError
 
@@ -77,3 +77,50 @@ def test_error_texts(check, text):
     with pytest.raises(InputError) as caught:
         check()
     assert str(caught.value) == text
+
+
+ODD = {
+    "layout torch.sparse_coo": lambda x: x.to_sparse(),
+    "layout torch.sparse_csr": lambda x: x.to_sparse_csr(),
+    "layout torch._mkldnn": lambda x: x.to_mkldnn(),
+    "a nested tensor": lambda x: torch.nested.nested_tensor(list(x)),
+    "a quantised tensor": lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    "dtype torch.float8_e4m3fn": lambda x: x.to(torch.float8_e4m3fn),
+}
+CALLS = {
+    "embeddings": lambda x: mono_score(x, torch.ones(3, 2)),
+    "activations": lambda x: mono_loss(ROWS, x),
+    "inputs": lambda x: SparseAutoencoder(2, TopKConfig("topk", 4, 1)).encode(x),
+    "values": lambda x: SparseActivations(x, torch.tensor([[0, 1]] * 3), 2),
+    "center": lambda x: MonoLoss(center=x[0] if x.layout == torch.strided and not x.is_nested else x),
+}
+
+
+@pytest.mark.door
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors|quantize|Quantiz|TypedStorage).*")
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("got", ODD)
+def test_tensors_of_other_kinds_are_refused(got, name):
+    try:
+        odd = ODD[got](torch.ones(3, 2))
+    except RuntimeError:
+        pytest.skip("this build of torch makes no such tensor")
+    with pytest.raises(InputError) as refused:
+        CALLS[name](odd)
+    assert str(refused.value).startswith(f"{name}: got {got}; expected ")
+
+
+@pytest.mark.door
+def test_no_latents_are_refused():
+    with pytest.raises(InputError) as refused:
+        mono_score(ROWS, ROWS[:, :0])
+    assert str(refused.value) == "activations: got shape (3, 0); expected at least 1 latent"
+
+
+@pytest.mark.door
+def test_tensors_without_values_are_refused():
+    with torch.device("meta"), pytest.raises(InputError) as refused:
+        mono_score(torch.ones(3, 2), torch.ones(3, 2))
+    assert str(refused.value) == (
+        "activations: got a tensor without values, on the meta device; expected one with values"
+    )

@@ -101,6 +101,13 @@ def test_models_that_cannot_be_evaluated():
         (topk, f"models: got SparseAutoencoder; {expected}"),
         ([topk], f"models: got list; {expected}"),
         ({}, f"models: got an empty dict; {expected}"),
+        (
+            {"a": "codes.npy"},
+            (
+                "models['a']: got the text 'codes.npy'; expected a model with encode(inputs); "
+                "StoredActivations(path) reads activations from a file"
+            ),
+        ),
         ({"a": nn.Linear(2, 2)}, "models['a']: got Linear; expected a model with encode(inputs)"),
         (
             {"a": topk, "narrow": narrow},

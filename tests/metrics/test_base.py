@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torchmetrics import MetricCollection
+from torchmetrics.wrappers import Running
 
 import reference
 from monoloss.errors import InputError
@@ -104,15 +105,6 @@ def test_reset_in_inference_mode_and_out_of_it(which):
     assert_summary(metric.summary(), CALLS[which]())
 
 
-def test_reset_makes_no_new_sums():
-    metric = MonoScore(8, 13)
-    w = metric.w
-    metric.update(some_embeddings(), some_activations())
-    metric.reset()
-    assert metric.w is w
-    assert not w.any()
-
-
 def test_what_was_computed_before_an_update_stays():
     metric = some_purity([20])
     binary, copied = metric.compute(), metric.clone()
@@ -179,3 +171,63 @@ def test_states_of_other_sizes_are_refused():
             metric.merge_state(incoming)
         assert str(caught.value) == text
     assert_states(metric, before)
+
+
+@pytest.mark.parametrize("change", ["reset", "update"])
+@pytest.mark.parametrize("hold", ["state", "tensor", "alias", "view"])
+@pytest.mark.parametrize("which", MAKERS)
+def test_who_holds_a_state_keeps_its_values(which, hold, change):
+    """The variant that changes it in place loses the rows of a state to be merged elsewhere."""
+    metric = MAKERS[which]([20])
+    names = list(metric.metric_state)
+    takers = {
+        "state": lambda: metric.metric_state,
+        "tensor": lambda: {name: getattr(metric, name) for name in names},
+        "alias": lambda: {name: getattr(metric, name).detach() for name in names},
+        "view": lambda: {name: getattr(metric, name)[...] for name in names},
+    }
+    held = takers[hold]()
+    expected = {name: value.clone() for name, value in held.items()}
+    if change == "reset":
+        metric.reset()
+        assert_states(metric, states(MAKERS[which]([])))
+    else:
+        rows = slice(20, 64)
+        first = some_embeddings() if which == "reconstruction" else some_activations()
+        second = some_reconstruction() if which == "reconstruction" else some_labels(multi=which != "purity")
+        metric.update(first[rows], second[rows])
+        assert_summary(metric.summary(), CALLS[which]())
+    for name, value in held.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_state_taken_before_a_reset_can_be_merged():
+    first, other = MonoScore(6, 4), MonoScore(6, 4)
+    embeddings, activations = some_embeddings(20, 6), some_activations(20)[:, :4]
+    first.update(embeddings, activations)
+    expected, state = first.compute(), first.metric_state
+    first.reset()
+    other.merge_state(state)
+    torch.testing.assert_close(other.compute(), expected, rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_running_windows():
+    """torchmetrics' wrapper keeps the states of the last batches, and resets the metric after each."""
+    running = Running(Reconstruction(6), window=2)
+    batches = [(some_embeddings(12, 6)[i : i + 4], some_embeddings(16, 6)[i + 4 : i + 8]) for i in (0, 4, 8)]
+    for batch in batches:
+        running.update(*batch)
+    last = Reconstruction(6)
+    for batch in batches[1:]:
+        last.update(*batch)
+    torch.testing.assert_close(running.compute(), last.compute(), rtol=1e-12, atol=0)
+
+
+def test_a_metric_that_is_alone_changes_in_place():
+    """A new state of the size of many gigabytes' sums takes longer than a batch."""
+    metric = MonoScore(6, 4)
+    place = metric.w.data_ptr()
+    metric.update(some_embeddings(20, 6), some_activations(20)[:, :4])
+    metric.reset()
+    assert metric.w.data_ptr() == place
+    assert not metric.w.any()

@@ -122,6 +122,9 @@ def check_models(models: object, n_rows: int, width: int) -> None:
         got = f"an empty {type(models).__name__}" if isinstance(models, dict) else type(models).__name__
         raise InputError("models", got, "a dict from names to models with encode(inputs)")
     for name, model in models.items():
+        if isinstance(model, str | bytes):  # which have an encode() too
+            expected = "a model with encode(inputs); StoredActivations(path) reads activations from a file"
+            raise InputError(f"models[{name!r}]", f"the text {model!r}", expected)
         if not isinstance(model, Encoder | ByPosition):
             raise InputError(f"models[{name!r}]", type(model).__name__, "a model with encode(inputs)")
         if isinstance(model, ByPosition) and len(model) != n_rows:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from monoloss.checks.gradients import first_derivatives_only
 from monoloss.checks.tensors import check_rows
 from monoloss.errors import InputError
 from monoloss.functional.moments import (
@@ -252,7 +253,7 @@ class _Scores(torch.autograd.Function):
         return scores.to(device=h.device, dtype=dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("MonoLoss")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, values = ctx.saved_tensors
         (moments, defined, shared, gain, _), scores = ctx.summed, ctx.scores

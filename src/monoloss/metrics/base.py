@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
@@ -41,22 +42,30 @@ class SumsMetric(Metric, Generic[SumsT]):
 
     @property
     def sums(self) -> SumsT:
-        """The sums of this process over all updates; the next ``update`` may change them in place."""
+        """The sums of this process over all updates."""
         values = {field.name: getattr(self, field.name) for field in fields(self._sums_type)}
         result: SumsT = self._sums_type(**values)
         return result
 
+    def _sums_to_change(self) -> SumsT:
+        """Return the sums for an update in place; first copy those that somebody else holds, such as a saved state."""
+        for field in fields(self._sums_type):
+            if _is_shared(self, field.name):
+                setattr(self, field.name, getattr(self, field.name).clone())
+        return self.sums
+
     def reset(self) -> None:
-        """Return to the state before the first update, in place: to allocate new sums takes longer than a batch."""
+        """Return to the state before the first update: in place, which is faster, unless somebody else holds it."""
         defaults, self._defaults = self._defaults, {}
         try:
             super().reset()
         finally:
             self._defaults = defaults
         for name, default in defaults.items():
+            is_shared = _is_shared(self, name)
             state, empty = getattr(self, name), torch.as_tensor(default)
             can_change = torch.is_inference_mode_enabled() or not state.is_inference()
-            if state.shape == empty.shape and can_change:
+            if state.shape == empty.shape and can_change and not is_shared:
                 state.copy_(empty)
             else:
                 setattr(self, name, empty.clone().to(state.device))
@@ -137,3 +146,11 @@ class SumsMetric(Metric, Generic[SumsT]):
             setattr(self, name, getattr(self, name).to(device))
         self._computed = None  # a cached result is cast too: compute it from the sums again
         return self
+
+
+def _is_shared(owner: object, name: str) -> bool:
+    """Return whether a tensor among the attributes is held by somebody else too: itself, or as an alias or a view."""
+    tensor = getattr(owner, name)
+    names = sys.getrefcount(tensor) - 2  # without this variable and the argument
+    aliases = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # noqa: SLF001 - without this call's own
+    return names > 1 or aliases > 1

@@ -71,7 +71,7 @@ class ClassPurity(SumsMetric[PurityCounts]):
         m, n_classes = self.rows.shape
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        class_counts(activations, labels, n_classes, into=self.sums)
+        class_counts(activations, labels, n_classes, into=self._sums_to_change())
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Return the purities ``(m,)``, NaN for latents without an active row; or their mean, as ``average`` says."""

@@ -92,7 +92,7 @@ class MonoScore(SumsMetric[MonoMoments]):
             raise InputError("embeddings", f"width {embeddings.shape[1]}", f"width {d}")
         if activations.shape[1] != m:
             raise InputError("activations", f"{activations.shape[1]} latents", f"{m} latents")
-        self._set_sums(add_batch(self.sums, unit_rows(embeddings.detach(), self.center), activations))
+        self._set_sums(add_batch(self._sums_to_change(), unit_rows(embeddings.detach(), self.center), activations))
 
     def compute(self) -> Float[Tensor, " m"] | Float[Tensor, ""]:
         """Return the scores ``(m,)``, or their mean, as ``average`` says; float64, NaN where undefined."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from monoloss.checks.gradients import first_derivatives_only
 from monoloss.errors import InputError
 from monoloss.precision import product_dtype
 from monoloss.sparse import Activations, SparseActivations
@@ -201,7 +202,7 @@ class _JumpRelu(torch.autograd.Function):
         return pre * active
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("JumpReLU")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         pre, threshold, active, latents = ctx.saved_tensors
         grad_pre = grad * active if ctx.needs_input_grad[0] else None
@@ -222,7 +223,7 @@ class _Step(torch.autograd.Function):
         return (pre > _threshold_at(threshold, latents)).sum().to(pre.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("JumpReLU")
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         pre, threshold, latents = ctx.saved_tensors
         near = _in_kernel(pre, _threshold_at(threshold, latents), ctx.bandwidth)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from monoloss.checks.gradients import first_derivatives_only
 from monoloss.precision import autocast_off
 from monoloss.sparse import SparseActivations
 from monoloss.sparse.products import codes_matmul, codes_t_matmul, grouped_early
@@ -41,7 +42,7 @@ class _StoredLinear(torch.autograd.Function):
         return codes.values.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("the encoder of sparse codes")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, shift, weight = ctx.saved_tensors
         codes: SparseActivations = ctx.codes

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from monoloss.checks import check_number
-from monoloss.checks.tensors import check_matrix, check_same_device
+from monoloss.checks.tensors import check_dense, check_matrix, check_same_device
 from monoloss.errors import InputError
 
 
@@ -206,6 +206,8 @@ def _check_entries(values: Any, indices: Any) -> None:
     for name, value in (("values", values), ("indices", indices)):
         if not isinstance(value, Tensor):
             raise InputError(name, type(value).__name__, "a tensor")
+    check_dense("values", values)
+    check_dense("indices", indices)
     if not values.is_floating_point():
         raise InputError("values", f"dtype {values.dtype}", "a floating-point dtype")
     if indices.dtype != torch.int64:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from monoloss.checks.gradients import first_derivatives_only
 from monoloss.checks.tensors import check_same_device
 from monoloss.errors import InputError
 from monoloss.precision import autocast_off, product_dtype
@@ -67,7 +68,7 @@ class _CodesTransposedTimesDense(torch.autograd.Function):
         return _transposed_product(codes, values.detach(), dense.detach())
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("a sparse product")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, dense = ctx.saved_tensors
         with autocast_off(grad.device):
@@ -84,7 +85,7 @@ class _CodesTimesDense(torch.autograd.Function):
         return _product(codes, values.detach(), dense.detach())  # with a graph embedding_bag is many times slower
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("a sparse product")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, dense = ctx.saved_tensors
         with autocast_off(grad.device):
@@ -101,7 +102,7 @@ class _SampledProduct(torch.autograd.Function):
         return _sampled(codes, left, right)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivatives_only("a sparse product")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         left, right = ctx.saved_tensors
         with autocast_off(grad.device):
