@@ -295,16 +295,16 @@ def _pooled(output: Any, pool: Pool, layer: str, layout: _Layout) -> Tensor:
         got = f"shape {tuple(output.shape)} of a transformer with batch_first=False, of any order"
         raise InputError(name, got, "a function as pool, such as lambda tokens: tokens.mean(0) for (tokens, n, c)")
     if output.ndim == 3 and layout.images == "second":
-        output, channels = output.transpose(0, 1), layout.channels or "last"
+        values, channels = output.transpose(0, 1), layout.channels or "last"
     else:
-        channels = _channels_of(output.shape, layout, name)
+        values, channels = output, _channels_of(output.shape, layout, name)
     if pool == "first":
-        if output.ndim == 4 or channels == "first":
+        if values.ndim == 4 or channels == "first":
             raise InputError(name, f"shape {tuple(output.shape)} for pool {pool!r}", "tokens (n, t, c); or " + expected)
-        return output[:, 0].clone()
+        return values[:, 0].clone()
     wide = torch.promote_types(output.dtype, torch.float32)
-    positions = tuple(range(2, output.ndim)) if channels == "first" else tuple(range(1, output.ndim - 1))
-    return output.mean(positions, dtype=wide)
+    positions = range(2, values.ndim) if channels == "first" else range(1, values.ndim - 1)
+    return values.mean(tuple(positions), dtype=wide)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -184,8 +184,7 @@ class _Summed(NamedTuple):
 def _scores_on_graph(h: Tensor, activations: Activations, summed: _Summed) -> tuple[Tensor, Tensor]:
     """Return the scores on the graph of ``h`` and ``activations``, and the mask of defined latents, on their device."""
     sparse = isinstance(activations, SparseActivations)
-    values = activations.values if sparse else activations
-    codes = activations.detach() if sparse else None
+    values, codes = (activations.values, activations.detach()) if sparse else (activations, None)
     scores: Tensor = _Scores.apply(h, values, codes, summed)
     return scores, summed.defined.to(scores.device)
 
@@ -226,7 +225,7 @@ def _takes_part(total: MonoMoments) -> Tensor:
 
 
 def _check_not_negative(lowest: Tensor) -> None:
-    """Raise InputError, on all processes alike, if a minimum is below 0. On the CPU only: no GPU is waited for."""
+    """Raise InputError, on all processes alike, if a minimum on the CPU is below 0."""
     if may_check(lowest.device) and bool((lowest < 0).any()):
         latent = int((lowest < 0).nonzero()[0])
         got = f"{float(lowest[latent]):.4g} on latent {latent}"
