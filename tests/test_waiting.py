@@ -13,6 +13,7 @@ def test_where_values_are_at_hand():
     assert [may_check(torch.device(name)) for name in ("cpu", "mps", "cuda")] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_neither_in_code_that_is_traced():
     cpu = torch.device("cpu")
     traced = torch.compile(lambda x: x + may_branch(cpu) + may_check(cpu), backend="eager", fullgraph=True)

@@ -17,7 +17,7 @@ from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
 from support.embeddings import some_activations, some_embeddings
 
-pytestmark = pytest.mark.door  # torch.compile does not trace the checks of annotations
+pytestmark = [pytest.mark.slow, pytest.mark.door]  # torch.compile does not trace the checks of annotations
 
 N, D, M, K = 96, 8, 48, 4
 AUX = AuxLoss(k=6, dead_after_samples=100)

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 # `t[mask] = values` and operators that wait to tell whether they have failed: fake tensors let both pass
@@ -83,8 +83,10 @@ def _place(lines: traceback.StackSummary) -> str:
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Make tensors and modules inside on a GPU without values; factories put them there unless a device is named."""
+    # A copy by torch would copy memory that a fake tensor does not have
     cloned = patch.object(FakeTensor, "__deepcopy__", lambda tensor, _memo: tensor.clone(), create=True)
-    with FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"), cloned:  # torch's own copies their memory
+    other_modes_off = _disable_current_modes()  # that of support/rounding.py would look at values
+    with other_modes_off, FakeTensorMode(allow_non_fake_inputs=False), torch.device("cuda"), cloned:
         yield
 
 
