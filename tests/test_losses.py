@@ -74,7 +74,7 @@ def test_a_copy_goes_on_bit_for_bit(way, dtype, tmp_path):
     if way == "state_dict":
         torch.save(criterion.state_dict(), tmp_path / "state.pt")
         other = MonoLoss(center=torch.zeros(8, dtype=dtype), memory=G)
-        other(some_embeddings(5, dtype=dtype), some_activations(5, dtype=dtype)[:, :0])  # had another size before
+        other(some_embeddings(5, dtype=dtype), some_activations(5, dtype=dtype)[:, :3])  # had another size before
         other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     elif way == "deepcopy":
         other = copy.deepcopy(criterion)

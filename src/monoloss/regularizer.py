@@ -32,8 +32,8 @@ class ActivationRegularizer:
     ``(n, c, t)``, ``(n, t, c)``, ``(n, c, h, w)`` or ``(n, h, w, c)``, are averaged over their positions, while
     ``pool="first"`` takes the first token of ``(n, t, c)``, in most vision transformers the class token. For other
     outputs ``pool`` is a function. Which axis holds the channels follows from the layer's type, or from the numbers of
-    channels of the modules in it or around it; where both axes fit, or none, an error asks for ``channels``. In a
-    ``nn.TransformerEncoder`` with ``batch_first=False`` tokens are ``(t, n, c)``.
+    channels of the modules in it, before it or around it; where both axes fit, or none, an error asks for ``channels``.
+    In an ``nn.TransformerEncoder`` with ``batch_first=False`` tokens are ``(t, n, c)``.
 
     Activations of any sign can be regularised: a latent counts as active by how far it is above its minimum in the
     batch. With ``MonoLoss(memory=...)`` they must be at least 0: name the layer behind a ReLU, or put one into
@@ -239,7 +239,13 @@ def _layout_of(model: nn.Module, layer: str, module: nn.Module, channels: Channe
         channels = "last"
     names = layer.split(".")
     path = [module, *(model.get_submodule(".".join(names[:n])) for n in range(len(names) - 1, -1, -1))]
-    return _Layout(channels, tuple(_numbers_of_channels(level) for level in path), _images_of(path))
+    levels: list[nn.Module] = []
+    for level, parent in zip(path, [*path[1:], None], strict=True):
+        levels.append(level)
+        if isinstance(parent, nn.Sequential):  # what runs before the layer made the axes of its input
+            before = list(parent)
+            levels += reversed(before[: next(i for i, part in enumerate(before) if part is level)])
+    return _Layout(channels, tuple(_numbers_of_channels(level) for level in levels), _images_of(path))
 
 
 def _images_of(path: list[nn.Module]) -> Literal["first", "second"] | None:
