@@ -10,23 +10,15 @@ from functools import partial
 import torch
 
 from gpu_parts.bench import Bench, Case, Line, told
-from gpu_parts.models import KINDS, make_sae, trainings
+from gpu_parts.models import make_sae, step_cases, trainings
 from gpu_parts.score import Scoring
 from monoloss.benchmark.measure import random_rows
 
 
 def cases(bench: Bench) -> dict[str, Case]:
     """Return the cases of this part by name."""
-    sizes = bench.sizes
-    found: dict[str, Case] = {}
-    for n in sizes.step_batches:
-        for kind in KINDS:
-            found[f"step: {kind}, batch {n}"] = partial(_step, bench, kind, n, sizes.n_latents)
-    for m in sizes.wide_latents:
-        found[f"step: topk, {m} latents, batch {sizes.step_batches[0]}"] = partial(
-            _step, bench, "topk", sizes.step_batches[0], m
-        )
-    return found | {f"score: {sizes.score_rows} rows": partial(_score, bench)}
+    steps = {f"step: {name}": case for name, case in step_cases(bench, _step).items()}
+    return steps | {f"score: {bench.sizes.score_rows} rows": partial(_score, bench)}
 
 
 def _step(bench: Bench, kind: str, n: int, n_latents: int, _deadline: float) -> Line:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from step import Training
 from torch import Tensor, nn
 
+from gpu_parts.bench import Bench, Case, Line
 from gpu_parts.sizes import Sizes
 from monoloss import (
     BatchTopKConfig,
@@ -29,6 +31,19 @@ WEIGHTS = dict(zip(KINDS, (0.09, 3e-4, 5e-4, 1e-4, 1e-4), strict=True))  # the p
 MEMORY, LR = 0.9, 1e-4
 _CLEAR = 1e-5  # distance to the bound of a selection, in deviations of the pre-activations: 30 rounding errors
 _PREFIXES = 32  # numbers of rows that are tried for BatchTopK
+
+
+def step_cases(bench: Bench, step: Callable[..., Line]) -> dict[str, Case]:
+    """Return the cases of `step`, by name: all kinds at each batch size, then TopK with more latents."""
+    sizes = bench.sizes
+    found: dict[str, Case] = {}
+    for n in sizes.step_batches:
+        for kind in KINDS:
+            found[f"{kind}, batch {n}"] = partial(step, bench, kind, n, sizes.n_latents)
+    n = sizes.step_batches[0]
+    for m in sizes.wide_latents:
+        found[f"topk, {m} latents, batch {n}"] = partial(step, bench, "topk", n, m)
+    return found
 
 
 def make_sae(kind: str, sizes: Sizes, n_latents: int | None = None) -> SparseAutoencoder:

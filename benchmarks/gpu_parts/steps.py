@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpu_parts.bench import Bench, Case, Line, ratio
-from gpu_parts.models import KINDS, clear_rows, gradients, make_sae, trainings
+from gpu_parts.models import clear_rows, gradients, make_sae, step_cases, trainings
 from monoloss import MonoLoss, SparseActivations, SparseAutoencoder
 from monoloss.benchmark.dense import dense_mono_loss
 from monoloss.benchmark.measure import random_rows
@@ -24,17 +24,8 @@ _N_BATCHES = 3
 
 def cases(bench: Bench) -> dict[str, Case]:
     """Return the cases of this part by name."""
-    sizes = bench.sizes
-    found: dict[str, Case] = {}
-    for n in sizes.step_batches:
-        for kind in KINDS:
-            found[f"{kind}, batch {n}"] = partial(_step, bench, kind, n, sizes.n_latents)
-    found[f"MonoLoss alone, batch {sizes.step_batches[0]}"] = partial(_alone, bench, sizes.step_batches[0])
-    for m in sizes.wide_latents:
-        found[f"topk, {m} latents, batch {sizes.step_batches[0]}"] = partial(
-            _step, bench, "topk", sizes.step_batches[0], m
-        )
-    return found
+    n = bench.sizes.step_batches[0]
+    return {f"MonoLoss alone, batch {n}": partial(_alone, bench, n)} | step_cases(bench, _step)
 
 
 def _step(bench: Bench, kind: str, n: int, n_latents: int, deadline: float) -> Line:

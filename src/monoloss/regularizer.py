@@ -221,7 +221,7 @@ class _Layout(NamedTuple):
     """What is known of the axes of a layer's output before it is seen."""
 
     channels: Channels | None  # None where only the sizes can tell
-    sizes: tuple[frozenset[int], ...]  # numbers of channels of the modules in the layer, in its parent, and so on
+    sizes: tuple[frozenset[int], ...]  # numbers of channels in the layer, in what runs before it, in its parent, ...
     images: Literal["first", "second"] | None  # the axis of the images in sequences; None where nothing tells
 
 

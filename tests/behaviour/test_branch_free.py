@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from monoloss import waiting
+from monoloss import FeatureStore, MonoLoss, evaluate, waiting
 from monoloss.errors import InputError
 from monoloss.functional import moments, purity
 from monoloss.functional.moments import batch_moments, unit_rows
@@ -22,9 +23,11 @@ from monoloss.functional.score import mono_score
 from monoloss.metrics import ClassPurity
 from monoloss.sae import objectives
 from monoloss.sae.activations import JumpRelu, batch_topk_codes, topk_codes
-from monoloss.sae.config import AuxLoss, BatchTopKConfig, SaeConfig, TopKConfig
+from monoloss.sae.config import AuxLoss, BatchTopKConfig, JumpReluConfig, SaeConfig, TopKConfig, VanillaConfig
 from monoloss.sae.model import SparseAutoencoder
 from monoloss.sae.objectives import objective
+from monoloss.training.config import SaeTraining
+from monoloss.training.module import SaeTrainingModule, TrainedSae
 from monoloss.waiting import branch_free, may_branch
 from support.embeddings import LAYOUTS, some_activations, some_embeddings
 from support.mono_checks import assert_scores
@@ -157,6 +160,59 @@ def test_a_negative_threshold_stores_everything():
     assert stored is not None
     assert torch.equal(activation(stored).to_dense(), activation(z))
     assert activation.stored(z, 53, near=False) is None
+
+
+class Dense:
+    """Dense activations of any sign, most of them not active."""
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        return (inputs @ some_embeddings(30, 12, dtype=torch.float32).t() - 0.3).half().float()
+
+
+MODELS: dict[str, SaeConfig] = {
+    "topk": WITH_AUX["topk"],
+    "batch_topk": WITH_AUX["batch_topk"],
+    "jump_relu": JumpReluConfig("jump_relu", 48),
+    "vanilla": VanillaConfig("vanilla", 48),
+}
+
+
+@pytest.mark.parametrize("several_labels", [False, True])
+def test_an_evaluation_is_that_of_a_cpu(tmp_path, several_labels):
+    """Batch after batch: measures within rounding, the same examples, histograms and classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(90, 4, generator=generator) > 0.6 if several_labels else torch.arange(90) % 4
+    store = FeatureStore.create(tmp_path / "store", some_embeddings(90, 12, dtype=torch.float32), labels=labels)
+    models = {name: SparseAutoencoder(12, config) for name, config in MODELS.items()}
+    models["batch_topk"].calibrate_([store.rows(torch.arange(90))])
+    got = evaluate(store, models | {"dense": Dense()}, n_examples=3, batch_size=32)
+    with with_branches():
+        expected = evaluate(store, models | {"dense": Dense()}, n_examples=3, batch_size=32)
+    for name, evaluation in got.items():
+        other = expected[name]
+        assert evaluation.summary == pytest.approx(other.summary, rel=1e-5, abs=1e-6, nan_ok=True)
+        for column, values in evaluation.latents.items():
+            torch.testing.assert_close(values, other.latents[column], rtol=1e-5, atol=1e-5, equal_nan=True)
+        for kind in ("examples", "middle_examples", "bottom_examples"):
+            assert torch.equal(getattr(evaluation, kind).rows, getattr(other, kind).rows), (name, kind)
+            assert torch.equal(getattr(evaluation, kind).values, getattr(other, kind).values), (name, kind)
+        assert torch.equal(evaluation.histogram, other.histogram)
+        assert torch.equal(evaluation.top_classes.counts, other.top_classes.counts)
+
+
+def test_a_logged_step_reads_how_idle_latents_are(monkeypatch):
+    """Else the aux loss would be computed in every step from `dead_after_samples` rows on, with no latent dead."""
+    config = BatchTopKConfig("batch_topk", 16, 8, aux=AuxLoss(k=4, dead_after_samples=100))
+    sae = SparseAutoencoder(12, config)
+    module = SaeTrainingModule({"a": TrainedSae(SaeTraining(config), sae, MonoLoss())}, 9, log_every_steps=3)
+    monkeypatch.setattr(SaeTrainingModule, "log_dict", lambda *_: None)
+    known = []
+    for step in range(3):
+        module._trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=step)
+        module.training_step(some_embeddings(64, 12, dtype=torch.float32), step)
+        known.append(sae.may_have_dead)
+    assert known == [False, True, False]
+    assert not sae.dead.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])

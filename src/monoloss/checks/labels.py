@@ -35,7 +35,8 @@ def check_labels(labels: Tensor, n_classes: int, n_rows: int, device: torch.devi
         return
     if not may_branch(labels.device):
         return
-    outside = ((labels.long() < 0) | (labels.long() >= n_classes)).nonzero()
+    numbers = labels.long()  # a short type cannot hold `n_classes` itself
+    outside = ((numbers < 0) | (numbers >= n_classes)).nonzero()
     if outside.shape[0]:
         row = int(outside[0])
         raise InputError("labels", f"{int(labels[row])} (row {row})", f"labels from 0 to {n_classes - 1}")

@@ -42,31 +42,20 @@ def on_devices(batches: Iterable[Batch], devices: Iterable[torch.device]) -> Ite
     return map(receive, started_ahead(send, batches) if needs_time else map(send, batches))
 
 
-class _End:
-    """Follows the last item."""
-
-
-_END = _End()
-
-
 def started_ahead(start: Callable[[Item], Started], items: Iterable[Item]) -> Iterator[Started]:
     """Yield ``start(item)`` for each item, in order; the next one is started before the caller gets the current one.
 
     An exception of ``items`` or ``start`` is raised when that item is due.
     """
-    remaining = iter(items)
     started: list[Started] = []
-    while True:
-        try:
-            item = next(remaining, _END)
-            if isinstance(item, _End):
-                break
+    try:
+        for item in items:
             started.append(start(item))
-        except Exception:
-            yield from started
-            raise
-        if len(started) == 2:
-            yield started.pop(0)
+            if len(started) == 2:
+                yield started.pop(0)
+    except Exception:
+        yield from started
+        raise
     yield from started
 
 

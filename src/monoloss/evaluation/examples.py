@@ -178,7 +178,10 @@ class _SmallestKeys:
         return self.keys[:, -1].contiguous()
 
     def add(self, latents: Int[Tensor, " _"], keys: Int[Tensor, " _"], *payloads: Int[Tensor, " _"]) -> None:
-        """Add entries in place; it is fastest to pass only entries whose keys are below ``last``. No key: no entry."""
+        """Add entries in place; it is fastest to pass only entries whose keys are below ``last``.
+
+        An entry with the key ``_NO_KEY`` counts for nothing.
+        """
         if not len(keys):
             return
         m, k = self.keys.shape

@@ -197,20 +197,24 @@ def _dense_moments(h: Tensor, z: Tensor, dtype: torch.dtype) -> MonoMoments:
         wide = part.to(sums_dev).double()
         u += wide.sum(0)
         v += wide.square().sum(0)
-    if dtype == torch.float64:
-        w = _product_in_parts(a, h)
-        return MonoMoments(n=_count(h, sums_dev), h_sum=_sum64(h), b=b.double(), u=u, v=v, w=w)
+    w = _dense_product(a, h, v)
+    return MonoMoments(n=_count(h, sums_dev), h_sum=_sum64(h), b=b.to(sums_dev).double(), u=u, v=v, w=w)
+
+
+def _dense_product(a: Tensor, h: Tensor, v: Tensor) -> Tensor:
+    """Return ``w = a^T h``; of float32, the weights that are large in their latent's ``v`` are added at the end."""
+    if a.dtype == torch.float64:
+        return _product_in_parts(a, h)
     large = _large(a, v.sqrt().to(a), (a > 0).sum(0))
     if may_branch(h.device):
         rows, latents = large.nonzero(as_tuple=True)
         w = _product_in_parts(a.masked_fill(large, 0.0) if len(rows) else a, h)
-        w.index_add_(0, latents.to(sums_dev), (a[rows, latents, None] * h[rows]).to(w))
-    else:
-        w = _product_in_parts(a.masked_fill(large, 0.0), h).double()
-        if len(a):
-            weights, rows = a.masked_fill(~large, 0.0).topk(min(_MOST_LARGE, len(a)), dim=0, sorted=False)
-            w += bag_sums(rows.t().contiguous(), h.double(), None, weights.t().double().contiguous())
-    return MonoMoments(n=_count(h, sums_dev), h_sum=_sum64(h), b=b.to(sums_dev).double(), u=u, v=v, w=w)
+        return w.index_add_(0, latents.to(w.device), (a[rows, latents, None] * h[rows]).to(w))
+    w = _product_in_parts(a.masked_fill(large, 0.0), h).double()
+    if len(a):
+        weights, rows = a.masked_fill(~large, 0.0).topk(min(_MOST_LARGE, len(a)), dim=0, sorted=False)
+        w += bag_sums(rows.t().contiguous(), h.double(), None, weights.t().double().contiguous())
+    return w
 
 
 def _count(h: Tensor, sums_dev: torch.device) -> Tensor:

@@ -171,7 +171,6 @@ def class_counts(
     n_latents, sums_dev = activations.shape[1], sums_device(activations.device)
     if into is not None and into.rows.shape != (n_latents, n_classes):
         raise InputError("into", f"counts of shape {tuple(into.rows.shape)}", f"shape {(n_latents, n_classes)}")
-    labels = labels if labels.dtype == torch.bool else labels.long()  # a short type cannot hold `n_classes` itself
     n_not_finite = count_not_finite(activations)
     counts = PurityCounts.zeros(n_latents, n_classes, sums_dev) if into is None else into
     counts.n_not_finite.add_(n_not_finite)
@@ -179,6 +178,7 @@ def class_counts(
         if labels.ndim == 2:
             _count_by_products(activations, labels, counts)
             return counts
+        labels = labels.long()
         counts.n_outside.add_(((labels < 0) | (labels >= n_classes)).sum())
         labels = labels.clamp(0, n_classes - 1)
     table = _label_table(labels.to(sums_dev))
@@ -220,7 +220,7 @@ def _count_sparse(activations: SparseActivations, table: _LabelTable, counts: Pu
             each = labelled
         else:
             n_labels = table.n_labels[entries.rows]
-            labelled = n_labels.clamp(max=1).double()
+            labelled = (n_labels > 0).double()
             copies, classes = _classes_of_entries(entries, n_labels, table)
             latents, weights = latents[copies], values[copies]
             each = torch.ones_like(weights)

@@ -167,8 +167,8 @@ class JumpRelu(_InFloat32):
     def stored(self, pre_activations: Float[Tensor, "n m"], most: int, *, near: bool) -> SparseActivations | None:
         """Return the pre-activations above their thresholds, sparse; None if there are more than ``most``.
 
-        With ``near`` also those just below, from which the thresholds have a gradient; their codes are 0. None too if a
-        threshold is below 0 (an entry of 0 would be active) or NaN.
+        With ``near`` also those just below, from which the thresholds have a gradient; their codes are 0. Where a
+        threshold is below 0 (an entry of 0 would be active) or NaN, a CPU gets None, a GPU all entries.
         """
         bound = self.threshold.detach()
         valid = (bound >= 0).all()

@@ -89,14 +89,17 @@ def _aux_loss(sae: SparseAutoencoder, output: SaeOutput, aux: AuxLoss) -> Tensor
     if may_branch(sae.samples_since_active.device):
         dead = sae.dead.nonzero().squeeze(1)
         codes = topk_codes(sae.pre_activations(output.scaled, dead), min(aux.k, len(dead)))
-        rebuilt = _decoded(codes, sae.decoder_rows[dead])
-    else:
-        rebuilt = _decoded(_dead_codes(sae, output, aux.k), sae.decoder_rows)
+        return _residual_error(sae, output, _decoded(codes, sae.decoder_rows[dead]))
+    error = _residual_error(sae, output, _decoded(_dead_codes(sae, output, aux.k), sae.decoder_rows))
+    return torch.where(sae.dead.any(), error, 0.0)
+
+
+def _residual_error(sae: SparseAutoencoder, output: SaeOutput, decoded: Tensor) -> Tensor:
+    """Return the error of decoded rows, still to be scaled, in rebuilding the residual of the reconstruction."""
     residual = (output.target - output.reconstruction).detach()
     rounding = torch.finfo(residual.dtype).eps * output.target.square().sum(1)  # a smaller residual counts as 0
     size = torch.maximum(residual.square().sum(1), rounding)
-    error = _error(sae, rebuilt * output.scale, residual, size)
-    return torch.where(sae.dead.any(), error, 0.0)
+    return _error(sae, decoded * output.scale, residual, size)
 
 
 def _dead_codes(sae: SparseAutoencoder, output: SaeOutput, k: int) -> SparseActivations:
