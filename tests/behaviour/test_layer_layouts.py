@@ -85,6 +85,12 @@ LAYOUTS: dict[str, tuple[Callable[[], nn.Module], str, Callable[[], Tensor], tup
     "ReLU behind Conv1d": (lambda: sequential(nn.Conv1d(6, 7, 1), nn.ReLU()), "1", lambda: torch.randn(N, 6, 9), (2,)),
     "Conv2d": (lambda: sequential(nn.Conv2d(3, 8, 1)), "0", images, MAPS_FIRST),
     "Conv2d as wide as high": (lambda: sequential(nn.Conv2d(3, 32, 1)), "0", images, MAPS_FIRST),
+    "ReLU between Conv2d, as wide as the next has channels": (
+        lambda: sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 32, 1)),
+        "1",
+        images,
+        MAPS_FIRST,
+    ),
     "a stage": (
         lambda: sequential(sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())),
         "0",
